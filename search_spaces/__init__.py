@@ -1,0 +1,26 @@
+"""What may be searched: architectures, constraints, and one file per search space. No torch here."""
+
+from __future__ import annotations
+
+from search_spaces.dilated import DilatedSpace
+from search_spaces.space import SearchSpace
+
+SPACES: dict[str, type[SearchSpace]] = {space.name: space for space in (DilatedSpace,)}
+"""Every search space by the name that `--space` takes. Another space: one file, one entry here."""
+
+DEFAULT_SPACE = DilatedSpace.name
+
+
+class UnknownSpaceError(ValueError):
+    """No space of that name is registered."""
+
+
+def get_space(name: str) -> SearchSpace:
+    """The space called `name`.
+
+    Raises:
+        UnknownSpaceError: There is none.
+    """
+    if name not in SPACES:
+        raise UnknownSpaceError(f"No search space is called {name!r}; there is: {', '.join(sorted(SPACES))}.")
+    return SPACES[name]()

@@ -1,0 +1,94 @@
+"""A candidate: everything a trial trains with, frozen, and JSON both ways."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from search_spaces.architecture import Architecture, ArchitectureError, identifier
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Strengths of the albumentations pipeline, in the order in which it applies them.
+
+    Attributes:
+        flip_p: Probability of a horizontal flip, in [0, 1].
+        crop_padding: Pixels padded on each side (reflected) before a random crop back to full size.
+        affine_p: Probability of the affine transform, in [0, 1].
+        shift_frac: Largest shift as a share of the image side.
+        scale_frac: Largest relative change of scale.
+        rotate_deg: Largest rotation in degrees.
+        dropout_p: Probability of a CoarseDropout hole filled with the data mean, in [0, 1].
+        dropout_hole: Side of the square hole in pixels.
+    """
+
+    flip_p: float = 0.5
+    crop_padding: int = 4
+    affine_p: float = 0.0
+    shift_frac: float = 0.0
+    scale_frac: float = 0.0
+    rotate_deg: float = 0.0
+    dropout_p: float = 0.0
+    dropout_hole: int = 8
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """SGD with Nesterov momentum on a one-cycle schedule.
+
+    Attributes:
+        lr: Peak learning rate for a batch of 128; the rate used is lr * batch_size / 128
+            (linear scaling rule, Goyal et al. 2017).
+        batch_size: Images per step.
+        momentum: Nesterov momentum.
+        weight_decay: L2 penalty on convolution weights; norms and biases have none.
+        label_smoothing: Share of the target spread over all classes, in [0, 1).
+        warmup_frac: Share of all steps in which the rate rises linearly to its peak.
+    """
+
+    lr: float = 0.1
+    batch_size: int = 128
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    warmup_frac: float = 0.2
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One point of a study: the network and how it is trained."""
+
+    architecture: Architecture
+    augmentation: Augmentation = Augmentation()
+    optimisation: Optimisation = Optimisation()
+
+    @property
+    def candidate_id(self) -> str:
+        return identifier(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict; `from_json` inverts it exactly."""
+        return {
+            "architecture": self.architecture.to_json(),
+            "augmentation": dataclasses.asdict(self.augmentation),
+            "optimisation": dataclasses.asdict(self.optimisation),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Candidate:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ArchitectureError: Fields are missing or unknown.
+        """
+        try:
+            return cls(
+                Architecture.from_json(data["architecture"]),
+                Augmentation(**data["augmentation"]),
+                Optimisation(**data["optimisation"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ArchitectureError(f"Not a description of a candidate: {error}.") from error

@@ -1,0 +1,146 @@
+"""The hard limits, each a named constraint with a reason when it fails.
+
+A constraint's value is feasible at <= 0, as Optuna's `Trial.set_constraint` expects. Limits are
+strict: `max_params=N` means params < N, so the value is params - N + 1; `min_receptive_field=N`
+means field > N, so the value is N + 1 - field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from search_spaces.architecture import Architecture
+from search_spaces.cost import CostModel
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What every candidate must meet before it may cost any compute.
+
+    Attributes:
+        max_params: Parameters stay strictly below it.
+        min_receptive_field: The receptive field, pooling not counted, stays strictly above it.
+        max_macs: Multiply-accumulates per image stay strictly below it; None for no limit.
+        max_epoch_s: Predicted seconds of one training epoch stay strictly below it; None for no limit.
+    """
+
+    max_params: int = 200_000
+    min_receptive_field: int = 44
+    max_macs: int | None = None
+    max_epoch_s: float | None = None
+
+    def to_json(self) -> dict[str, float | None]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Turns an architecture into predicted seconds an epoch, for `max_epoch_s`."""
+
+    cost: CostModel
+    n_train: int
+    n_val: int
+
+    def epoch_s(self, architecture: Architecture) -> float:
+        return self.cost.epoch_seconds(architecture, self.n_train, self.n_val)
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """One limit held against one architecture.
+
+    Attributes:
+        name: Stable name, used in Optuna's storage.
+        value: Feasible at <= 0.
+        reason: What is wrong and by how much; empty if feasible.
+    """
+
+    name: str
+    value: float
+    reason: str = ""
+
+    @property
+    def feasible(self) -> bool:
+        return self.value <= 0
+
+
+class InfeasibleError(ValueError):
+    """A candidate breaks at least one limit.
+
+    Attributes:
+        broken: The constraints that fail, each with its reason.
+    """
+
+    def __init__(self, broken: tuple[Constraint, ...]) -> None:
+        super().__init__("; ".join(constraint.reason for constraint in broken))
+        self.broken = broken
+
+
+def check(architecture: Architecture, limits: Limits, clock: Clock | None = None) -> tuple[Constraint, ...]:
+    """Holds every limit against the analytic figures of `architecture`.
+
+    `max_epoch_s` needs a `clock`; without one it is not checked (and no study sets it without one).
+    """
+    found = [
+        _below("parameters", architecture.params, limits.max_params, "parameters"),
+        _above("receptive_field", architecture.receptive_field, limits.min_receptive_field),
+        _at_least_one("dilated_convolution", sum(u.is_dilated for u in architecture.convs)),
+        _at_least_one("depthwise_separable_convolution", _n_separable(architecture)),
+        _dilation_reach(architecture),
+    ]
+    if limits.max_macs is not None:
+        found.append(_below("macs", architecture.macs, limits.max_macs, "multiply-accumulates"))
+    if limits.max_epoch_s is not None and clock is not None:
+        seconds = clock.epoch_s(architecture)
+        # Seconds are not whole numbers: a strict limit is met when the difference is negative.
+        value = seconds - limits.max_epoch_s
+        value = value if value != 0 else 1e-9
+        reason = f"predicted {seconds:.1f} s an epoch, not below {limits.max_epoch_s:g} s"
+        found.append(Constraint("epoch_s", value, reason if value > 0 else ""))
+    return tuple(found)
+
+
+def certify(architecture: Architecture, limits: Limits, clock: Clock | None = None) -> tuple[Constraint, ...]:
+    """`check`, but a broken limit is an error.
+
+    Raises:
+        InfeasibleError: At least one limit is broken.
+    """
+    found = check(architecture, limits, clock)
+    broken = tuple(constraint for constraint in found if not constraint.feasible)
+    if broken:
+        raise InfeasibleError(broken)
+    return found
+
+
+def _below(name: str, value: int, limit: int, noun: str) -> Constraint:
+    excess = value - limit + 1
+    return Constraint(name, excess, f"{value:,} {noun}, not below {limit:,}" if excess > 0 else "")
+
+
+def _above(name: str, value: int, limit: int) -> Constraint:
+    lack = limit + 1 - value
+    return Constraint(name, lack, f"receptive field {value}, not above {limit}" if lack > 0 else "")
+
+
+def _at_least_one(name: str, count: int) -> Constraint:
+    noun = name.replace("_", " ")
+    return Constraint(name, 1 - count, f"no {noun}" if count < 1 else "")
+
+
+def _n_separable(architecture: Architecture) -> int:
+    return sum(unit.separable and unit.kernel > 1 for unit in architecture.convs)
+
+
+def _dilation_reach(architecture: Architecture) -> Constraint:
+    """In a padded dilated convolution the outer taps must be able to land inside the map."""
+    worst, reason = 0, ""
+    for op in architecture.operations:
+        if op.name != "Conv2d" or not op.padded or op.kernel == 1 or op.dilation == 1:
+            continue
+        reach, side = op.dilation * (op.kernel - 1) // 2, op.in_shape[1]
+        if reach - side + 1 > worst:
+            worst = reach - side + 1
+            reason = f"dilation {op.dilation} reaches {reach} pixels out of a map of {side}"
+    return Constraint("dilation_reach", worst, reason)

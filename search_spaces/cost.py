@@ -1,0 +1,87 @@
+"""Predicted training time. Multiply-accumulates alone do not predict it: on a CPU a depthwise one
+costs more than ten dense ones, so every class of operation has its own measured price."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from search_spaces.architecture import Architecture
+
+
+@dataclass(frozen=True)
+class Work:
+    """What training on one image consists of, by class of operation.
+
+    Attributes:
+        dense_macs: Multiply-accumulates of dense (and pointwise) convolutions.
+        depthwise_macs: Multiply-accumulates of depthwise convolutions.
+        activations: Elements written by normalisations, activations and additions.
+        n_operations: Operations, each of which has a fixed price per batch.
+    """
+
+    dense_macs: int
+    depthwise_macs: int
+    activations: int
+    n_operations: int
+
+    @classmethod
+    def of(cls, architecture: Architecture) -> Work:
+        dense = depthwise = activations = 0
+        for op in architecture.operations:
+            if op.name != "Conv2d":
+                activations += op.out_shape[0] * op.out_shape[1] * op.out_shape[2]
+            elif op.is_depthwise:
+                depthwise += op.macs
+            else:
+                dense += op.macs
+        return cls(dense, depthwise, activations, len(architecture.operations))
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Seconds of training per unit of `Work`, calibrated once on a machine (`study.calibration`).
+
+    Attributes:
+        dense_mac_s, depthwise_mac_s, activation_s: Seconds per unit, forward and backward.
+        image_s: Seconds per image whatever the network: augmentation and transfer.
+        operation_s: Seconds per operation and batch.
+        device: Device on which it was measured.
+    """
+
+    dense_mac_s: float
+    depthwise_mac_s: float
+    activation_s: float
+    image_s: float
+    operation_s: float
+    device: str
+
+    EVALUATION_SHARE = 0.3
+    """An evaluated image costs about this share of a trained one: forward only, not augmented."""
+
+    def image_seconds(self, architecture: Architecture, batch_size: int = 128) -> float:
+        """Seconds to train on one image."""
+        work = Work.of(architecture)
+        return (
+            work.dense_macs * self.dense_mac_s
+            + work.depthwise_macs * self.depthwise_mac_s
+            + work.activations * self.activation_s
+            + self.image_s
+            + work.n_operations * self.operation_s / batch_size
+        )
+
+    def epoch_seconds(
+        self, architecture: Architecture, n_train: int, n_val: int = 0, batch_size: int = 128
+    ) -> float:
+        """Seconds for one epoch: training on `n_train` images and evaluating `n_val`."""
+        seconds = self.image_seconds(architecture, batch_size)
+        return n_train * seconds + n_val * (seconds - self.image_s) * self.EVALUATION_SHARE
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> CostModel:
+        return cls(**data)

@@ -1,0 +1,379 @@
+"""The `dilated` space: plain or residual three-stage networks that reduce by convolution.
+
+    dilated
+    |- architecture
+    |   |- stem                 3x3 convolution, 3 -> w1, on 32x32
+    |   |- stage 1, 32x32       depth_1 units, w1 wide, dilation_1 on every second unit, separable_1
+    |   |- reduction 1 -> 16x16 strided, or dilated unpadded (dilation 8)     widen_1: here or after
+    |   |- stage 2, 16x16       depth_2 units, w2 = width_ratio_2 * w1, dilation_2, separable_2
+    |   |- reduction 2 -> 8x8   strided, or dilated unpadded (dilation 4)     widen_2: here or after
+    |   |- stage 3, 8x8         depth_3 units, w3 = width_ratio_3 * w2, dilation_3, separable_3
+    |   |- head                 head_convs unpadded 3x3 units, each half as wide
+    |   |- residual             identities around pairs of units that keep their shape
+    |   |- reduction            strided everywhere, or dilated at dilated_at (first | second | both)
+    |   |- separable_kernel     of the depthwise separable units
+    |   `- budget_frac          share of the parameter limit; w1 is solved to spend it
+    |- augmentation             flip, crop_padding, affine_p, shift_frac, scale_frac, rotate_deg,
+    |                           dropout_p, dropout_hole
+    `- optimisation             lr (per 128 images), batch_size, weight_decay, label_smoothing
+
+Derived, never sampled: the widths (the largest w1 whose network stays within the sampled share of
+the limit, and within every other upper limit), and the dilations where the receptive field or the
+need for a dilated convolution asks for more than was sampled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from search_spaces.architecture import Architecture, Conv, Layer, Residual
+from search_spaces.candidate import Augmentation, Candidate, Optimisation
+from search_spaces.constraints import Clock, Limits, certify, check
+from search_spaces.reference import REFERENCE, REFERENCE_ARCHITECTURE
+from search_spaces.space import Choice, Decoded, Dimension, Integer, Params, Real, SearchSpace
+
+STRIDED, DILATED = "strided", "dilated"
+WIDTH_STEP = 4
+"""Widths are multiples of it: vector units work on channels in groups."""
+MIN_WIDTH = 8
+MAX_BASE_WIDTH = 128
+STAGE_SIDES = (32, 16, 8)
+_TREE = (__doc__ or "").split("\n\n")[1]
+UPPER_LIMITS = frozenset({"parameters", "macs", "epoch_s"})
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The structure before its widths are known; what repair works on.
+
+    Attributes:
+        depths, dilations, separable: One entry per stage.
+        dilate_all: Dilate every unit of a stage rather than every second one (repair only).
+    """
+
+    depths: tuple[int, int, int]
+    dilations: tuple[int, int, int]
+    separable: tuple[str, str, str]
+    separable_kernel: int
+    reductions: tuple[str, str]
+    widen: tuple[str, str]
+    ratios: tuple[float, float]
+    head_convs: int
+    residual: bool
+    dilate_all: bool = False
+
+    def build(self, base_width: float) -> Architecture:
+        """The architecture whose first stage is about `base_width` wide."""
+        first = round_width(base_width)
+        second = round_width(base_width * self.ratios[0])
+        third = round_width(base_width * self.ratios[0] * self.ratios[1])
+        layers: list[Layer] = [Conv(first)]
+        layers += self._stage(0, first, first)
+        width = second if self.widen[0] == "reduction" else first
+        layers.append(self._reduction(0, width))
+        layers += self._stage(1, width, second)
+        width = third if self.widen[1] == "reduction" else second
+        layers.append(self._reduction(1, width))
+        layers += self._stage(2, width, third)
+        layers += [Conv(round_width(third / 2 ** (i + 1)), padded=False) for i in range(self.head_convs)]
+        return Architecture(tuple(layers))
+
+    def _reduction(self, index: int, width: int) -> Conv:
+        if self.reductions[index] == STRIDED:
+            return Conv(width, stride=2)
+        # Unpadded, a 3x3 kernel takes 2 * dilation pixels off the side: a quarter of it halves the map.
+        return Conv(width, dilation=STAGE_SIDES[index] // 4, padded=False)
+
+    def _stage(self, stage: int, in_channels: int, out_channels: int) -> list[Layer]:
+        depth = self.depths[stage]
+        units = []
+        for index in range(depth):
+            dilated = self.dilate_all or index % 2 == 1 or depth == 1
+            separable = self.separable[stage] == "all" or (
+                self.separable[stage] == "last" and index == depth - 1
+            )
+            units.append(
+                Conv(
+                    out_channels,
+                    kernel=self.separable_kernel if separable else 3,
+                    dilation=self.dilations[stage] if dilated else 1,
+                    separable=separable,
+                    bias=separable,
+                )
+            )
+        if not self.residual:
+            return list(units)
+        layers: list[Layer] = []
+        if in_channels != out_channels:  # an identity cannot go around a unit that widens
+            layers.append(units.pop(0))
+        for start in range(0, len(units), 2):
+            pair = units[start : start + 2]
+            pair[-1] = dataclasses.replace(pair[-1], activation=False)  # ReLU comes after the addition
+            layers.append(Residual(tuple(pair)))
+        return layers
+
+    def max_dilation(self, stage: int) -> int:
+        """Largest dilation whose outer taps land inside the stage's map."""
+        kernel = self.separable_kernel if self.separable[stage] != "none" else 3
+        return (STAGE_SIDES[stage] - 1) // ((kernel - 1) // 2)
+
+
+def round_width(width: float) -> int:
+    """The nearest multiple of WIDTH_STEP (halves up), at least MIN_WIDTH."""
+    return max(MIN_WIDTH, math.floor(width / WIDTH_STEP + 0.5) * WIDTH_STEP)
+
+
+class DilatedSpace(SearchSpace):
+    """See the module's tree."""
+
+    name = "dilated"
+    version = 1
+    tree = _TREE
+
+    MAX_DEPTHS = (4, 5, 5)
+
+    @property
+    def dimensions(self) -> Mapping[str, Dimension]:
+        return _DIMENSIONS
+
+    def decode(self, params: Params, limits: Limits, clock: Clock | None = None) -> Decoded:
+        plan, repairs = _repair(_plan(params), limits)
+        budget = math.floor(params["budget_frac"] * (limits.max_params - 1))
+        within = dataclasses.replace(limits, max_params=budget + 1)
+        architecture = _solve_width(plan, within, clock)
+        for simpler, sentence in _simplifications(plan):
+            if architecture is not None:
+                break
+            repairs.append(sentence)
+            plan, more = _repair(simpler, limits)
+            repairs += [repair for repair in more if repair not in repairs]
+            architecture = _solve_width(plan, within, clock) or _solve_width(plan, limits, clock)
+        if architecture is None:
+            architecture = plan.build(MIN_WIDTH)
+        certify(architecture, limits, clock)
+        return Decoded(Candidate(architecture, _augmentation(params), _optimisation(params)), tuple(repairs))
+
+    def anchors(self, limits: Limits) -> Mapping[str, Params]:
+        anchors = {}
+        frac = math.ceil(REFERENCE_ARCHITECTURE.params / (limits.max_params - 1) * 1e4) / 1e4
+        dimension = _DIMENSIONS["budget_frac"]
+        others = dataclasses.replace(limits, max_epoch_s=None)  # needs a clock; decode checks it
+        if dimension.contains(frac) and all(c.feasible for c in check(REFERENCE_ARCHITECTURE, others)):
+            anchors["reference"] = {**_REFERENCE_PARAMS, "budget_frac": frac}
+        anchors["default"] = dict(_DEFAULT_PARAMS)
+        return anchors
+
+
+_DIMENSIONS: dict[str, Dimension] = {
+    "budget_frac": Real(0.4, 1.0),
+    "reduction": Choice((STRIDED, DILATED)),
+    "dilated_at": Choice(("both", "first", "second")),
+    "residual": Choice((False, True)),
+    "depth_1": Integer(1, DilatedSpace.MAX_DEPTHS[0]),
+    "depth_2": Integer(1, DilatedSpace.MAX_DEPTHS[1]),
+    "depth_3": Integer(1, DilatedSpace.MAX_DEPTHS[2]),
+    "width_ratio_2": Real(1.0, 3.0, step=0.25),
+    "width_ratio_3": Real(1.0, 3.0, step=0.25),
+    "widen_1": Choice(("reduction", "after")),
+    "widen_2": Choice(("reduction", "after")),
+    "dilation_1": Integer(1, 3),
+    "dilation_2": Integer(1, 3),
+    "dilation_3": Integer(1, 3),
+    "separable_1": Choice(("none", "last")),
+    "separable_2": Choice(("none", "last", "all")),
+    "separable_3": Choice(("none", "last", "all")),
+    "separable_kernel": Choice((3, 5)),
+    "head_convs": Integer(0, 2),
+    "flip": Choice((False, True)),
+    "crop_padding": Integer(0, 4),
+    "affine_p": Real(0.0, 0.6),
+    "shift_frac": Real(0.0, 0.125),
+    "scale_frac": Real(0.0, 0.2),
+    "rotate_deg": Real(0.0, 15.0),
+    "dropout_p": Real(0.0, 0.6),
+    "dropout_hole": Integer(4, 12),
+    "lr": Real(0.03, 0.6, log=True),
+    "batch_size": Choice((64, 128, 256)),
+    "weight_decay": Real(1e-4, 3e-3, log=True),
+    "label_smoothing": Real(0.0, 0.15),
+}
+
+_REFERENCE_PARAMS: dict[str, Any] = {
+    "reduction": DILATED,
+    "dilated_at": "both",
+    "residual": False,
+    "depth_1": 2,
+    "depth_2": 3,
+    "depth_3": 3,
+    "width_ratio_2": 2.0,
+    "width_ratio_3": 2.0,
+    "widen_1": "after",
+    "widen_2": "reduction",
+    "dilation_1": 1,
+    "dilation_2": 1,
+    "dilation_3": 1,
+    "separable_1": "none",
+    "separable_2": "last",
+    "separable_3": "none",
+    "separable_kernel": 3,
+    "head_convs": 2,
+    "flip": REFERENCE.augmentation.flip_p > 0,
+    "crop_padding": REFERENCE.augmentation.crop_padding,
+    "affine_p": REFERENCE.augmentation.affine_p,
+    "shift_frac": REFERENCE.augmentation.shift_frac,
+    "scale_frac": REFERENCE.augmentation.scale_frac,
+    "rotate_deg": REFERENCE.augmentation.rotate_deg,
+    "dropout_p": REFERENCE.augmentation.dropout_p,
+    "dropout_hole": REFERENCE.augmentation.dropout_hole,
+    "lr": REFERENCE.optimisation.lr,
+    "batch_size": REFERENCE.optimisation.batch_size,
+    "weight_decay": REFERENCE.optimisation.weight_decay,
+    "label_smoothing": REFERENCE.optimisation.label_smoothing,
+}
+
+_DEFAULT_PARAMS: dict[str, Any] = {
+    **_REFERENCE_PARAMS,
+    "budget_frac": 1.0,
+    "reduction": STRIDED,
+    "residual": True,
+    "depth_1": 3,
+    "depth_2": 4,
+    "depth_3": 4,
+    "widen_1": "reduction",
+    "dilation_3": 2,
+    "separable_2": "none",
+    "separable_3": "last",
+    "head_convs": 0,
+    "crop_padding": 3,
+    "affine_p": 0.1,
+    "dropout_p": 0.2,
+    "lr": 0.2,
+}
+
+
+def _plan(params: Params) -> _Plan:
+    reductions = [STRIDED, STRIDED]
+    if params["reduction"] == DILATED:
+        at = params["dilated_at"]
+        reductions = [DILATED if at in ("both", "first") else STRIDED, DILATED if at in ("both", "second") else STRIDED]
+    return _Plan(
+        depths=(params["depth_1"], params["depth_2"], params["depth_3"]),
+        dilations=(params["dilation_1"], params["dilation_2"], params["dilation_3"]),
+        separable=(params["separable_1"], params["separable_2"], params["separable_3"]),
+        separable_kernel=params["separable_kernel"],
+        reductions=(reductions[0], reductions[1]),
+        widen=(params["widen_1"], params["widen_2"]),
+        ratios=(params["width_ratio_2"], params["width_ratio_3"]),
+        head_convs=params["head_convs"],
+        residual=params["residual"],
+    )
+
+
+def _repair(plan: _Plan, limits: Limits) -> tuple[_Plan, list[str]]:
+    """Meets every limit that does not depend on widths, with the smallest change that does."""
+    repairs = []
+    if all(choice == "none" for choice in plan.separable):
+        plan = dataclasses.replace(plan, separable=("none", "last", "none"))
+        repairs.append("last unit of stage 2 made separable")
+    before = plan
+    for lifted in _dilation_lifts(plan):
+        plan = lifted
+        found = {constraint.name: constraint.feasible for constraint in check(plan.build(MIN_WIDTH), limits)}
+        if found["receptive_field"] and found["dilated_convolution"]:
+            break
+    if plan.depths != before.depths:
+        repairs.append(f"depths {before.depths} -> {plan.depths}")
+    if (plan.dilations, plan.dilate_all) != (before.dilations, before.dilate_all):
+        every = ", on every unit" if plan.dilate_all else ""
+        repairs.append(f"dilations {before.dilations} -> {plan.dilations}{every}")
+    return plan, repairs
+
+
+def _dilation_lifts(plan: _Plan) -> Iterator[_Plan]:
+    """The plan itself, then ever larger receptive fields: dilations first, depths last.
+
+    The last stage goes first: its dilations widen the field most and cost nothing.
+    """
+    yield plan
+    for dilate_all in (False, True):
+        plan = dataclasses.replace(plan, dilate_all=dilate_all)
+        for stage in (2, 1, 0):
+            for dilation in range(plan.dilations[stage] + 1, plan.max_dilation(stage) + 1):
+                plan = dataclasses.replace(plan, dilations=_with(plan.dilations, stage, dilation))
+                yield plan
+        yield plan
+    for stage in (2, 1, 0):
+        for depth in range(plan.depths[stage] + 1, DilatedSpace.MAX_DEPTHS[stage] + 1):
+            plan = dataclasses.replace(plan, depths=_with(plan.depths, stage, depth))
+            yield plan
+
+
+def _simplifications(plan: _Plan) -> Iterator[tuple[_Plan, str]]:
+    """Ever cheaper plans, for upper limits that even the narrowest network of `plan` breaks."""
+    plan = dataclasses.replace(plan, ratios=(min(plan.ratios[0], 1.0), min(plan.ratios[1], 1.0)))
+    yield plan, "width ratios lowered to 1"
+    if plan.head_convs:
+        plan = dataclasses.replace(plan, head_convs=0)
+        yield plan, "head dropped"
+    plan = dataclasses.replace(plan, reductions=(STRIDED, STRIDED))
+    yield plan, "strided reductions"
+    plan = dataclasses.replace(plan, separable=("none", "none", "last"), separable_kernel=3)
+    yield plan, "one small separable unit"
+    for stage in (0, 1, 2):
+        while plan.depths[stage] > 1:
+            plan = dataclasses.replace(plan, depths=_with(plan.depths, stage, plan.depths[stage] - 1))
+            yield plan, f"depth {stage + 1} lowered to {plan.depths[stage]}"
+
+
+def _with(values: tuple[int, int, int], index: int, value: int) -> tuple[int, int, int]:
+    changed = list(values)
+    changed[index] = value
+    return changed[0], changed[1], changed[2]
+
+
+def _solve_width(plan: _Plan, limits: Limits, clock: Clock | None) -> Architecture | None:
+    """The widest network of `plan` within every upper limit; None if the narrowest breaks one."""
+
+    def fits(eighths: int) -> Architecture | None:
+        architecture = plan.build(eighths / 8)
+        found = check(architecture, limits, clock)
+        return architecture if all(c.feasible for c in found if c.name in UPPER_LIMITS) else None
+
+    low, high = MIN_WIDTH * 8, MAX_BASE_WIDTH * 8
+    best = fits(low)
+    if best is None:
+        return None
+    while high - low > 1:  # params, macs and seconds never fall as the base width grows
+        middle = (low + high) // 2
+        found = fits(middle)
+        if found is None:
+            high = middle
+        else:
+            low, best = middle, found
+    return best
+
+
+def _augmentation(params: Params) -> Augmentation:
+    return Augmentation(
+        flip_p=0.5 if params["flip"] else 0.0,
+        crop_padding=params["crop_padding"],
+        affine_p=params["affine_p"],
+        shift_frac=params["shift_frac"],
+        scale_frac=params["scale_frac"],
+        rotate_deg=params["rotate_deg"],
+        dropout_p=params["dropout_p"],
+        dropout_hole=params["dropout_hole"],
+    )
+
+
+def _optimisation(params: Params) -> Optimisation:
+    return Optimisation(
+        lr=params["lr"],
+        batch_size=params["batch_size"],
+        weight_decay=params["weight_decay"],
+        label_smoothing=params["label_smoothing"],
+    )

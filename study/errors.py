@@ -1,0 +1,40 @@
+"""Two kinds of failure: the user's (one line, exit code 2) and a trial's (recorded, the study goes on)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """A mistake of the user: one line that states the rule, the value and the fix."""
+
+
+class StudyFailed(Exception):
+    """The run cannot go on though it was asked correctly; one line with the cause, exit code 1."""
+
+
+class TrialFailed(Exception):
+    """This trial cannot give a value (it diverged, ran out of memory); the study goes on."""
+
+
+def run_command(main: Callable[[], int | None]) -> None:
+    """Runs a command and turns its outcome into an exit code; a bug keeps its traceback."""
+    try:
+        code = main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = EXIT_USAGE
+    except StudyFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        code = EXIT_FAILED
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away: nothing is left to say
+        sys.stderr.close()
+        code = 0
+    sys.exit(code)

@@ -1,0 +1,222 @@
+"""Opening Optuna storages safely, and reading studies back.
+
+SQLite under several processes runs queued trials twice with Optuna's defaults. Every connection
+here uses write-ahead logging and starts its transactions with BEGIN IMMEDIATE, so that a reader that
+will write already holds the lock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.trial import FrozenTrial, TrialState
+
+from search_spaces import DEFAULT_SPACE
+from search_spaces.candidate import Candidate
+from study.config import StudyConfig
+from study.errors import UserError
+from study.paths import default_storage
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+METRIC = "val_accuracy"
+LOCK_TIMEOUT_S = 60
+HEARTBEAT_S = 60
+
+
+def add_study_options(parser: argparse.ArgumentParser) -> None:
+    """`--storage`, `--study-name`, `--out`: the same defaults for every command."""
+    group = parser.add_argument_group("study")
+    group.add_argument(
+        "--storage", metavar="URL", help="SQLAlchemy URL (default: sqlite in the study's folder)"
+    )
+    group.add_argument("--study-name", metavar="NAME", help=f"(default: the space's name, {DEFAULT_SPACE})")
+    group.add_argument("--out", metavar="DIR", help="folder of the study (default: results/runs/<study-name>)")
+
+
+def storage_url(options: argparse.Namespace) -> str:
+    """The URL that the options of `add_study_options` mean."""
+    return options.storage or default_storage(study_name(options), options.out)
+
+
+def study_name(options: argparse.Namespace) -> str:
+    """The study name that the options mean; `--space`, where a command has it, is its default."""
+    return options.study_name or getattr(options, "space", None) or DEFAULT_SPACE
+
+
+def hide_password(url: str) -> str:
+    """The URL, fit to print."""
+    try:
+        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+    except sqlalchemy.exc.ArgumentError:
+        return "<unreadable URL>"
+
+
+def dashboard_command(url: str, artifacts: Path) -> str:
+    """The line to paste to watch the study."""
+    return f'optuna-dashboard "{hide_password(url)}" --artifact-dir "{artifacts}"'
+
+
+def open_storage(url: str, must_exist: bool = False) -> optuna.storages.RDBStorage:
+    """Opens the storage at `url`, made ready for several processes.
+
+    Args:
+        url: Any SQLAlchemy URL that Optuna takes.
+        must_exist: Refuse a SQLite file that does not exist instead of creating it.
+
+    Raises:
+        UserError: It cannot be reached, read or used.
+    """
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except sqlalchemy.exc.ArgumentError as error:
+        raise UserError(f"--storage must be a SQLAlchemy URL such as sqlite:///study.db: {url!r} is not.") from error
+    is_sqlite = parsed.get_backend_name() == "sqlite"
+    kwargs: dict[str, Any] = {"pool_pre_ping": True}
+    if is_sqlite:
+        # isolation_level None: transactions are begun by the event below, not by the driver.
+        kwargs = {"connect_args": {"timeout": LOCK_TIMEOUT_S, "isolation_level": None}}
+        if parsed.database and parsed.database != ":memory:":
+            _check_sqlite_file(Path(parsed.database), must_exist)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats
+            storage = optuna.storages.RDBStorage(
+                url, engine_kwargs=kwargs, heartbeat_interval=HEARTBEAT_S, grace_period=5 * HEARTBEAT_S
+            )
+        if is_sqlite:
+            _lock_early(storage.engine)
+        storage.get_all_studies()
+        return storage
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError, ValueError, AssertionError) as error:
+        cause = str(getattr(error, "orig", None) or error).strip().splitlines()
+        raise UserError(
+            f"The storage {hide_password(url)} cannot be used: {cause[0] if cause else type(error).__name__}. "
+            "Check the URL, that the server runs, and that the file is an Optuna database."
+        ) from error
+
+
+def open_study(url: str, name: str) -> optuna.Study:
+    """An existing study, for reading or retraining.
+
+    Raises:
+        UserError: There is no such storage or study.
+    """
+    storage = open_storage(url, must_exist=True)
+    known = [study.study_name for study in storage.get_all_studies()]
+    if name not in known:
+        there = f"it holds: {', '.join(sorted(known))}" if known else "it holds none"
+        raise UserError(f"No study is called {name!r} in {hide_password(url)}; {there}. Choose with --study-name.")
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def config_of(study: optuna.Study) -> StudyConfig:
+    """The stored fingerprint.
+
+    Raises:
+        UserError: The study was not made by this program.
+    """
+    stored = study.user_attrs.get("config")
+    if not isinstance(stored, dict):
+        raise UserError(f"The study {study.study_name!r} was not made by study.run: it has no configuration.")
+    return StudyConfig.from_json(stored)
+
+
+def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Complete and pruned trials, by number."""
+    return study.get_trials(deepcopy=False, states=FINISHED)
+
+
+def best_trial(study: optuna.Study) -> FrozenTrial:
+    """The complete trial with the highest validation accuracy.
+
+    Raises:
+        UserError: None is complete yet.
+    """
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not complete:
+        raise UserError(
+            f"The study {study.study_name!r} has no complete trial yet. Run python -m study.run first."
+        )
+    return max(complete, key=lambda trial: (trial.value, -trial.number))
+
+
+def get_trial(study: optuna.Study, number: int) -> FrozenTrial:
+    """Trial `number`, which must hold a candidate.
+
+    Raises:
+        UserError: There is none, or it failed before it had a candidate.
+    """
+    trials = study.get_trials(deepcopy=False)
+    if not 0 <= number < len(trials):
+        raise UserError(f"--trial must be between 0 and {len(trials) - 1} in {study.study_name!r}: {number}.")
+    if "candidate" not in trials[number].user_attrs:
+        raise UserError(f"Trial {number} ended before it had a candidate. Choose another with --trial.")
+    return trials[number]
+
+
+def candidate_of(trial: FrozenTrial) -> Candidate:
+    """The candidate stored with a trial."""
+    return Candidate.from_json(trial.user_attrs["candidate"])
+
+
+def checkpoint_sqlite(storage: optuna.storages.RDBStorage) -> None:
+    """Moves the newest commits from the write-ahead log into the file, so that a plain copy is whole."""
+    if storage.engine.dialect.name == "sqlite":
+        with storage.engine.connect() as connection:
+            connection.connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore[union-attr]
+
+
+def _lock_early(engine: sqlalchemy.Engine) -> None:
+    @sqlalchemy.event.listens_for(engine, "connect")
+    def on_connect(connection: Any, _: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.close()
+
+    @sqlalchemy.event.listens_for(engine, "begin")
+    def on_begin(connection: sqlalchemy.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    engine.dispose()  # connections opened before the events must not be used again
+
+
+_NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "ceph", "lustre", "9p"})
+
+
+def _check_sqlite_file(file: Path, must_exist: bool) -> None:
+    if must_exist and not file.exists():
+        raise UserError(
+            f"There is no study at {str(file)!r}. Start one with python -m study.run, or name another --storage."
+        )
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The folder of the storage cannot be made: {error}. Name another --storage or --out.") from error
+    if _file_system(file.parent) in _NETWORK_FILE_SYSTEMS:
+        raise UserError(
+            f"SQLite cannot lock on a network file system: {str(file)!r}. "
+            "Use a local folder, or PostgreSQL: --storage postgresql+psycopg://user@host/database."
+        )
+
+
+def _file_system(folder: Path) -> str:
+    """Type of the file system that holds `folder`, from Linux's mount table; empty elsewhere."""
+    try:
+        lines = Path("/proc/mounts").read_text().splitlines()
+    except OSError:
+        return ""
+    target = str(folder.resolve())
+    best, kind = "", ""
+    for line in lines:
+        _, mount, found, *_ = line.split(" ")
+        mount = mount.replace("\\040", " ")
+        inside = target == mount or target.startswith(mount.rstrip("/") + "/")
+        if inside and len(mount) >= len(best):
+            best, kind = mount, found
+    return kind
