@@ -17,27 +17,31 @@ class Work:
 
     Attributes:
         dense_macs: Multiply-accumulates of dense (and pointwise) convolutions.
-        depthwise_macs: Multiply-accumulates of depthwise convolutions.
+        depthwise_macs: Multiply-accumulates of 3x3 depthwise convolutions without dilation.
+        depthwise_other_macs: Of larger or dilated depthwise ones, which other kernels serve.
         activations: Elements written by normalisations, activations and additions.
         n_operations: Operations, each of which has a fixed price per batch.
     """
 
     dense_macs: int
     depthwise_macs: int
+    depthwise_other_macs: int
     activations: int
     n_operations: int
 
     @classmethod
     def of(cls, architecture: Architecture) -> Work:
-        dense = depthwise = activations = 0
+        dense = depthwise = other = activations = 0
         for op in architecture.operations:
             if op.name != "Conv2d":
                 activations += op.out_shape[0] * op.out_shape[1] * op.out_shape[2]
+            elif op.is_depthwise and (op.kernel > 3 or op.dilation > 1):
+                other += op.macs
             elif op.is_depthwise:
                 depthwise += op.macs
             else:
                 dense += op.macs
-        return cls(dense, depthwise, activations, len(architecture.operations))
+        return cls(dense, depthwise, other, activations, len(architecture.operations))
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class CostModel:
     """Seconds of training per unit of `Work`, calibrated once on a machine (`study.calibration`).
 
     Attributes:
-        dense_mac_s, depthwise_mac_s, activation_s: Seconds per unit, forward and backward.
+        dense_mac_s, depthwise_mac_s, depthwise_other_mac_s, activation_s: Seconds per unit, forward and backward.
         image_s: Seconds per image whatever the network: augmentation and transfer.
         operation_s: Seconds per operation and batch.
         device: Device on which it was measured.
@@ -53,6 +57,7 @@ class CostModel:
 
     dense_mac_s: float
     depthwise_mac_s: float
+    depthwise_other_mac_s: float
     activation_s: float
     image_s: float
     operation_s: float
@@ -67,6 +72,7 @@ class CostModel:
         return (
             work.dense_macs * self.dense_mac_s
             + work.depthwise_macs * self.depthwise_mac_s
+            + work.depthwise_other_macs * self.depthwise_other_mac_s
             + work.activations * self.activation_s
             + self.image_s
             + work.n_operations * self.operation_s / batch_size

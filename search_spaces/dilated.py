@@ -37,8 +37,8 @@ from search_spaces.reference import REFERENCE, REFERENCE_ARCHITECTURE
 from search_spaces.space import Choice, Decoded, Dimension, Integer, Params, Real, SearchSpace
 
 STRIDED, DILATED = "strided", "dilated"
-WIDTH_STEP = 4
-"""Widths are multiples of it: vector units work on channels in groups."""
+WIDTH_STEP = 8
+"""Widths are multiples of it: vector units and tensor cores work on channels in groups."""
 MIN_WIDTH = 8
 MAX_BASE_WIDTH = 128
 STAGE_SIDES = (32, 16, 8)

@@ -163,8 +163,9 @@ def evaluate(network: nn.Module, images: Images, device: str, precision: str = "
 
     float32 is the precision of every reported test figure, so that devices agree.
     """
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     logits = []
-    with torch.inference_mode(), _autocast(device, precision):
+    with torch.inference_mode(), autocast(device, precision):
         for start in range(0, len(images), EVALUATION_BATCH):
             batch = torch.from_numpy(np.array(images.pixels[start : start + EVALUATION_BATCH]))
             logits.append(network(normalise(batch.to(device))).float().cpu())
@@ -283,7 +284,7 @@ class _Training:
                 group["lr"] = lr
             pixels = pixels.to(config.device, non_blocking=True)
             labels = labels.to(config.device, non_blocking=True)
-            with _autocast(config.device, config.precision):
+            with autocast(config.device, config.precision):
                 logits = self.network(normalise(pixels)).float()
             loss = F.cross_entropy(logits, labels, label_smoothing=o.label_smoothing)
             self.optimizer.zero_grad(set_to_none=True)
@@ -375,7 +376,7 @@ def _loader_starts(_: int) -> None:
     torch.set_num_threads(1)
 
 
-def _autocast(device: str, precision: str) -> contextlib.AbstractContextManager[Any]:
+def autocast(device: str, precision: str) -> contextlib.AbstractContextManager[Any]:
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device, dtype=torch.bfloat16)

@@ -1,0 +1,100 @@
+"""The layer table: every operation of an architecture with its exact figures, for people. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from search_spaces.architecture import Architecture, Conv, Operation, Residual
+
+_HEADER = ("#", "Layer (type)", "Details", "Output [C, H, W]", "Params", "MACs", "Receptive field")
+_LEFT_ALIGNED = 3
+"""The first columns are words; the rest are figures, which align on the right."""
+_BYTES_PER_PARAM = 4
+_Row = tuple[str, ...]
+
+
+def layer_table(architecture: Architecture) -> str:
+    """The table of `architecture`, in the style of torchsummary, with totals below it.
+
+    `#` counts the layers of `candidate.json` from zero; `7.1` is the second unit in the body of
+    residual layer 7. A unit's number stands beside its first operation.
+
+    Raises:
+        ArchitectureError: The description is not a network.
+    """
+    rows = list(_rows(architecture))
+    widths = [max(len(row[column]) for row in (_HEADER, *rows)) for column in range(len(_HEADER))]
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    lines = [
+        _line(_HEADER, widths),
+        rule,
+        *(_line(row, widths) for row in rows),
+        rule,
+        *_totals(architecture),
+    ]
+    return "\n".join(lines)
+
+
+def weights_mib(architecture: Architecture) -> float:
+    """Size of the float32 parameters in MiB."""
+    return architecture.params * _BYTES_PER_PARAM / 2**20
+
+
+def _rows(architecture: Architecture) -> Iterator[_Row]:
+    operations = iter(architecture.operations)
+    for index, layer in enumerate(architecture.layers):
+        if isinstance(layer, Residual):
+            yield (str(index), "Residual", "", "", "", "", "")
+            for position, unit in enumerate(layer.body):
+                for first, op in _unit(operations, unit):
+                    yield _row(f"{index}.{position}" if first else "", op, "  ")
+            for _ in range(2):  # the addition and the activation after it
+                yield _row("", next(operations), "  ")
+        else:
+            for first, op in _unit(operations, layer):
+                yield _row(str(index) if first else "", op)
+    for position, op in enumerate(operations):  # the global pooling and the classifier
+        yield _row(str(len(architecture.layers)) if position == 0 else "", op)
+
+
+def _unit(operations: Iterator[Operation], unit: Conv) -> Iterator[tuple[bool, Operation]]:
+    for position in range(1 + unit.separable + unit.norm + unit.activation):
+        yield position == 0, next(operations)
+
+
+def _row(number: str, op: Operation, indent: str = "") -> _Row:
+    shape = f"[{', '.join(str(side) for side in op.out_shape)}]"
+    return (
+        number,
+        indent + op.name,
+        op.detail,
+        shape,
+        f"{op.params:,}",
+        f"{op.macs:,}",
+        f"{op.receptive_field:,}",
+    )
+
+
+def _line(row: _Row, widths: list[int]) -> str:
+    cells = [
+        cell.ljust(width) if column < _LEFT_ALIGNED else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    return "  ".join(cells).rstrip()
+
+
+def _totals(architecture: Architecture) -> list[str]:
+    totals = {
+        "Parameters": f"{architecture.params:,}",
+        "Multiply-accumulates": f"{architecture.macs:,}",
+        "Receptive field": f"{architecture.receptive_field:,}",
+        "  with the global pooling": f"{architecture.receptive_field_with_pool:,}",
+        "Size of the weights": f"{weights_mib(architecture):.2f} MiB",
+    }
+    names = max(len(name) for name in totals)
+    values = max(len(value.removesuffix(" MiB")) for value in totals.values())
+    unit = " MiB"
+    return [
+        f"{name.ljust(names)}  {value.removesuffix(unit).rjust(values)}{unit if value.endswith(unit) else ''}"
+        for name, value in totals.items()
+    ]

@@ -1,0 +1,425 @@
+"""Retrain the best trial on all 50,000 training images, test it once, and write the bundle.
+
+    python -m study.retrain                     the study's best trial -> results/runs/<study>/best/
+    python -m study.retrain --trial 12          another trial          -> .../trial-12/
+    python -m study.retrain --reference         the reference network  -> .../reference/
+    python -m study.retrain --evaluate BUNDLE   tests a shipped bundle again
+
+No test image is loaded before the last optimizer step of the last seed. The last epoch is reported,
+not the best one; the test curve is drawn afterwards from kept snapshots, and nothing chooses from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search_spaces.candidate import Candidate
+from search_spaces.cost import CostModel
+from search_spaces.reference import REFERENCE
+from study.errors import StudyFailed, TrialFailed, UserError, run_command
+from study.paths import REPOSITORY, run_dir
+
+if TYPE_CHECKING:
+    import numpy as np
+    import optuna
+
+    from study.training import Progress, Trained, TrainingConfig
+
+EPOCHS = {"cpu": 60, "cuda": 200}
+SEEDS = {"cpu": 1, "cuda": 5}
+MAX_SNAPSHOTS = 40
+CHECKPOINT_S = 60
+SAME_DEVICE, OTHER_DEVICE = 0.0, 0.0005
+"""How far a bundle's accuracy may be from the recorded one."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(argv)
+    _check(options)
+    if options.evaluate is not None:
+        return evaluate_bundle(Path(options.evaluate), options.data, options.device)
+    return _retrain(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m study.retrain",
+        description="Retrain the best trial on all 50,000 training images, test it once, write the bundle.",
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--trial", type=int, metavar="N", help="this trial instead of the best one")
+    what.add_argument("--reference", action="store_true", help="the reference network; needs no study")
+    what.add_argument("--evaluate", metavar="BUNDLE", help="test a bundle again and compare with its record")
+    parser.add_argument("--epochs", type=int, help=f"(default: {EPOCHS['cpu']} on a CPU, {EPOCHS['cuda']} on a GPU)")
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help=f"(default: {SEEDS['cpu']} on a CPU, {SEEDS['cuda']} on a GPU)"
+    )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="seeds at once (default: 1)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+    parser.add_argument("--data", metavar="DIR", help="folder with cifar-10-batches-py (default: $STUDY_DATA, else downloaded)")
+    parser.add_argument("--train-images", type=int, metavar="N", help="the first N only, for a trial run (default: all)")
+    parser.add_argument("--target-accuracy", type=float, metavar="A", help="a fraction (default: the study's, else 0.85)")
+    from study.storage import add_study_options
+
+    add_study_options(parser)
+    return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    for name in ("epochs", "seeds", "jobs"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1: {value}.")
+    if options.train_images is not None and not 10 <= options.train_images <= 50_000:
+        raise UserError(f"--train-images must be between 10 and 50,000: {options.train_images:,}.")
+    if options.target_accuracy is not None and not 0 < options.target_accuracy < 1:
+        raise UserError(
+            f"--target-accuracy is a fraction between 0 and 1: {options.target_accuracy:g}. For 85% write 0.85."
+        )
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What is retrained, and where its bundle goes."""
+
+    candidate: Candidate
+    folder: Path
+    facts: dict[str, Any]
+    precision: str | None
+    target_accuracy: float
+    cost: CostModel | None
+    study: optuna.Study | None
+
+
+def _find_target(options: argparse.Namespace) -> _Target:
+    from study.storage import best_trial, candidate_of, config_of, get_trial, open_study, storage_url, study_name
+
+    name = study_name(options)
+    out = run_dir(name, options.out)
+    if options.reference:
+        facts = {"name": "reference"}
+        return _Target(REFERENCE, out / "reference", facts, None, options.target_accuracy or 0.85, None, None)
+    study = open_study(storage_url(options), name)
+    config = config_of(study)
+    trial = best_trial(study) if options.trial is None else get_trial(study, options.trial)
+    facts = {"name": "best" if options.trial is None else f"trial-{trial.number}", "study": name, "trial": trial.number}
+    facts["val_accuracy"] = trial.value
+    return _Target(
+        candidate_of(trial),
+        out / facts["name"],
+        facts,
+        config.precision,
+        options.target_accuracy or study.user_attrs["target_accuracy"],
+        CostModel.from_json(study.user_attrs["cost_model"]),
+        study,
+    )
+
+
+def _retrain(options: argparse.Namespace) -> int:
+    target = _find_target(options)
+    from study.calibration import calibrate, hardware, n_cores, resolve_device, versions
+    from study.data import find_folder, load_test, load_train
+
+    device = resolve_device(options.device)
+    jobs = min(options.jobs, n_cores())
+    data = str(find_folder(options.data).resolve())
+    n_train = options.train_images or len(load_train(data))
+    cost, precision = target.cost, target.precision
+    if cost is None or precision is None or cost.device != device:
+        calibration = calibrate(device)
+        cost, precision = calibration.cost, calibration.precision
+    epochs, n_seeds = options.epochs or EPOCHS[device], options.seeds or SEEDS[device]
+    architecture = target.candidate.architecture
+    seconds = epochs * n_seeds * cost.epoch_seconds(architecture, n_train) / jobs
+    checkpoints = target.folder.parent / "checkpoints"
+    print(f"  retrain  {target.facts['name']}: candidate {target.candidate.candidate_id}, {architecture.params:,} parameters")
+    print(f"    train  {n_train:,} images, {epochs} epochs, {n_seeds} seed{'s' * (n_seeds > 1)}, {precision}, {device}")
+    print(f" expected  about {seconds / 60:.0f} min; stopped, the same command goes on from its checkpoint", flush=True)
+    configs = [
+        _seed_config(epochs, seed, device, precision, shipped=seed == 0, n_loaders=max(1, min(8, n_cores() // jobs - 1)))
+        for seed in range(n_seeds)
+    ]
+    files = [checkpoints / f"{_key(target.candidate, config, n_train)}.pt" for config in configs]
+    threads = max(1, n_cores() // jobs)
+    work = [(target.candidate, config, data, n_train, file, threads) for config, file in zip(configs, files, strict=True)]
+    try:
+        if jobs == 1:
+            for arguments in work:
+                train_seed(*arguments)
+        else:
+            import joblib
+
+            joblib.Parallel(n_jobs=jobs)(joblib.delayed(train_seed)(*arguments) for arguments in work)
+    except TrialFailed as error:
+        raise StudyFailed(str(error)) from error
+
+    # Every optimizer step is done: from here on, and only here, test images are loaded.
+    test = load_test(data)
+    results = [_test_seed(target.candidate, config, file, test) for config, file in zip(configs, files, strict=True)]
+    shipped = results[0]
+    accuracies = [result.accuracy for result in results]
+    mean = sum(accuracies) / len(accuracies)
+    metrics = {
+        **target.facts,
+        "candidate_id": target.candidate.candidate_id,
+        "params": architecture.params,
+        "receptive_field": architecture.receptive_field,
+        "receptive_field_with_pool": architecture.receptive_field_with_pool,
+        "macs": architecture.macs,
+        "epochs": epochs,
+        "train_images": n_train,
+        "seeds": [config.seed for config in configs],
+        "test_accuracy": accuracies,
+        "test_accuracy_mean": mean,
+        "test_accuracy_std": _std(accuracies),
+        "shipped_seed": configs[0].seed,
+        "test_accuracy_shipped": shipped.accuracy,
+        "test_loss_shipped": shipped.loss,
+        "train_accuracy": shipped.curve[-1]["train_accuracy"],
+        "target_accuracy": target.target_accuracy,
+        "target_met": mean > target.target_accuracy,
+        "precision": precision,
+        "device": device,
+        "hardware": hardware(device),
+        "wall_s": sum(result.wall_s for result in results),
+        "versions": versions(),
+        "commit": _commit(),
+    }
+    from study.bundle import write_bundle
+
+    write_bundle(target.folder, target.candidate, shipped.network, metrics, shipped.curve, test, shipped.logits)
+    if target.study is not None:
+        from study.report import write_report
+
+        write_report(target.study, target.folder.parent)
+    print(f"Bundle: {target.folder}")
+    print(_verdict(accuracies, mean, target.target_accuracy))
+    return 0
+
+
+def train_seed(
+    candidate: Candidate, config: TrainingConfig, data: str, n_train: int, file: Path, n_threads: int
+) -> None:
+    """Trains one seed to its end, from `file` if it was begun before, and leaves the result there.
+
+    Raises:
+        TrialFailed: It diverged or ran out of memory.
+        KeyboardInterrupt: Ctrl-C; the progress is saved first.
+    """
+    import numpy as np
+    import torch
+
+    from study.data import load_train
+    from study.training import EpochRecord, train
+
+    torch.set_num_threads(n_threads)
+    images = load_train(data).take(np.arange(n_train))
+    resume = load_progress(file)
+    if resume is not None and resume.epoch >= config.epochs:
+        return
+    if resume is not None:
+        print(f"seed {config.seed}: goes on at epoch {resume.epoch + 1}, step {resume.batch + 1}", flush=True)
+    interrupted = _InterruptFlag()
+    saved = time.monotonic()
+
+    def on_epoch(record: EpochRecord) -> None:
+        left = (config.epochs - record.epoch - 1) * record.wall_s
+        print(
+            f"seed {config.seed} epoch {record.epoch + 1}/{config.epochs}: train loss {record.train_loss:.3f}, "
+            f"accuracy {100 * record.train_accuracy:.2f}%, {record.wall_s:.0f} s; {left / 60:.0f} min left",
+            flush=True,
+        )
+
+    def on_checkpoint(capture: Callable[[], Progress]) -> None:
+        nonlocal saved
+        if not interrupted.raised and time.monotonic() - saved < CHECKPOINT_S:
+            return
+        save_progress(capture(), file)
+        saved = time.monotonic()
+        if interrupted.raised:
+            print(f"seed {config.seed}: stopped; the same command goes on from here", flush=True)
+            raise KeyboardInterrupt
+
+    with interrupted:
+        trained = train(candidate, images, config, None, on_epoch, resume, on_checkpoint)
+    save_progress(_finished(trained, config.epochs), file)
+
+
+def load_progress(file: Path) -> Progress | None:
+    """The progress saved in `file`; None if there is none or it cannot be read."""
+    import pickle
+
+    import torch
+
+    from study.training import Progress
+
+    try:
+        return Progress.from_dict(torch.load(file, weights_only=True))
+    except FileNotFoundError:
+        return None
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, TypeError, KeyError) as error:
+        print(f"{file.name} cannot be read ({str(error).splitlines()[0]}): this seed starts anew", flush=True)
+        return None
+
+
+def save_progress(progress: Progress, file: Path) -> None:
+    """Replaces `file` in one step, so that a kill or a full disk leaves the older one.
+
+    Raises:
+        StudyFailed: It cannot be written.
+    """
+    import torch
+
+    temporary = file.with_suffix(".tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(progress.to_dict(), temporary)
+        temporary.replace(file)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise StudyFailed(f"the checkpoint {file} cannot be written: {error}. The one before is kept.") from error
+
+
+def evaluate_bundle(folder: Path, data: str | None, device: str) -> int:
+    """Tests a bundle again. Returns 0 if it gives the recorded accuracy, 1 otherwise."""
+    from study.bundle import load_bundle
+    from study.calibration import resolve_device
+    from study.data import load_test
+    from study.training import accuracy, evaluate
+
+    bundle = load_bundle(folder)
+    device = resolve_device(device)
+    test = load_test(data)
+    _, logits = evaluate(bundle.network.to(device), test, device)
+    found, recorded = accuracy(logits, test.labels), bundle.metrics["test_accuracy_shipped"]
+    same = device == bundle.metrics["device"]
+    tolerance = SAME_DEVICE if same else OTHER_DEVICE
+    agrees = abs(found - recorded) <= tolerance + 1e-12
+    print(f"Test accuracy {100 * found:.2f}% on {len(test):,} images; recorded {100 * recorded:.2f}%.")
+    print(f"{'The same' if agrees else 'NOT the same'} (allowed difference {tolerance:g}).")
+    return 0 if agrees else 1
+
+
+@dataclass(frozen=True)
+class _Tested:
+    network: Any
+    loss: float
+    accuracy: float
+    logits: np.ndarray
+    curve: list[dict[str, Any]]
+    wall_s: float
+
+
+def _test_seed(candidate: Candidate, config: TrainingConfig, file: Path, test: Any) -> _Tested:
+    """Tests a finished seed; a repeated call reads the stored logits instead of testing again."""
+    import numpy as np
+
+    from study.model import build
+    from study.training import accuracy, evaluate
+
+    progress = load_progress(file)
+    if progress is None or progress.epoch < config.epochs:
+        raise StudyFailed(f"{file} does not hold a finished training; run the same command again.")
+    network = build(candidate.architecture)
+    stored = file.with_suffix(".npz")
+    try:
+        with np.load(stored) as saved:
+            epochs, losses, logits = saved["epochs"], saved["losses"], saved["logits"]
+    except (OSError, ValueError, KeyError):
+        found = []
+        for state in (*(progress.snapshots[epoch] for epoch in sorted(progress.snapshots)), progress.ema):
+            network.load_state_dict(state)
+            found.append(evaluate(network.to(config.device).eval(), test, config.device))
+        epochs = np.array([*sorted(progress.snapshots), config.epochs - 1])
+        losses, logits = np.array([loss for loss, _ in found]), np.stack([rows for _, rows in found])
+        np.savez(stored, epochs=epochs, losses=losses, logits=logits.astype(np.float32))
+    network.load_state_dict(progress.ema)
+    curve = [
+        {**dataclasses.asdict(record), "test_loss": None, "test_accuracy": None} for record in progress.records
+    ]
+    for epoch, loss, rows in zip(epochs, losses, logits, strict=True):
+        curve[epoch]["test_loss"], curve[epoch]["test_accuracy"] = float(loss), accuracy(rows, test.labels)
+    wall_s = sum(record.wall_s for record in progress.records)
+    last = accuracy(logits[-1], test.labels)
+    return _Tested(network.cpu().eval(), float(losses[-1]), last, logits[-1], curve, wall_s)
+
+
+def _seed_config(
+    epochs: int, seed: int, device: str, precision: str, shipped: bool, n_loaders: int
+) -> TrainingConfig:
+    from study.training import TrainingConfig
+
+    snapshots = MAX_SNAPSHOTS if shipped else 0
+    return TrainingConfig(epochs, seed, device, precision, n_loaders, snapshots)
+
+
+def _key(candidate: Candidate, config: TrainingConfig, n_train: int) -> str:
+    """Names a checkpoint by everything that its training depends on."""
+    from search_spaces.architecture import identifier
+
+    what = [candidate.to_json(), config.epochs, config.seed, config.precision, config.n_snapshots, n_train]
+    return f"{candidate.candidate_id}-seed{config.seed}-{identifier(what)}"
+
+
+def _finished(trained: Trained, epochs: int) -> Progress:
+    from study.training import Progress
+
+    return Progress(epoch=epochs, ema=trained.ema.state_dict(), records=trained.records, snapshots=trained.snapshots)
+
+
+class _InterruptFlag:
+    """Within it, the first Ctrl-C (or SIGTERM) only sets `raised`; the training saves and stops itself."""
+
+    def __init__(self) -> None:
+        self.raised = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        def note(signum: int, frame: Any) -> None:
+            if self.raised:
+                raise KeyboardInterrupt
+            self.raised = True
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, note)
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _verdict(accuracies: list[float], mean: float, target: float) -> str:
+    spread = f" (mean of {len(accuracies)} seeds, std {100 * (_std(accuracies) or 0):.2f})" if len(accuracies) > 1 else " (1 seed)"
+    passes = "passes" if mean > target else "does NOT pass"
+    return f"Test accuracy {100 * mean:.2f}%{spread} {passes} the target of {100 * target:.2f}%."
+
+
+def _std(values: list[float]) -> float | None:
+    """Sample standard deviation; None for a single value."""
+    import statistics
+
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _commit() -> str | None:
+    """The repository's commit, if it is one."""
+    import subprocess
+
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
+
+
+if __name__ == "__main__":
+    run_command(main)
