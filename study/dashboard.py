@@ -122,9 +122,13 @@ def study_note(study: optuna.Study) -> str:
             f"Search for the best small CIFAR-10 network in the space `{config.space}`. A trial's value is the "
             f"EMA validation accuracy of its last epoch; no trial reads a test image.{aim}",
             "",
+            "### Limits",
+            "",
             *_markdown_table(("Limit", "Required"), rows),
             "",
-            *_markdown_table(("Configuration", "Value"), conditions),
+            "### Configuration",
+            "",
+            *_markdown_table(("Name", "Value"), conditions),
             "",
         ]
     )
@@ -216,7 +220,7 @@ def _layer_lines(architecture: Architecture) -> list[str]:
     total = ("", "**total**", "", f"**{architecture.params:,}**", f"**{architecture.macs:,}**")
     columns = ("#", "Operation", "Output", "Parameters", "MACs", "Receptive field")
     field = f"**{architecture.receptive_field}** ({architecture.receptive_field_with_pool} with the pooling)"
-    return _markdown_table(columns, [*rows, (*total, field)])
+    return _markdown_table(columns, [*rows, (*total, field)], n_words=3)
 
 
 def _units(architecture: Architecture) -> Iterator[tuple[str, ...]]:
@@ -236,8 +240,9 @@ def _units(architecture: Architecture) -> Iterator[tuple[str, ...]]:
         )  # fmt: skip
 
 
-def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [columns, ["---"] * len(columns), *rows]
+def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], n_words: int = 2) -> list[str]:
+    """A table whose columns after the first `n_words` are figures, aligned on the right."""
+    lines = [columns, ["---"] * n_words + ["---:"] * (len(columns) - n_words), *rows]
     return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
