@@ -70,7 +70,9 @@ def publish_trial(study: optuna.Study, trial: FrozenTrial, artifacts: Path) -> N
             title = f"Trial {trial.number}: {_outcome(trial)}"
             _attach(study, trial, artifacts, CURVE, "image/png", curve_png(curve, title))
     except OSError as error:
-        _logger.warning("Trial %d: its artifacts could not be written to %s: %s.", trial.number, artifacts, error)
+        _logger.warning(
+            "Trial %d: its artifacts could not be written to %s: %s.", trial.number, artifacts, error
+        )
 
 
 def trial_note(study: optuna.Study, trial: FrozenTrial) -> str:
@@ -115,12 +117,16 @@ def study_note(study: optuna.Study) -> str:
     if limits.max_epoch_s is not None:
         rows.append(("Predicted seconds of an epoch", f"< {limits.max_epoch_s:g}"))
     target = study.user_attrs.get("target_accuracy")
-    aim = f" The target is {100 * target:.1f}% test accuracy after the retrain." if isinstance(target, float) else ""
+    aim = (
+        f" The target is {100 * target:.1f}% test accuracy after the retrain."
+        if isinstance(target, float)
+        else ""
+    )
     conditions = [(name, str(value)) for name, value in config.to_json().items() if name != "limits"]
     return "\n".join(
         [
-            f"Search for the best small CIFAR-10 network in the space `{config.space}`. A trial's value is the "
-            f"EMA validation accuracy of its last epoch; no trial reads a test image.{aim}",
+            f"Search for the best small CIFAR-10 network in the space `{config.space}`. A trial's value is "
+            f"the EMA validation accuracy of its last epoch; no trial reads a test image.{aim}",
             "",
             "### Limits",
             "",
@@ -160,8 +166,13 @@ def curve_png(curve: Sequence[Mapping[str, Any]], title: str) -> bytes:
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2)
     for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
-        for part, label, colour in (("train", "train (augmented)", "#E69F00"), ("val", "validation (EMA)", "#0072B2")):
-            points = [(e["epoch"] + 1, e[f"{part}_{name}"]) for e in curve if e.get(f"{part}_{name}") is not None]
+        for part, label, colour in (
+            ("train", "train (augmented)", "#E69F00"),
+            ("val", "validation (EMA)", "#0072B2"),
+        ):
+            points = [
+                (e["epoch"] + 1, e[f"{part}_{name}"]) for e in curve if e.get(f"{part}_{name}") is not None
+            ]
             if points:
                 axis.plot(*zip(*points, strict=True), color=colour, label=label, marker="o", markersize=3)
                 axis.legend(frameon=False)
@@ -201,7 +212,8 @@ def _outcome(trial: FrozenTrial) -> str:
         return f"Validation accuracy {100 * trial.value:.2f}% after {len(values)} epochs"
     if values:
         last = max(values)
-        return f"{trial.state.name.capitalize()} after epoch {last + 1}, validation accuracy {100 * values[last]:.2f}%"
+        accuracy = f"validation accuracy {100 * values[last]:.2f}%"
+        return f"{trial.state.name.capitalize()} after epoch {last + 1}, {accuracy}"
     return trial.state.name.capitalize()
 
 
@@ -236,7 +248,8 @@ def _units(architecture: Architecture) -> Iterator[tuple[str, ...]]:
             rows.append(([f"{kind} {op.detail}".strip()], op, op.params, op.macs))
     for words, op, params, macs in rows:
         yield (
-            str(op.layer), " + ".join(words), _shape(op.out_shape), f"{params:,}", f"{macs:,}", str(op.receptive_field),
+            str(op.layer), " + ".join(words), _shape(op.out_shape), f"{params:,}", f"{macs:,}",
+            str(op.receptive_field),
         )  # fmt: skip
 
 
@@ -247,4 +260,4 @@ def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], n_wor
 
 
 def _shape(shape: tuple[int, int, int]) -> str:
-    return "×".join(map(str, shape))  # noqa: RUF001  # the sign that people use for shapes
+    return "x".join(map(str, shape))

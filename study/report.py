@@ -19,7 +19,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ import plotly.offline
 
 from search_spaces import SPACES
 from search_spaces.architecture import Architecture, ArchitectureError
-from search_spaces.constraints import Clock, Limits, check
+from search_spaces.constraints import Clock, check
 from search_spaces.cost import CostModel
 from search_spaces.space import Integer, Real
 from study import report_figures as figures
@@ -46,7 +46,7 @@ N_AXES = 6
 """Parameters in the parallel coordinates and slices: more cannot be read."""
 BOUND_FRAC = 0.01
 """A real parameter within this share of its range from an end counts as being at the bound."""
-MISSING = "–"  # noqa: RUF001  # an en dash is what a table shows for "none"
+MISSING = "-"
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,9 @@ def _verdict(facts: _Facts) -> list[Text]:
     ]
     broken = [row for row in _limit_rows(facts, best) if row[-1] == "no"]
     if broken:
-        lines.append(Text("The best trial breaks a limit: " + ", ".join(row[0].lower() for row in broken) + ".", "bad"))
+        lines.append(
+            Text("The best trial breaks a limit: " + ", ".join(row[0].lower() for row in broken) + ".", "bad")
+        )
     elif best.candidate is None:
         lines.append(Text("The best trial has no stored candidate: its limits cannot be checked.", "bad"))
     else:
@@ -228,16 +230,18 @@ def _verdict(facts: _Facts) -> list[Text]:
 
 def _tested(facts: _Facts, best: Record) -> Text:
     metrics = facts.metrics
-    target = metrics.get("target_accuracy", facts.target) if metrics else facts.target
+    target: Any = metrics.get("target_accuracy", facts.target) if metrics else facts.target
     aim = f"the target of {percent(target)}" if _is_number(target) else "no target"
     if metrics is None:
-        return Text(f"Not retrained yet: no test accuracy to hold against {aim}. Run python -m study.retrain.", "note")
-    mean = metrics.get("test_accuracy_mean")
+        return Text(
+            f"Not retrained yet: no test accuracy to hold against {aim}. Run python -m study.retrain.", "note"
+        )
+    mean: Any = metrics.get("test_accuracy_mean")
     if not _is_number(mean):
         return Text("best/metrics.json holds no test accuracy. Run python -m study.retrain again.", "bad")
     accuracies = metrics.get("test_accuracy")
     n_seeds = len(accuracies) if isinstance(accuracies, list) else 1
-    std = metrics.get("test_accuracy_std")
+    std: Any = metrics.get("test_accuracy_std")
     spread = f" ± {100 * std:.1f}" if _is_number(std) and n_seeds > 1 else ""
     met = metrics.get("target_met", _is_number(target) and mean > target)
     seeds = f"mean of {n_seeds} seeds" if n_seeds > 1 else "one seed"
@@ -345,29 +349,39 @@ def _limit_rows(facts: _Facts, record: Record | None) -> list[tuple[str, ...]]:
             "receptive_field", "Receptive field, pooling not counted", f"> {limits.min_receptive_field}",
             whole(field), f"{field - limits.min_receptive_field:+,} pixels",
         ),
-        row("dilated_convolution", "Dilated convolutions", "at least 1", whole(n_dilated), f"{n_dilated - 1} to spare"),
+        row(
+            "dilated_convolution", "Dilated convolutions", "at least 1",
+            whole(n_dilated), f"{n_dilated - 1} to spare",
+        ),
         row(
             "depthwise_separable_convolution", "Depthwise separable convolutions", "at least 1",
             whole(n_separable), f"{n_separable - 1} to spare",
         ),
         row(
             "dilation_reach", "Outer taps of padded dilated convolutions", "inside their map",
-            "inside" if "dilation_reach" in found and found["dilation_reach"].feasible else "outside", MISSING,
+            "inside" if "dilation_reach" in found and found["dilation_reach"].feasible else "outside",
+            MISSING,
         ),
     ]  # fmt: skip
     n_pools = sum(op.name == "AvgPool2d" for op in a.operations) if a else 0
     met = "yes" if n_pools == 1 else "no"
     required = "1, global average"
-    rows.append(("Poolings", required, whole(n_pools) if a else MISSING, MISSING, met if a else "not checked"))
+    rows.append(
+        ("Poolings", required, whole(n_pools) if a else MISSING, MISSING, met if a else "not checked")
+    )
     if limits.max_macs is not None:
         macs = a.macs if a else 0
         left = limits.max_macs - 1 - macs
-        rows.append(row("macs", "Multiply-accumulates", f"< {limits.max_macs:,}", whole(macs), f"{left:,} left"))
+        rows.append(
+            row("macs", "Multiply-accumulates", f"< {limits.max_macs:,}", whole(macs), f"{left:,} left")
+        )
     if limits.max_epoch_s is not None:
         seconds = clock.epoch_s(a) if clock and a else 0.0
         left_s = limits.max_epoch_s - seconds
         required = f"< {limits.max_epoch_s:g} s"
-        rows.append(row("epoch_s", "Predicted time of an epoch", required, f"{seconds:.1f} s", f"{left_s:.1f} s left"))
+        rows.append(
+            row("epoch_s", "Predicted time of an epoch", required, f"{seconds:.1f} s", f"{left_s:.1f} s left")
+        )
     return rows
 
 
@@ -499,11 +513,15 @@ def _best_parameters(facts: _Facts) -> tuple[Block, ...]:
     blocks: list[Block] = []
     if marked:
         names = ", ".join(rows[i][0] for i in sorted(marked))
-        blocks.append(Text(f"At a bound of the space: {names}. A better value may lie beyond it, if it can be widened."))
+        blocks.append(
+            Text(f"At a bound of the space: {names}. A better value may lie beyond it, if it can be widened.")
+        )
     else:
         blocks.append(Text("No parameter of the best trial is at a bound of the space."))
     blocks.append(
-        Table(("Parameter", "Best", "Range", "At a bound"), tuple(rows), numeric=frozenset({1}), marked=marked)
+        Table(
+            ("Parameter", "Best", "Range", "At a bound"), tuple(rows), numeric=frozenset({1}), marked=marked
+        )
     )
     if best.repairs:
         blocks.append(Text("As sampled; repair then changed: " + "; ".join(best.repairs) + ".", "note"))
@@ -534,7 +552,7 @@ def _bounds(facts: _Facts, record: Record, name: str) -> tuple[float, float, boo
 
 
 def at_bound(value: float, low: float, high: float, log: bool = False) -> str:
-    """"lower", "upper" or "" for a value in [low, high]; whole numbers must be at the end itself."""
+    """ "lower", "upper" or "" for a value in [low, high]; whole numbers must be at the end itself."""
     if high <= low:
         return ""
     if log:
@@ -577,12 +595,15 @@ def _repair_kind(repair: str) -> str:
 
 
 def _figure_sections(facts: _Facts) -> list[Section]:
-    reached = [r for r in facts.records if r.outcome in (figures.COMPLETE, figures.PRUNED) and r.accuracy is not None]
+    reached = [
+        r for r in facts.records if r.outcome in (figures.COMPLETE, figures.PRUNED) and r.accuracy is not None
+    ]
     curves = [r for r in facts.records if r.curve]
     names = list(facts.shares)[:N_AXES]
     n_complete = len(facts.ranked)
     few = Text(
-        f"Needs {figures.MIN_FOR_IMPORTANCE} complete trials to tell which parameters matter; there {_are(n_complete)}.",
+        f"Needs {figures.MIN_FOR_IMPORTANCE} complete trials to tell which parameters matter; "
+        f"there {_are(n_complete)}.",
         "note",
     )
     none = Text("No trial has reported an accuracy yet.", "note")
@@ -597,7 +618,9 @@ def _figure_sections(facts: _Facts) -> list[Section]:
         Section(
             "The most important parameters together",
             (
-                Text("One line a complete trial; the darker, the more accurate. Drag along an axis to select."),
+                Text(
+                    "One line a complete trial; the darker, the more accurate. Drag along an axis to select."
+                ),
                 Chart("parallel", figures.parallel_coordinates(facts.records, names)),
             )
             if names
@@ -609,7 +632,8 @@ def _figure_sections(facts: _Facts) -> list[Section]:
                 Text("Blue: complete. Orange crosses: pruned, at the accuracy where they were stopped."),
                 Charts(
                     tuple(
-                        Chart(f"slice-{i}", figures.slice_plot(facts.records, name)) for i, name in enumerate(names)
+                        Chart(f"slice-{i}", figures.slice_plot(facts.records, name))
+                        for i, name in enumerate(names)
                     )
                 ),
             )
@@ -629,7 +653,13 @@ def _importance(facts: _Facts) -> tuple[Block, ...]:
     return (
         Text(f"PED-ANOVA over {_trials(n, 'complete ')}: what tells the best from the rest.{caution}"),
         Chart("importance", figures.importance_bars(facts.shares)),
-        Table(("Parameter", "Share of importance"), rows, numeric=frozenset({1}), folded=True, caption="As a table"),
+        Table(
+            ("Parameter", "Share of importance"),
+            rows,
+            numeric=frozenset({1}),
+            folded=True,
+            caption="As a table",
+        ),
     )
 
 
@@ -647,7 +677,10 @@ def _conditions(facts: _Facts) -> tuple[Block, ...]:
     if facts.target is not None:
         rows.append(("target_accuracy", _value(facts.target)))
     blocks: list[Block] = [
-        Text("Trials are ranked on the averaged weights' validation accuracy of the last epoch. No trial reads a test image."),
+        Text(
+            "Trials are ranked on the averaged weights' validation accuracy of the last epoch. "
+            "No trial reads a test image."
+        ),
         Table(("Configuration", ""), tuple(rows), folded=True, caption="Configuration"),
     ]
     for name, label in (("hardware", "Hardware"), ("versions", "Versions")):
@@ -683,8 +716,10 @@ def duration(seconds: float | None) -> str:
     if seconds < 59.5:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if rest and minutes < 10 else f"{round(seconds / 60)} min"
+    if minutes < 10:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    if round(seconds / 60) < 60:
+        return f"{round(seconds / 60)} min"
     hours, minutes = divmod(round(seconds / 60), 60)
     if hours < 48:
         return f"{hours} h {minutes} min"
@@ -740,10 +775,10 @@ def to_markdown(page: Page) -> str:
     lines = [f"# {page.title}", ""]
     for section in page.sections:
         blocks = [text for block in section.blocks if (text := _block_markdown(block))]
-        if blocks and not all(isinstance(block, (Chart, Charts)) for block in section.blocks):
-            if any(isinstance(block, (Chart, Charts)) for block in section.blocks) and len(blocks) == 1:
-                if not any(isinstance(block, Table) for block in section.blocks):
-                    continue  # only the words around a figure are left
+        drawn = any(isinstance(block, (Chart, Charts)) for block in section.blocks)
+        if drawn and not any(isinstance(block, (Table, Tiles)) for block in section.blocks):
+            continue  # only the words around a figure would be left
+        if blocks:
             lines += [f"## {section.heading}", "", *(line for block in blocks for line in (block, ""))]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -760,7 +795,9 @@ def _block_markdown(block: Block) -> str:
 
 
 def _table_markdown(table: Table) -> str:
-    rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (table.columns, *table.rows)]
+    rows = [
+        [cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (table.columns, *table.rows)
+    ]
     widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(table.columns))]
 
     def line(row: Sequence[str]) -> str:
@@ -785,20 +822,24 @@ body { margin: 0; background: #f4f6f8; color: var(--ink); font: 15px/1.5 system-
 main { max-width: 1120px; margin: 0 auto; padding: 28px 20px 48px; }
 h1 { font-size: 28px; line-height: 1.2; margin: 0 0 16px; overflow-wrap: anywhere; }
 h2 { font-size: 18px; margin: 0 0 10px; }
-section { background: #fff; border: 1px solid var(--rule); border-radius: 8px; padding: 18px 20px; margin: 0 0 16px; }
+section { background: #fff; border: 1px solid var(--rule); border-radius: 8px;
+  padding: 18px 20px; margin: 0 0 16px; }
 section > :last-child { margin-bottom: 0; }
 p { margin: 0 0 10px; max-width: 100ch; }
 p.note { color: var(--soft); }
-.verdict p.good, .verdict p.bad, .verdict p.note { font-size: 17px; padding-left: 14px; border-left: 4px solid var(--rule); }
+.verdict p.good, .verdict p.bad, .verdict p.note { font-size: 17px; padding-left: 14px;
+  border-left: 4px solid var(--rule); }
 p.good { border-color: var(--good) !important; }
 p.bad { border-color: var(--bad) !important; color: var(--bad); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: 10px; margin: 0 0 12px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: 10px;
+  margin: 0 0 12px; }
 .tiles div { border: 1px solid var(--rule); border-radius: 6px; padding: 10px 12px; }
 .tiles b { display: block; font-size: 20px; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .tiles span { color: var(--soft); font-size: 13px; }
 .scroll { overflow-x: auto; margin: 0 0 12px; }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
-th, td { padding: 5px 14px 5px 0; text-align: left; vertical-align: bottom; border-bottom: 1px solid var(--rule); }
+th, td { padding: 5px 14px 5px 0; text-align: left; vertical-align: bottom;
+  border-bottom: 1px solid var(--rule); }
 td { vertical-align: top; }
 th:first-child, td:first-child { padding-left: 6px; }
 th { color: var(--soft); font-weight: 600; font-size: 13px; }
@@ -810,8 +851,10 @@ details { margin: 0 0 8px; }
 summary { cursor: pointer; color: var(--soft); margin-bottom: 6px; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(290px, 1fr)); gap: 8px; }
 .chart { min-width: 0; overflow: hidden; }
-@media (max-width: 600px) { main { padding: 16px 8px; } section { padding: 14px 12px; } h1 { font-size: 23px; }
-  .tiles { grid-template-columns: repeat(2, 1fr); } .wide { overflow-x: auto; } .wide > .chart { min-width: 640px; } }
+@media (max-width: 600px) {
+  main { padding: 16px 8px; } section { padding: 14px 12px; } h1 { font-size: 23px; }
+  .tiles { grid-template-columns: repeat(2, 1fr); } .wide { overflow-x: auto; }
+  .wide > .chart { min-width: 640px; } }
 @media print { body { background: #fff; } section { break-inside: avoid; } }
 """
 _PLOT_CONFIG = {"responsive": True, "displaylogo": False, "displayModeBar": False, "scrollZoom": False}
@@ -847,7 +890,8 @@ def _block_html(block: Block) -> str:
         return f"<p{tone}>{html.escape(block.text)}</p>"
     if isinstance(block, Tiles):
         tiles = "".join(
-            f"<div><b>{html.escape(value)}</b><span>{html.escape(label)}</span></div>" for value, label in block.items
+            f"<div><b>{html.escape(value)}</b><span>{html.escape(label)}</span></div>"
+            for value, label in block.items
         )
         return f'<div class="tiles">{tiles}</div>'
     if isinstance(block, Table):
@@ -861,11 +905,13 @@ def _block_html(block: Block) -> str:
 def _table_html(table: Table) -> str:
     def cells(tag: str, row: Sequence[str]) -> str:
         return "".join(
-            f"<{tag}{' class=n' if i in table.numeric else ''}>{html.escape(cell)}</{tag}>" for i, cell in enumerate(row)
+            f"<{tag}{' class=n' if i in table.numeric else ''}>{html.escape(cell)}</{tag}>"
+            for i, cell in enumerate(row)
         )
 
     body = "".join(
-        f"<tr{' class=marked' if i in table.marked else ''}>{cells('td', row)}</tr>" for i, row in enumerate(table.rows)
+        f"<tr{' class=marked' if i in table.marked else ''}>{cells('td', row)}</tr>"
+        for i, row in enumerate(table.rows)
     )
     text = (
         f'<div class="scroll"><table><thead><tr>{cells("th", table.columns)}</tr></thead>'

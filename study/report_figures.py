@@ -25,7 +25,14 @@ MIN_FOR_IMPORTANCE = 10
 TRUSTED_FOR_IMPORTANCE = 50
 """PED-ANOVA wants 5 trials in its best tenth (Optuna's documentation)."""
 
-_BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#AA4499", "#9AA3AD"
+_BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _GREY = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#AA4499",
+    "#9AA3AD",
+)
 _ANCHOR_COLOURS = {"reference": _PURPLE, "default": _RED}
 _LIGHT_TO_DARK = ((0.0, "#cfd8e0"), (0.6, "#56A5D8"), (1.0, "#00334d"))
 _INK, _GRID = "#1f2933", "#e4e8ec"
@@ -325,7 +332,13 @@ def _figure(x: str, y: str, height: int = _HEIGHT) -> go.Figure:
         hoverlabel={"bgcolor": "white", "font": {"color": _INK}},
         hovermode="closest",
     )
-    common = {"gridcolor": _GRID, "zeroline": False, "linecolor": _GREY, "ticks": "outside", "tickcolor": _GRID}
+    common = {
+        "gridcolor": _GRID,
+        "zeroline": False,
+        "linecolor": _GREY,
+        "ticks": "outside",
+        "tickcolor": _GRID,
+    }
     figure.update_xaxes(title={"text": x, "font": {"size": 13}}, **common)
     figure.update_yaxes(title={"text": y, "font": {"size": 13}}, tickformat=".0%", **common)
     return figure
