@@ -257,25 +257,27 @@ def _trace(architecture: Architecture) -> Iterator[Operation]:
                 yield op
         if isinstance(layer, Residual):
             if shape != before:
-                raise ArchitectureError(
-                    f"A residual body keeps its shape: layer {index} turns {before} into {shape}."
-                )
+                raise ArchitectureError(f"A residual body keeps its shape: layer {index} turns {before} into {shape}.")
             yield Operation(index, "Add", "identity", shape, shape, 0, 0, field, jump)
             yield Operation(index, "ReLU", "", shape, shape, 0, 0, field, jump)
     last, channels, side = len(architecture.layers), shape[0], shape[1]
     pooled = field + (side - 1) * jump
-    yield Operation(
-        last, "AvgPool2d", f"global, {side}x{side}", shape, (channels, 1, 1), 0, 0, pooled, jump
-    )
+    yield Operation(last, "AvgPool2d", f"global, {side}x{side}", shape, (channels, 1, 1), 0, 0, pooled, jump)
     weights = channels * architecture.n_classes
     yield Operation(
-        last, "Conv2d", "1x1, classifier", (channels, 1, 1), (architecture.n_classes, 1, 1), weights, weights, pooled, jump
+        last,
+        "Conv2d",
+        "1x1, classifier",
+        (channels, 1, 1),
+        (architecture.n_classes, 1, 1),
+        weights,
+        weights,
+        pooled,
+        jump,
     )
 
 
-def _unit_operations(
-    index: int, unit: Conv, shape: tuple[int, int, int], field: int, jump: int
-) -> Iterator[Operation]:
+def _unit_operations(index: int, unit: Conv, shape: tuple[int, int, int], field: int, jump: int) -> Iterator[Operation]:
     """Receptive field: r <- r + (k - 1) * dilation * jump, then jump <- jump * stride (Araujo et al. 2019)."""
     channels, side, _ = shape
     out_side = (side + 2 * unit.padding - unit.dilation * (unit.kernel - 1) - 1) // unit.stride + 1
@@ -299,18 +301,46 @@ def _unit_operations(
         middle = (channels, out_side, out_side)
         bias = int(unit.bias)
         yield Operation(
-            index, "Conv2d", detail + ", depthwise", shape, middle, channels * (taps + bias),
-            channels * taps * out_side**2, field, jump, unit.kernel, unit.dilation, unit.padded, channels,
+            index,
+            "Conv2d",
+            detail + ", depthwise",
+            shape,
+            middle,
+            channels * (taps + bias),
+            channels * taps * out_side**2,
+            field,
+            jump,
+            unit.kernel,
+            unit.dilation,
+            unit.padded,
+            channels,
         )
         yield Operation(
-            index, "Conv2d", "1x1, pointwise", middle, out, unit.out_channels * (channels + bias),
-            unit.out_channels * channels * out_side**2, field, jump,
+            index,
+            "Conv2d",
+            "1x1, pointwise",
+            middle,
+            out,
+            unit.out_channels * (channels + bias),
+            unit.out_channels * channels * out_side**2,
+            field,
+            jump,
         )
     else:
         weights = unit.out_channels * channels * taps
         yield Operation(
-            index, "Conv2d", detail, shape, out, weights + unit.out_channels * unit.bias,
-            weights * out_side**2, field, jump, unit.kernel, unit.dilation, unit.padded,
+            index,
+            "Conv2d",
+            detail,
+            shape,
+            out,
+            weights + unit.out_channels * unit.bias,
+            weights * out_side**2,
+            field,
+            jump,
+            unit.kernel,
+            unit.dilation,
+            unit.padded,
         )
     if unit.norm:
         yield Operation(index, "BatchNorm2d", "", out, out, 2 * unit.out_channels, 0, field, jump)

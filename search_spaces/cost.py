@@ -78,9 +78,7 @@ class CostModel:
             + work.n_operations * self.operation_s / batch_size
         )
 
-    def epoch_seconds(
-        self, architecture: Architecture, n_train: int, n_val: int = 0, batch_size: int = 128
-    ) -> float:
+    def epoch_seconds(self, architecture: Architecture, n_train: int, n_val: int = 0, batch_size: int = 128) -> float:
         """Seconds for one epoch: training on `n_train` images and evaluating `n_val`."""
         seconds = self.image_seconds(architecture, batch_size)
         return n_train * seconds + n_val * (seconds - self.image_s) * self.EVALUATION_SHARE

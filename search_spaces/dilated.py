@@ -93,9 +93,7 @@ class _Plan:
         units = []
         for index in range(depth):
             dilated = self.dilate_all or index % 2 == 1 or depth == 1
-            separable = self.separable[stage] == "all" or (
-                self.separable[stage] == "last" and index == depth - 1
-            )
+            separable = self.separable[stage] == "all" or (self.separable[stage] == "last" and index == depth - 1)
             units.append(
                 Conv(
                     out_channels,

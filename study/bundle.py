@@ -167,9 +167,7 @@ def load_candidate(folder: Path) -> Candidate:
         candidate = Candidate.from_json(data)
         _ = candidate.architecture.operations  # the shapes must work out, too
     except (ArchitectureError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{str(folder / CANDIDATE)!r} holds no candidate: {_one_line(error)}. {_AGAIN}"
-        ) from error
+        raise UserError(f"{str(folder / CANDIDATE)!r} holds no candidate: {_one_line(error)}. {_AGAIN}") from error
     return candidate
 
 
@@ -247,9 +245,7 @@ def _write_networks(folder: Path, candidate: Candidate, network: Network) -> Non
 def _export(file: Path, module: torch.nn.Module, channels: int, side: int) -> None:
     import torch
 
-    images = torch.rand(
-        max(_CHECKED_BATCHES), channels, side, side, generator=torch.Generator().manual_seed(0)
-    )
+    images = torch.rand(max(_CHECKED_BATCHES), channels, side, side, generator=torch.Generator().manual_seed(0))
     batch = torch.export.Dim("batch", min=1)
     # The example has two images: torch treats a dimension of one as a constant.
     program = torch.export.export(module, (images[:2],), dynamic_shapes={"x": {0: batch}})
@@ -260,9 +256,7 @@ def _export(file: Path, module: torch.nn.Module, channels: int, side: int) -> No
             found, expected = loaded(images[:n_images]), module(images[:n_images])
         if not torch.allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE):
             worst = float((found - expected).abs().max())
-            raise RuntimeError(
-                f"The exported program differs from the network by {worst:.3g} at {n_images=}."
-            )
+            raise RuntimeError(f"The exported program differs from the network by {worst:.3g} at {n_images=}.")
 
 
 def _write_confusion(file: Path, confusion: np.ndarray) -> None:
@@ -308,9 +302,7 @@ def _replaced(folder: Path) -> Iterator[Path]:
                     kept.rename(folder / kept.name)
             shutil.rmtree(old)
     except OSError as error:
-        raise UserError(
-            f"The bundle cannot be written to {str(folder)!r}: {error}. Name another place."
-        ) from error
+        raise UserError(f"The bundle cannot be written to {str(folder)!r}: {error}. Name another place.") from error
 
 
 def _write_json(file: Path, data: Mapping[str, Any]) -> None:

@@ -35,9 +35,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return np.asarray(shifted / shifted.sum(1, keepdims=True))
 
 
-def confusion_matrix(
-    labels: np.ndarray, predictions: np.ndarray, n_classes: int = len(CLASSES)
-) -> np.ndarray:
+def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, n_classes: int = len(CLASSES)) -> np.ndarray:
     """Counts int64 [n_classes, n_classes]: rows are true classes, columns predicted ones."""
     counts = np.bincount(labels * n_classes + predictions, minlength=n_classes * n_classes)
     return counts.reshape(n_classes, n_classes)
@@ -79,9 +77,7 @@ def draw_curves(curves: Curves, file: Path, target_accuracy: float | None = None
             target_accuracy, color=_TARGET, linestyle="--", linewidth=1, label=f"target {target_accuracy:.1%}"
         )
     # One legend below both: inside, it would hide a curve sooner or later.
-    figure.legend(
-        *axes_accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
-    )
+    figure.legend(*axes_accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     _save(figure, file)
 
 
@@ -105,9 +101,7 @@ def draw_misses(images: Images, logits: np.ndarray, file: Path) -> None:
     FigureCanvasAgg(figure)
 
     def text(x: int, y: int, words: str, size: float, color: str, weight: str = "normal") -> None:
-        figure.text(
-            x / width, 1 - y / height, words, size=size, color=color, weight=weight, va="top", ha="left"
-        )
+        figure.text(x / width, 1 - y / height, words, size=size, color=color, weight=weight, va="top", ha="left")
 
     title = f"{len(misses):,} of {len(images):,} test images misclassified"
     if len(misses) > len(shown):
@@ -123,9 +117,7 @@ def draw_misses(images: Images, logits: np.ndarray, file: Path) -> None:
         figure.figimage(pixels, left, height - top - side, origin="upper")
         predicted = int(logits[index].argmax())
         text(left, top + side + 4, CLASSES[images.labels[index]], 6.5, "black")
-        text(
-            left, top + side + 21, f"{CLASSES[predicted]} {probabilities[index, predicted]:.2f}", 6.5, _WRONG
-        )
+        text(left, top + side + 21, f"{CLASSES[predicted]} {probabilities[index, predicted]:.2f}", 6.5, _WRONG)
     figure.savefig(file, dpi=_DPI)
 
 

@@ -129,7 +129,16 @@ def _write(file: Path, calibration: Calibration) -> None:
 
 def _probes() -> tuple[Architecture, ...]:
     """Dense networks that differ in what they spend their time on."""
-    wide = (Conv(32), Conv(32), Conv(64, stride=2), Conv(64), Conv(64), Conv(96, stride=2), Conv(96), Conv(96, dilation=2))
+    wide = (
+        Conv(32),
+        Conv(32),
+        Conv(64, stride=2),
+        Conv(64),
+        Conv(64),
+        Conv(96, stride=2),
+        Conv(96),
+        Conv(96, dilation=2),
+    )
     narrow = tuple(Conv(8, dilation=1 + i % 2) for i in range(10))
     late = (Conv(16), Conv(64, stride=2), Conv(64), Conv(128, stride=2), Conv(128), Conv(128, dilation=2), Conv(128))
     return (REFERENCE_ARCHITECTURE, *(Architecture(layers) for layers in (wide, narrow, late)))
@@ -148,7 +157,9 @@ def _measure(device: str) -> Calibration:
             timed[name] = min(timed[name], _seconds_per_image(REFERENCE_ARCHITECTURE, device, name))
     precision = min(precisions, key=timed.__getitem__)
     # Depthwise convolutions alone: in a network their price drowns in that of everything else.
-    depthwise = statistics.mean(_depthwise_seconds(device, precision, kernel=3, dilation=1, side=s) for s in (8, 16, 32))
+    depthwise = statistics.mean(
+        _depthwise_seconds(device, precision, kernel=3, dilation=1, side=s) for s in (8, 16, 32)
+    )
     other = statistics.mean(_depthwise_seconds(device, precision, k, d, 16) for k, d in ((3, 2), (5, 1), (5, 2)))
     probes = _probes()
     rounds = [[_seconds_per_image(probe, device, precision) for probe in probes] for _ in range(2)]
@@ -188,7 +199,9 @@ def _depthwise_seconds(device: str, precision: str, kernel: int, dilation: int, 
     module = DepthwiseConv2d(channels, kernel, 1, dilation * (kernel - 1) // 2, dilation, bias=True)
     module = module.to(device, memory_format=torch.channels_last)
     x = torch.randn(BATCH, channels, side, side, device=device).to(memory_format=torch.channels_last)
-    seconds = _fastest_seconds(device, lambda: _forward_backward(module, x.requires_grad_(), autocast(device, precision)))
+    seconds = _fastest_seconds(
+        device, lambda: _forward_backward(module, x.requires_grad_(), autocast(device, precision))
+    )
     return seconds / (BATCH * channels * kernel**2 * side**2)
 
 

@@ -70,9 +70,7 @@ def publish_trial(study: optuna.Study, trial: FrozenTrial, artifacts: Path) -> N
             title = f"Trial {trial.number}: {_outcome(trial)}"
             _attach(study, trial, artifacts, CURVE, "image/png", curve_png(curve, title))
     except OSError as error:
-        _logger.warning(
-            "Trial %d: its artifacts could not be written to %s: %s.", trial.number, artifacts, error
-        )
+        _logger.warning("Trial %d: its artifacts could not be written to %s: %s.", trial.number, artifacts, error)
 
 
 def trial_note(study: optuna.Study, trial: FrozenTrial) -> str:
@@ -117,11 +115,7 @@ def study_note(study: optuna.Study) -> str:
     if limits.max_epoch_s is not None:
         rows.append(("Predicted seconds of an epoch", f"< {limits.max_epoch_s:g}"))
     target = study.user_attrs.get("target_accuracy")
-    aim = (
-        f" The target is {100 * target:.1f}% test accuracy after the retrain."
-        if isinstance(target, float)
-        else ""
-    )
+    aim = f" The target is {100 * target:.1f}% test accuracy after the retrain." if isinstance(target, float) else ""
     conditions = [(name, str(value)) for name, value in config.to_json().items() if name != "limits"]
     return "\n".join(
         [
@@ -170,9 +164,7 @@ def curve_png(curve: Sequence[Mapping[str, Any]], title: str) -> bytes:
             ("train", "train (augmented)", "#E69F00"),
             ("val", "validation (EMA)", "#0072B2"),
         ):
-            points = [
-                (e["epoch"] + 1, e[f"{part}_{name}"]) for e in curve if e.get(f"{part}_{name}") is not None
-            ]
+            points = [(e["epoch"] + 1, e[f"{part}_{name}"]) for e in curve if e.get(f"{part}_{name}") is not None]
             if points:
                 axis.plot(*zip(*points, strict=True), color=colour, label=label, marker="o", markersize=3)
                 axis.legend(frameon=False)

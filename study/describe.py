@@ -20,7 +20,8 @@ from study.bundle import CANDIDATE, load_candidate
 from study.config import open_space
 from study.errors import UserError, run_command
 from study.layer_table import layer_table
-from study.storage import add_study_options, candidate_of, get_trial, open_study, storage_url, study_name
+from study.options import add_study_options, storage_url, study_name
+from study.storage import candidate_of, get_trial, open_study
 
 _REFERENCE = "reference"
 _EPILOG = """\
@@ -85,9 +86,7 @@ def candidate_facts(candidate: Candidate) -> dict[str, Any]:
 
 def candidate_text(candidate: Candidate, title: str) -> str:
     """What is printed of a candidate: its ids, its layer table, how it is trained."""
-    head = (
-        f"{title}: candidate {candidate.candidate_id}, architecture {candidate.architecture.architecture_id}"
-    )
+    head = f"{title}: candidate {candidate.candidate_id}, architecture {candidate.architecture.architecture_id}"
     rest = "\n".join(
         f"{name:<13} {_assignments(dataclasses.asdict(part))}"
         for name, part in (("augmentation", candidate.augmentation), ("optimisation", candidate.optimisation))
@@ -150,8 +149,7 @@ def _space(space: SearchSpace) -> tuple[dict[str, Any], str]:
     width = max(len(name) for name in dimensions)
     ranges = max(len(str(dimension)) for dimension in dimensions.values())
     rows = [
-        f"{name:<{width}}  {dimension!s:<{ranges}}  {_number(values[name])}"
-        for name, dimension in dimensions.items()
+        f"{name:<{width}}  {dimension!s:<{ranges}}  {_number(values[name])}" for name, dimension in dimensions.items()
     ]
     head = f"{'parameter':<{width}}  {'range':<{ranges}}  default"
     text = "\n".join(

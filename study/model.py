@@ -6,10 +6,36 @@ import contextlib
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from search_spaces.architecture import Architecture, Conv, Residual
 from search_spaces.constraints import Constraint, InfeasibleError, Limits
 from study.data import MEAN, STD
+
+CHANNEL_GROUP = 16
+"""Channels that oneDNN's bfloat16 kernels process together."""
+
+
+class DenseConv2d(nn.Conv2d):
+    """A dense convolution, [N, C, H, W] -> [N, C', H', W'], with correct gradients everywhere.
+
+    oneDNN's bfloat16 kernel for the weight gradient of a dilated convolution reads past its buffer when
+    the input channels are more than one group and no whole number of groups (seen with torch 2.15: 24
+    or 40 channels on 32x32 maps give NaN or wrong values). Under autocast on a CPU, zero channels fill
+    the last group of such an input; they change no result.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rest = self.in_channels % CHANNEL_GROUP
+        harmless = self.dilation[0] == 1 or rest == 0 or self.in_channels < CHANNEL_GROUP
+        if harmless or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        missing = (0, 0, 0, 0, 0, CHANNEL_GROUP - rest)
+        # Cast first, so that the copies are of the smaller type; the memory format survives padding.
+        dtype = torch.get_autocast_dtype("cpu")
+        x, weight = F.pad(x.to(dtype), missing), F.pad(self.weight.to(dtype), missing)
+        x = x.contiguous(memory_format=torch.channels_last)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation)
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -191,7 +217,7 @@ def _unit(in_channels: int, unit: Conv) -> list[nn.Module]:
         ]
     else:
         modules = [
-            nn.Conv2d(
+            DenseConv2d(
                 in_channels, unit.out_channels, unit.kernel, unit.stride, unit.padding, unit.dilation, bias=unit.bias
             )
         ]

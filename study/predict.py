@@ -154,9 +154,7 @@ def _lines(found: Sequence[dict[str, Any]]) -> list[str]:
     lines = []
     for item in found:
         others = ", ".join(f"{other['class']} {other['probability']:.3f}" for other in item["top"])
-        lines.append(
-            f"{item['path']:<{width}}  {item['class']:<{name_width}}  {item['probability']:.3f}  ({others})"
-        )
+        lines.append(f"{item['path']:<{width}}  {item['class']:<{name_width}}  {item['probability']:.3f}  ({others})")
     return lines
 
 

@@ -37,16 +37,17 @@ from search_spaces.space import Integer, Real
 from study import report_figures as figures
 from study.config import StudyConfig
 from study.errors import UserError, run_command
+from study.options import add_study_options, storage_url, study_name
 from study.paths import run_dir
 from study.report_figures import Record
-from study.storage import add_study_options, config_of, open_study, storage_url, study_name
+from study.storage import config_of, open_study
+from study.wording import MISSING, duration, millions, percent, whole
 
 N_BEST = 10
 N_AXES = 6
 """Parameters in the parallel coordinates and slices: more cannot be read."""
 BOUND_FRAC = 0.01
 """A real parameter within this share of its range from an end counts as being at the bound."""
-MISSING = "-"
 
 
 @dataclass(frozen=True)
@@ -218,9 +219,7 @@ def _verdict(facts: _Facts) -> list[Text]:
     ]
     broken = [row for row in _limit_rows(facts, best) if row[-1] == "no"]
     if broken:
-        lines.append(
-            Text("The best trial breaks a limit: " + ", ".join(row[0].lower() for row in broken) + ".", "bad")
-        )
+        lines.append(Text("The best trial breaks a limit: " + ", ".join(row[0].lower() for row in broken) + ".", "bad"))
     elif best.candidate is None:
         lines.append(Text("The best trial has no stored candidate: its limits cannot be checked.", "bad"))
     else:
@@ -233,9 +232,7 @@ def _tested(facts: _Facts, best: Record) -> Text:
     target: Any = metrics.get("target_accuracy", facts.target) if metrics else facts.target
     aim = f"the target of {percent(target)}" if _is_number(target) else "no target"
     if metrics is None:
-        return Text(
-            f"Not retrained yet: no test accuracy to hold against {aim}. Run python -m study.retrain.", "note"
-        )
+        return Text(f"Not retrained yet: no test accuracy to hold against {aim}. Run python -m study.retrain.", "note")
     mean: Any = metrics.get("test_accuracy_mean")
     if not _is_number(mean):
         return Text("best/metrics.json holds no test accuracy. Run python -m study.retrain again.", "bad")
@@ -293,9 +290,7 @@ def _key_figures(facts: _Facts) -> tuple[Block, ...]:
     counted = (figures.COMPLETE, figures.PRUNED, figures.FAILED, figures.INTERRUPTED, figures.INFEASIBLE)
     tiles = [(whole(facts.count(outcome)), outcome) for outcome in counted]
     tiles += [
-        (whole(facts.count(outcome)), outcome)
-        for outcome in (figures.RUNNING, figures.WAITING)
-        if facts.count(outcome)
+        (whole(facts.count(outcome)), outcome) for outcome in (figures.RUNNING, figures.WAITING) if facts.count(outcome)
     ]
     tiles.append((duration(sum(r.wall_s or 0.0 for r in facts.records)), "time of all trials"))
     share = f" ({spent / possible:.0%})" if possible else ""
@@ -366,22 +361,16 @@ def _limit_rows(facts: _Facts, record: Record | None) -> list[tuple[str, ...]]:
     n_pools = sum(op.name == "AvgPool2d" for op in a.operations) if a else 0
     met = "yes" if n_pools == 1 else "no"
     required = "1, global average"
-    rows.append(
-        ("Poolings", required, whole(n_pools) if a else MISSING, MISSING, met if a else "not checked")
-    )
+    rows.append(("Poolings", required, whole(n_pools) if a else MISSING, MISSING, met if a else "not checked"))
     if limits.max_macs is not None:
         macs = a.macs if a else 0
         left = limits.max_macs - 1 - macs
-        rows.append(
-            row("macs", "Multiply-accumulates", f"< {limits.max_macs:,}", whole(macs), f"{left:,} left")
-        )
+        rows.append(row("macs", "Multiply-accumulates", f"< {limits.max_macs:,}", whole(macs), f"{left:,} left"))
     if limits.max_epoch_s is not None:
         seconds = clock.epoch_s(a) if clock and a else 0.0
         left_s = limits.max_epoch_s - seconds
         required = f"< {limits.max_epoch_s:g} s"
-        rows.append(
-            row("epoch_s", "Predicted time of an epoch", required, f"{seconds:.1f} s", f"{left_s:.1f} s left")
-        )
+        rows.append(row("epoch_s", "Predicted time of an epoch", required, f"{seconds:.1f} s", f"{left_s:.1f} s left"))
     return rows
 
 
@@ -519,9 +508,7 @@ def _best_parameters(facts: _Facts) -> tuple[Block, ...]:
     else:
         blocks.append(Text("No parameter of the best trial is at a bound of the space."))
     blocks.append(
-        Table(
-            ("Parameter", "Best", "Range", "At a bound"), tuple(rows), numeric=frozenset({1}), marked=marked
-        )
+        Table(("Parameter", "Best", "Range", "At a bound"), tuple(rows), numeric=frozenset({1}), marked=marked)
     )
     if best.repairs:
         blocks.append(Text("As sampled; repair then changed: " + "; ".join(best.repairs) + ".", "note"))
@@ -595,9 +582,7 @@ def _repair_kind(repair: str) -> str:
 
 
 def _figure_sections(facts: _Facts) -> list[Section]:
-    reached = [
-        r for r in facts.records if r.outcome in (figures.COMPLETE, figures.PRUNED) and r.accuracy is not None
-    ]
+    reached = [r for r in facts.records if r.outcome in (figures.COMPLETE, figures.PRUNED) and r.accuracy is not None]
     curves = [r for r in facts.records if r.curve]
     names = list(facts.shares)[:N_AXES]
     n_complete = len(facts.ranked)
@@ -618,9 +603,7 @@ def _figure_sections(facts: _Facts) -> list[Section]:
         Section(
             "The most important parameters together",
             (
-                Text(
-                    "One line a complete trial; the darker, the more accurate. Drag along an axis to select."
-                ),
+                Text("One line a complete trial; the darker, the more accurate. Drag along an axis to select."),
                 Chart("parallel", figures.parallel_coordinates(facts.records, names)),
             )
             if names
@@ -631,10 +614,7 @@ def _figure_sections(facts: _Facts) -> list[Section]:
             (
                 Text("Blue: complete. Orange crosses: pruned, at the accuracy where they were stopped."),
                 Charts(
-                    tuple(
-                        Chart(f"slice-{i}", figures.slice_plot(facts.records, name))
-                        for i, name in enumerate(names)
-                    )
+                    tuple(Chart(f"slice-{i}", figures.slice_plot(facts.records, name)) for i, name in enumerate(names))
                 ),
             )
             if names
@@ -692,38 +672,6 @@ def _conditions(facts: _Facts) -> tuple[Block, ...]:
     if created:
         blocks.append(Text(f"Study created {created}.", "note"))
     return tuple(blocks)
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """0.8734 -> 87.3%."""
-    return MISSING if value is None else f"{100 * value:.{digits}f}%"
-
-
-def whole(value: int | None) -> str:
-    """175696 -> 175,696."""
-    return MISSING if value is None else f"{value:,}"
-
-
-def millions(value: int | None) -> str:
-    """27400000 -> 27.4M."""
-    return MISSING if value is None else f"{value / 1e6:,.1f}M"
-
-
-def duration(seconds: float | None) -> str:
-    """4325 -> 1 h 12 min."""
-    if seconds is None:
-        return MISSING
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 10:
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    if round(seconds / 60) < 60:
-        return f"{round(seconds / 60)} min"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    return f"{hours // 24} d {hours % 24} h"
 
 
 def shorten(text: str, length: int = 120) -> str:
@@ -795,9 +743,7 @@ def _block_markdown(block: Block) -> str:
 
 
 def _table_markdown(table: Table) -> str:
-    rows = [
-        [cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (table.columns, *table.rows)
-    ]
+    rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (table.columns, *table.rows)]
     widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(table.columns))]
 
     def line(row: Sequence[str]) -> str:
@@ -890,8 +836,7 @@ def _block_html(block: Block) -> str:
         return f"<p{tone}>{html.escape(block.text)}</p>"
     if isinstance(block, Tiles):
         tiles = "".join(
-            f"<div><b>{html.escape(value)}</b><span>{html.escape(label)}</span></div>"
-            for value, label in block.items
+            f"<div><b>{html.escape(value)}</b><span>{html.escape(label)}</span></div>" for value, label in block.items
         )
         return f'<div class="tiles">{tiles}</div>'
     if isinstance(block, Table):
@@ -910,8 +855,7 @@ def _table_html(table: Table) -> str:
         )
 
     body = "".join(
-        f"<tr{' class=marked' if i in table.marked else ''}>{cells('td', row)}</tr>"
-        for i, row in enumerate(table.rows)
+        f"<tr{' class=marked' if i in table.marked else ''}>{cells('td', row)}</tr>" for i, row in enumerate(table.rows)
     )
     text = (
         f'<div class="scroll"><table><thead><tr>{cells("th", table.columns)}</tr></thead>'

@@ -96,9 +96,7 @@ def rank(records: Sequence[Record]) -> list[Record]:
 
 def _record(trial: FrozenTrial) -> Record:
     attrs = trial.user_attrs
-    curve = tuple(
-        (epoch, value) for epoch, value in sorted(trial.intermediate_values.items()) if math.isfinite(value)
-    )
+    curve = tuple((epoch, value) for epoch, value in sorted(trial.intermediate_values.items()) if math.isfinite(value))
     accuracy = curve[-1][1] if curve else None
     if trial.state == TrialState.COMPLETE and trial.value is not None:
         accuracy = trial.value if math.isfinite(trial.value) else None
@@ -261,13 +259,13 @@ def size_against_accuracy(records: Sequence[Record], max_params: int) -> go.Figu
         ):
             group = [r for r in shown if r.outcome == outcome and r.reduces_by_dilation == dilated]
             if group:
-                figure.add_trace(
-                    _markers(group, name + suffix, lambda r: r.params, colour, symbol + open_, 9)
-                )
+                figure.add_trace(_markers(group, name + suffix, lambda r: r.params, colour, symbol + open_, 9))
+    limit = f"limit {max_params:,}"
     figure.add_vline(
-        x=max_params, line={"color": _GREY, "dash": "dash", "width": 1.5},
-        annotation={"text": f"limit {max_params:,}", "xanchor": "right", "font": {"size": 12}},
-    )  # fmt: skip
+        x=max_params,
+        line={"color": _GREY, "dash": "dash", "width": 1.5},
+        annotation={"text": limit, "xanchor": "right", "yanchor": "bottom", "y": 0, "font": {"size": 12}},
+    )
     sizes = [r.params for r in shown if r.params is not None] + [max_params]
     margin = 0.04 * max(1, max(sizes) - min(sizes))
     figure.update_xaxes(tickformat=",", range=[min(sizes) - margin, max(sizes) + margin])

@@ -25,6 +25,7 @@ from search_spaces.cost import CostModel
 from search_spaces.reference import REFERENCE
 from study.errors import StudyFailed, TrialFailed, UserError, run_command
 from study.paths import REPOSITORY, run_dir
+from study.wording import duration
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,10 +64,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="seeds at once (default: 1)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
-    parser.add_argument("--data", metavar="DIR", help="folder with cifar-10-batches-py (default: $STUDY_DATA, else downloaded)")
-    parser.add_argument("--train-images", type=int, metavar="N", help="the first N only, for a trial run (default: all)")
-    parser.add_argument("--target-accuracy", type=float, metavar="A", help="a fraction (default: the study's, else 0.85)")
-    from study.storage import add_study_options
+    parser.add_argument(
+        "--data", metavar="DIR", help="folder with cifar-10-batches-py (default: $STUDY_DATA, else downloaded)"
+    )
+    parser.add_argument(
+        "--train-images", type=int, metavar="N", help="the first N only, for a trial run (default: all)"
+    )
+    parser.add_argument(
+        "--target-accuracy", type=float, metavar="A", help="a fraction (default: the study's, else 0.85)"
+    )
+    from study.options import add_study_options
 
     add_study_options(parser)
     return parser
@@ -99,7 +106,8 @@ class _Target:
 
 
 def _find_target(options: argparse.Namespace) -> _Target:
-    from study.storage import best_trial, candidate_of, config_of, get_trial, open_study, storage_url, study_name
+    from study.options import storage_url, study_name
+    from study.storage import best_trial, candidate_of, config_of, get_trial, open_study
 
     name = study_name(options)
     out = run_dir(name, options.out)
@@ -139,16 +147,21 @@ def _retrain(options: argparse.Namespace) -> int:
     architecture = target.candidate.architecture
     seconds = epochs * n_seeds * cost.epoch_seconds(architecture, n_train) / jobs
     checkpoints = target.folder.parent / "checkpoints"
-    print(f"  retrain  {target.facts['name']}: candidate {target.candidate.candidate_id}, {architecture.params:,} parameters")
+    candidate_id = target.candidate.candidate_id
+    print(f"  retrain  {target.facts['name']}: candidate {candidate_id}, {architecture.params:,} parameters")
     print(f"    train  {n_train:,} images, {epochs} epochs, {n_seeds} seed{'s' * (n_seeds > 1)}, {precision}, {device}")
-    print(f" expected  about {seconds / 60:.0f} min; stopped, the same command goes on from its checkpoint", flush=True)
+    print(f" expected  about {duration(seconds)}; stopped, the same command goes on from its checkpoint", flush=True)
     configs = [
-        _seed_config(epochs, seed, device, precision, shipped=seed == 0, n_loaders=max(1, min(8, n_cores() // jobs - 1)))
+        _seed_config(
+            epochs, seed, device, precision, shipped=seed == 0, n_loaders=max(1, min(8, n_cores() // jobs - 1))
+        )
         for seed in range(n_seeds)
     ]
     files = [checkpoints / f"{_key(target.candidate, config, n_train)}.pt" for config in configs]
     threads = max(1, n_cores() // jobs)
-    work = [(target.candidate, config, data, n_train, file, threads) for config, file in zip(configs, files, strict=True)]
+    work = [
+        (target.candidate, config, data, n_train, file, threads) for config, file in zip(configs, files, strict=True)
+    ]
     try:
         if jobs == 1:
             for arguments in work:
@@ -168,7 +181,7 @@ def _retrain(options: argparse.Namespace) -> int:
     mean = sum(accuracies) / len(accuracies)
     metrics = {
         **target.facts,
-        "candidate_id": target.candidate.candidate_id,
+        "candidate_id": candidate_id,
         "params": architecture.params,
         "receptive_field": architecture.receptive_field,
         "receptive_field_with_pool": architecture.receptive_field_with_pool,
@@ -233,7 +246,7 @@ def train_seed(
         left = (config.epochs - record.epoch - 1) * record.wall_s
         print(
             f"seed {config.seed} epoch {record.epoch + 1}/{config.epochs}: train loss {record.train_loss:.3f}, "
-            f"accuracy {100 * record.train_accuracy:.2f}%, {record.wall_s:.0f} s; {left / 60:.0f} min left",
+            f"accuracy {100 * record.train_accuracy:.2f}%, {record.wall_s:.0f} s; {duration(left)} left",
             flush=True,
         )
 
@@ -341,9 +354,7 @@ def _test_seed(candidate: Candidate, config: TrainingConfig, file: Path, test: A
         losses, logits = np.array([loss for loss, _ in found]), np.stack([rows for _, rows in found])
         np.savez(stored, epochs=epochs, losses=losses, logits=logits.astype(np.float32))
     network.load_state_dict(progress.ema)
-    curve = [
-        {**dataclasses.asdict(record), "test_loss": None, "test_accuracy": None} for record in progress.records
-    ]
+    curve = [{**dataclasses.asdict(record), "test_loss": None, "test_accuracy": None} for record in progress.records]
     for epoch, loss, rows in zip(epochs, losses, logits, strict=True):
         curve[epoch]["test_loss"], curve[epoch]["test_accuracy"] = float(loss), accuracy(rows, test.labels)
     wall_s = sum(record.wall_s for record in progress.records)
@@ -351,9 +362,7 @@ def _test_seed(candidate: Candidate, config: TrainingConfig, file: Path, test: A
     return _Tested(network.cpu().eval(), float(losses[-1]), last, logits[-1], curve, wall_s)
 
 
-def _seed_config(
-    epochs: int, seed: int, device: str, precision: str, shipped: bool, n_loaders: int
-) -> TrainingConfig:
+def _seed_config(epochs: int, seed: int, device: str, precision: str, shipped: bool, n_loaders: int) -> TrainingConfig:
     from study.training import TrainingConfig
 
     snapshots = MAX_SNAPSHOTS if shipped else 0
@@ -396,7 +405,11 @@ class _InterruptFlag:
 
 
 def _verdict(accuracies: list[float], mean: float, target: float) -> str:
-    spread = f" (mean of {len(accuracies)} seeds, std {100 * (_std(accuracies) or 0):.2f})" if len(accuracies) > 1 else " (1 seed)"
+    spread = (
+        f" (mean of {len(accuracies)} seeds, std {100 * (_std(accuracies) or 0):.2f})"
+        if len(accuracies) > 1
+        else " (1 seed)"
+    )
     passes = "passes" if mean > target else "does NOT pass"
     return f"Test accuracy {100 * mean:.2f}%{spread} {passes} the target of {100 * target:.2f}%."
 

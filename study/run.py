@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from multiprocessing import connection as mp_connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from search_spaces.reference import REFERENCE_ARCHITECTURE
 from search_spaces.space import Params, SearchSpace
 from study.errors import EXIT_INTERRUPTED, StudyFailed, UserError, run_command
 from study.paths import run_dir
+from study.wording import duration, percent
 
 if TYPE_CHECKING:
     import optuna
@@ -55,11 +56,11 @@ wide depthwise convolutions would otherwise make single trials take longer than 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     _check(options)
-    from study.storage import hide_password, storage_url, study_name
+    from study.options import storage_url, study_name
 
     url, name = storage_url(options), study_name(options)
     out = run_dir(name, options.out)
-    return _Run(options, url, name, out, hide_password(url)).run()
+    return _Run(options, url, name, out).run()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,8 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--timeout", type=float, metavar="S", help="start no trial after S seconds (default: none)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trials at once (default: 1)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
-    parser.add_argument("--data", metavar="DIR", help="folder with cifar-10-batches-py (default: $STUDY_DATA, else downloaded)")
-    from study.storage import add_study_options
+    parser.add_argument(
+        "--data", metavar="DIR", help="folder with cifar-10-batches-py (default: $STUDY_DATA, else downloaded)"
+    )
+    from study.options import add_study_options
 
     add_study_options(parser)
     search = parser.add_argument_group("search (fixed when a study is created)")
@@ -104,7 +107,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     limits.add_argument("--max-macs", type=int, metavar="N", help="multiply-accumulates < N (default: no limit)")
     limits.add_argument(
-        "--max-epoch-s", type=float, metavar="S", help="predicted seconds of an epoch < S (default: twice the reference network's on a CPU, no limit on a GPU)"
+        "--max-epoch-s",
+        type=float,
+        metavar="S",
+        help="predicted seconds of an epoch < S (default: twice the reference network's on a CPU, no limit on a GPU)",
     )
     parser.add_argument(
         "--target-accuracy", type=float, metavar="A", help="test accuracy to pass, a fraction (default: 0.85)"
@@ -135,8 +141,8 @@ def _check(options: argparse.Namespace) -> None:
 class _Run:
     """One call of the command, from its options to the report."""
 
-    def __init__(self, options: argparse.Namespace, url: str, name: str, out: Path, shown_url: str) -> None:
-        self.options, self.url, self.name, self.out, self.shown_url = options, url, name, out, shown_url
+    def __init__(self, options: argparse.Namespace, url: str, name: str, out: Path) -> None:
+        self.options, self.url, self.name, self.out = options, url, name, out
 
     def run(self) -> int:
         options = self.options
@@ -202,21 +208,21 @@ class _Run:
 
         options = self.options
         open_space(options.space or DEFAULT_SPACE)
-        check_sizes(options.train_images or N_SEARCH, N_VALIDATION if options.val_images is None else options.val_images)
+        check_sizes(
+            options.train_images or N_SEARCH, N_VALIDATION if options.val_images is None else options.val_images
+        )
         if options.train_images is not None:
             check_sizes(options.train_images, N_VALIDATION)
         check_names(options.sampler or "tpe", options.pruner or ("none" if options.sampler == "gp" else "percentile"))
 
-    def _open(
-        self, device: str, calibration: Calibration
-    ) -> tuple[optuna.Study, optuna.storages.RDBStorage, bool]:
+    def _open(self, device: str, calibration: Calibration) -> tuple[optuna.Study, optuna.storages.RDBStorage, bool]:
         """Creates the study or checks that the options are those of the stored one."""
         import optuna
 
         from study.calibration import versions
         from study.config import StudyConfig, open_space
-        from study.data import N_VALIDATION
         from study.dashboard import publish_study
+        from study.data import N_VALIDATION
         from study.storage import METRIC, config_of, open_storage
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -257,7 +263,9 @@ class _Run:
                 reference = calibration.cost.epoch_seconds(REFERENCE_ARCHITECTURE, n_train, n_val)
                 limits = dataclasses.replace(limits, max_epoch_s=round(CPU_EPOCH_FACTOR * reference, 1))
             config = StudyConfig(
-                **(defaults | self._explicit()), space_version=space.version, limits=limits  # type: ignore[arg-type]
+                **(defaults | self._explicit()),
+                space_version=space.version,
+                limits=limits,  # type: ignore[arg-type]
             )
             _refuse_impossible(space, config, calibration.cost)
             study = optuna.create_study(study_name=self.name, storage=storage, direction="maximize")
@@ -267,7 +275,7 @@ class _Run:
             study.set_user_attr("cost_model", calibration.cost.to_json())
             study.set_user_attr("hardware", calibration.hardware)
             study.set_user_attr("versions", versions())
-            study.set_user_attr("created", datetime.now(timezone.utc).isoformat(timespec="seconds"))
+            study.set_user_attr("created", datetime.now(UTC).isoformat(timespec="seconds"))
             study.set_user_attr("target_accuracy", options.target_accuracy or 0.85)
             study.set_user_attr("config", config.to_json())  # last: a study with it is whole
             publish_study(study)
@@ -278,7 +286,7 @@ class _Run:
     def _banner(
         self, config: StudyConfig, calibration: Calibration, slots: SlotTable, created: bool, freed: list[int]
     ) -> None:
-        from study.storage import dashboard_command
+        from study.storage import dashboard_command, hide_password
 
         done, wanted = slots.n_finished(), self.options.trials
         state = "new" if created else f"resumed, {done} trials finished"
@@ -292,9 +300,10 @@ class _Run:
             "trial": f"{config.epochs} epochs of {config.train_images:,} images, validated on {config.val_images:,}, "
             f"{config.precision}",
             "search": f"{config.sampler} sampler, {config.pruner} pruner, seed {config.seed}",
-            "device": f"{hardware.get('gpu', hardware['cpu'])}, {hardware['n_cores']} cores, {self.options.jobs} at once",
-            "storage": self.shown_url,
-            "expected": f"about {_duration(seconds / self.options.jobs)} for {max(0, wanted - done)} more trials",
+            "device": f"{hardware.get('gpu', hardware['cpu'])}, {hardware['n_cores']} cores, "
+            f"{self.options.jobs} trials at once",
+            "storage": hide_password(self.url),
+            "expected": f"about {duration(seconds / self.options.jobs)} for {max(0, wanted - done)} more trials",
             "watch": dashboard_command(self.url, self.out / "artifacts"),
         }
         if freed:
@@ -470,7 +479,9 @@ class _Supervisor:
             self.slots.failed(slot.index, None)
             self.infeasible_in_a_row += 1
             if self.infeasible_in_a_row >= MAX_INFEASIBLE_IN_A_ROW:
-                raise StudyFailed(f"{self.infeasible_in_a_row} samples in a row broke a limit; the last: {ended.reason}")
+                raise StudyFailed(
+                    f"{self.infeasible_in_a_row} samples in a row broke a limit; the last: {ended.reason}"
+                )
         else:
             self.slots.failed(slot.index, ended.trial_number)
             self._count_failure(ended.reason)
@@ -552,7 +563,9 @@ class _Progress:
 
     def epoch(self, slot: Any, epoch: int, val_accuracy: float) -> None:
         if self.bar is not None and slot is not None:
-            self.bar.set_postfix_str(f"best {_percent(self.best)}, slot {slot.index} epoch {epoch + 1}: {_percent(val_accuracy)}")
+            self.bar.set_postfix_str(
+                f"best {_percent(self.best)}, slot {slot.index} epoch {epoch + 1}: {_percent(val_accuracy)}"
+            )
 
     def ended(self, slot: int, ended: Ended) -> None:
         if ended.state == "FAIL":
@@ -569,8 +582,8 @@ class _Progress:
         left = spent / max(1, self.n_finished - self.n_before) * max(0, self.wanted - self.n_finished)
         detail = f"{_percent(ended.value)}" + (f", {ended.reason}" if ended.state == "PRUNED" else "")
         print(
-            f"[{self.n_finished}/{self.wanted}] slot {slot}, trial {ended.trial_number}: {detail}, {ended.wall_s:.0f} s; "
-            f"best {_percent(self.best)}; {_duration(left)} left",
+            f"[{self.n_finished}/{self.wanted}] slot {slot}, trial {ended.trial_number}: {detail}, "
+            f"{ended.wall_s:.0f} s; best {_percent(self.best)}; {duration(left)} left",
             flush=True,
         )
 
@@ -586,14 +599,7 @@ class _Progress:
 
 
 def _percent(value: float | None) -> str:
-    return "none yet" if value is None else f"{100 * value:.2f}%"
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 120 else f"{seconds / 3600:.1f} h"
+    return "none yet" if value is None else percent(value, 2)
 
 
 @contextmanager

@@ -91,7 +91,12 @@ class SlotTable:
                         return None
                     connection.execute(
                         _slots.insert().values(
-                            study_id=self._study_id, slot=free, state="running", attempt=0, failures=0, owner=self._owner
+                            study_id=self._study_id,
+                            slot=free,
+                            state="running",
+                            attempt=0,
+                            failures=0,
+                            owner=self._owner,
                         )
                     )
                     return Claim(free, 0, None)
@@ -116,9 +121,7 @@ class SlotTable:
 
     def n_finished(self, n_slots: int | None = None) -> int:
         """Finished slots, of the first `n_slots` if given."""
-        return sum(
-            row.state == "finished" and (n_slots is None or row.slot < n_slots) for row in self._rows().values()
-        )
+        return sum(row.state == "finished" and (n_slots is None or row.slot < n_slots) for row in self._rows().values())
 
     def recover(self) -> list[int]:
         """Frees the slots of processes that are gone and fails the trials they left running.

@@ -7,7 +7,6 @@ will write already holds the lock.
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,36 +15,14 @@ import optuna
 import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
-from search_spaces import DEFAULT_SPACE
 from search_spaces.candidate import Candidate
 from study.config import StudyConfig
 from study.errors import UserError
-from study.paths import default_storage
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 METRIC = "val_accuracy"
 LOCK_TIMEOUT_S = 60
 HEARTBEAT_S = 60
-
-
-def add_study_options(parser: argparse.ArgumentParser) -> None:
-    """`--storage`, `--study-name`, `--out`: the same defaults for every command."""
-    group = parser.add_argument_group("study")
-    group.add_argument(
-        "--storage", metavar="URL", help="SQLAlchemy URL (default: sqlite in the study's folder)"
-    )
-    group.add_argument("--study-name", metavar="NAME", help=f"(default: the space's name, {DEFAULT_SPACE})")
-    group.add_argument("--out", metavar="DIR", help="folder of the study (default: results/runs/<study-name>)")
-
-
-def storage_url(options: argparse.Namespace) -> str:
-    """The URL that the options of `add_study_options` mean."""
-    return options.storage or default_storage(study_name(options), options.out)
-
-
-def study_name(options: argparse.Namespace) -> str:
-    """The study name that the options mean; `--space`, where a command has it, is its default."""
-    return options.study_name or getattr(options, "space", None) or DEFAULT_SPACE
 
 
 def hide_password(url: str) -> str:
@@ -139,9 +116,7 @@ def best_trial(study: optuna.Study) -> FrozenTrial:
     """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not complete:
-        raise UserError(
-            f"The study {study.study_name!r} has no complete trial yet. Run python -m study.run first."
-        )
+        raise UserError(f"The study {study.study_name!r} has no complete trial yet. Run python -m study.run first.")
     return max(complete, key=lambda trial: (trial.value, -trial.number))
 
 
@@ -152,6 +127,8 @@ def get_trial(study: optuna.Study, number: int) -> FrozenTrial:
         UserError: There is none, or it failed before it had a candidate.
     """
     trials = study.get_trials(deepcopy=False)
+    if not trials:
+        raise UserError(f"The study {study.study_name!r} has no trial yet. Run python -m study.run first.")
     if not 0 <= number < len(trials):
         raise UserError(f"--trial must be between 0 and {len(trials) - 1} in {study.study_name!r}: {number}.")
     if "candidate" not in trials[number].user_attrs:
@@ -197,7 +174,9 @@ def _check_sqlite_file(file: Path, must_exist: bool) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"The folder of the storage cannot be made: {error}. Name another --storage or --out.") from error
+        raise UserError(
+            f"The folder of the storage cannot be made: {error}. Name another --storage or --out."
+        ) from error
     if _file_system(file.parent) in _NETWORK_FILE_SYSTEMS:
         raise UserError(
             f"SQLite cannot lock on a network file system: {str(file)!r}. "

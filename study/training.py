@@ -51,9 +51,11 @@ class TrainingConfig:
     def keeps_snapshot(self, epoch: int) -> bool:
         """Whether the EMA state after `epoch` (from zero) belongs to the kept ones."""
         kept = min(self.n_snapshots, self.epochs)
-        return math.ceil((epoch + 1) * kept / self.epochs) != math.ceil(epoch * kept / self.epochs) if (
-            epoch + 1 < self.epochs
-        ) else kept > 0
+        return (
+            math.ceil((epoch + 1) * kept / self.epochs) != math.ceil(epoch * kept / self.epochs)
+            if (epoch + 1 < self.epochs)
+            else kept > 0
+        )
 
 
 @dataclass(frozen=True)
@@ -222,13 +224,9 @@ class Ema:
 
 
 class _Training:
-    def __init__(
-        self, candidate: Candidate, images: Images, config: TrainingConfig, validation: Images | None
-    ) -> None:
+    def __init__(self, candidate: Candidate, images: Images, config: TrainingConfig, validation: Images | None) -> None:
         self.candidate, self.images, self.config, self.validation = candidate, images, config, validation
-        self.network = build(candidate.architecture, config.seed).to(
-            config.device, memory_format=torch.channels_last
-        )
+        self.network = build(candidate.architecture, config.seed).to(config.device, memory_format=torch.channels_last)
         o = candidate.optimisation
         decayed = [p for p in self.network.parameters() if p.ndim > 1]
         others = [p for p in self.network.parameters() if p.ndim <= 1]

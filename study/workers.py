@@ -188,7 +188,9 @@ def _serve(connection: Connection, setup: WorkerSetup) -> None:
             slot, space, config, cost, images, validation, setup.device, setup.n_loaders, on_start, on_epoch
         )
         study.optimize(objective, n_trials=1, catch=(TrialFailed,), gc_after_trial=True)
-        trial = study._storage.get_trial(study._storage.get_trial_id_from_study_id_trial_number(study._study_id, numbers[0]))
+        trial = study._storage.get_trial(
+            study._storage.get_trial_id_from_study_id_trial_number(study._study_id, numbers[0])
+        )
         if trial.state.name != "FAIL":
             dashboard.publish_trial(study, trial, Path(setup.artifacts))
         values: dict[int, Any] = trial.intermediate_values

@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Runs a study with two workers on a throw-away PostgreSQL server, and checks what it left behind.
+#
+#   scripts/postgres_study.sh --trials 6 --epochs 1 --train-images 200 --val-images 100
+#
+# Takes the options of `python -m study.run`. The server comes from the system's packages, listens on
+# the loopback interface alone, asks for a password, and is gone with its data when the script ends.
+# $PYTHON names the interpreter (default: python).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+python=${PYTHON:-python}
+trials=6
+previous=
+for option in "$@"; do
+  case $option in --trials=*) trials=${option#*=} ;; esac
+  [ "$previous" = --trials ] && trials=$option
+  previous=$option
+done
+
+fail() {
+  echo "error: $1" >&2
+  exit 2
+}
+
+# The newest of the installed versions; Debian keeps them side by side, others have one on the path.
+bin=
+for folder in $(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V) "$(dirname "$(command -v pg_ctl || echo /none/x)")"; do
+  [ -x "$folder/initdb" ] && [ -x "$folder/pg_ctl" ] && bin=$folder
+done
+[ -n "$bin" ] || fail "PostgreSQL is not installed: there is no initdb in /usr/lib/postgresql/*/bin or on the path. \
+Install it, for example with: apt-get install postgresql."
+"$python" -c "import psycopg" 2>/dev/null || fail "The driver psycopg is not installed in $python. \
+Install it with: pip install 'psycopg[binary]'."
+
+# PostgreSQL refuses to run as root.
+as_server=()
+if [ "$(id -u)" -eq 0 ]; then
+  user=postgres
+  id "$user" >/dev/null 2>&1 || user=nobody
+  as_server=(runuser -u "$user" --)
+fi
+
+work=$(mktemp -d)
+server=$(mktemp -d)
+clean_up() {
+  local code=$?
+  trap - EXIT
+  (cd / && "${as_server[@]}" "$bin/pg_ctl" -D "$server/data" -m immediate stop >/dev/null 2>&1) || true
+  rm -rf "$work" "$server"
+  exit "$code"
+}
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+password=$("$python" -c "import secrets; print(secrets.token_hex(16))")
+port=$("$python" -c "import socket; s = socket.socket(); s.bind(('127.0.0.1', 0)); print(s.getsockname()[1])")
+(umask 077 && echo "$password" >"$server/password")
+[ "${#as_server[@]}" -eq 0 ] || chown -R "$user" "$server"
+
+# The servers of root's shell start in a folder that their user may not enter.
+(
+  cd /
+  "${as_server[@]}" "$bin/initdb" -D "$server/data" -U study -A scram-sha-256 --pwfile "$server/password" \
+    --no-sync >"$work/initdb.log" 2>&1 || { cat "$work/initdb.log" >&2; exit 1; }
+  "${as_server[@]}" "$bin/pg_ctl" -D "$server/data" -l "$server/log" -w -t 60 start \
+    -o "-c listen_addresses=127.0.0.1 -c port=$port -c unix_socket_directories= -c fsync=off" >/dev/null ||
+    { cat "$server/log" >&2; exit 1; }
+)
+echo "PostgreSQL $("$bin/postgres" --version | awk '{print $3}') on 127.0.0.1:$port"
+
+export STORAGE="postgresql+psycopg://study:$password@127.0.0.1:$port/postgres"
+run=("$python" -m study.run --trials "$trials" --jobs 2 --study-name postgres --out "$work/out" "$@" --storage "$STORAGE")
+"${run[@]}"
+"${run[@]}" >/dev/null # a finished study stays as it is
+
+"$python" - "$trials" "$@" <<'PYTHON'
+"""Counts what the study holds; anything but exactly N finished slots is an error."""
+
+import os
+import sys
+from collections import Counter
+
+from sqlalchemy import create_engine, text
+
+from study.storage import FINISHED, open_storage
+
+wanted = int(sys.argv[1])
+url = os.environ["STORAGE"]
+[summary] = open_storage(url).get_all_studies()
+trials = open_storage(url).get_all_trials(summary._study_id)
+finished = [trial for trial in trials if trial.state in FINISHED]
+slots = Counter(trial.user_attrs["slot"] for trial in finished)
+with create_engine(url).connect() as connection:
+    states = Counter(connection.execute(text("SELECT state FROM small_cnn_study_slots")).scalars())
+# A trial that starts while others run is the only sign of the second worker.
+at_once = max(
+    sum(other.datetime_start <= trial.datetime_start < other.datetime_complete for other in finished)
+    for trial in finished
+)
+print("trials:", ", ".join(f"{n} {state.name}" for state, n in Counter(t.state for t in trials).items()))
+print(f"slots: {len(slots)} finished of {wanted}, at most {at_once} at once")
+if len(finished) != wanted or sorted(slots) != list(range(wanted)) or states != {"finished": wanted}:
+    sys.exit(f"failed: not exactly {wanted} finished: trials by slot {dict(slots)}, slots {dict(states)}.")
+PYTHON

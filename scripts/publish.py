@@ -1,0 +1,301 @@
+"""Publish a study: copy what is worth keeping from results/runs/<study>/ to results/<name>/.
+
+    python scripts/publish.py                          the default study -> results/dilated/
+    python scripts/publish.py --study-name S --name N  another one
+    python scripts/publish.py --readme                 only rewrite the README's result blocks from results/
+
+Published are `study.json` (configuration and every trial), `trials.csv`, `history.png`, `report.md` and
+the bundles of the best trial and of the reference network. The README's figures come from these files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from study.errors import UserError, run_command
+from study.paths import REPOSITORY, RESULTS, run_dir
+
+README = REPOSITORY / "README.md"
+BUNDLES = ("best", "reference")
+PUBLISHED_REFERENCE_ACCURACY = 0.887
+"""Test accuracy that the reference network was published with."""
+
+COLUMNS = (
+    "trial", "slot", "attempt", "anchor", "state", "val_accuracy", "epochs_run", "params", "receptive_field",
+    "receptive_field_with_pool", "macs", "n_dilated_reductions", "wall_s", "predicted_s", "candidate_id",
+    "architecture_id", "training_seed", "repairs", "reason",
+)  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, prog="python scripts/publish.py", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    from study.options import add_study_options, storage_url, study_name
+    from study.storage import open_study
+
+    add_study_options(parser)
+    parser.add_argument("--name", help="folder in results/ (default: the study's name)")
+    parser.add_argument("--readme", action="store_true", help="only rewrite the README's result blocks")
+    options = parser.parse_args(argv)
+    if not options.readme:
+        name = study_name(options)
+        study = open_study(storage_url(options), name)
+        folder = RESULTS / (options.name or name)
+        if folder.resolve() == (RESULTS / "runs").resolve():
+            raise UserError("--name must not be 'runs': unpublished studies live there. Choose another.")
+        publish(study, run_dir(name, options.out), folder)
+        print(f"Published to {folder}")
+    if update_readme():
+        print(f"Rewrote the result blocks of {README}")
+    return 0
+
+
+def publish(study: Any, run: Path, folder: Path) -> None:
+    """Writes the record of `study`, whose folder is `run`, into `folder`."""
+    from study.report import write_report
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [_row(trial) for trial in study.get_trials(deepcopy=False)]
+    record = {
+        "command": "python -m study.run --trials "
+        f"{sum(row['state'] in ('COMPLETE', 'PRUNED') for row in rows)} && python -m study.retrain && "
+        "python scripts/publish.py",
+        "study": study.study_name,
+        "config": study.user_attrs["config"],
+        "target_accuracy": study.user_attrs["target_accuracy"],
+        "hardware": study.user_attrs["hardware"],
+        "versions": study.user_attrs["versions"],
+        "cost_model": study.user_attrs["cost_model"],
+        "created": study.user_attrs["created"],
+        "trials": [
+            {
+                **row,
+                "parameters": trial.params,
+                "val_accuracy_by_epoch": [trial.intermediate_values[e] for e in sorted(trial.intermediate_values)],
+                "candidate": trial.user_attrs.get("candidate"),
+            }
+            for row, trial in zip(rows, study.get_trials(deepcopy=False), strict=True)
+        ],
+    }
+    (folder / "study.json").write_text(json.dumps(record, indent=1) + "\n")
+    with (folder / "trials.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, "repairs": "; ".join(row["repairs"] or ())} for row in rows)
+    _, markdown = write_report(study, run)
+    shutil.copyfile(markdown, folder / "report.md")
+    draw_history(record, folder / "history.png")
+    for name in BUNDLES:
+        if (run / name / "metrics.json").exists():
+            shutil.rmtree(folder / name, ignore_errors=True)
+            shutil.copytree(run / name, folder / name)
+
+
+def _row(trial: Any) -> dict[str, Any]:
+    attrs, values = trial.user_attrs, trial.intermediate_values
+    known = {name: attrs.get(name) for name in COLUMNS}
+    return {
+        **known,
+        "trial": trial.number,
+        "state": trial.state.name,
+        "val_accuracy": trial.value if trial.value is not None else (values[max(values)] if values else None),
+        "epochs_run": len(values),
+    }
+
+
+def draw_history(record: dict[str, Any], file: Path) -> None:
+    """Trials in order with the best so far, and accuracy against parameters."""
+    from matplotlib.figure import Figure
+
+    trials = [trial for trial in record["trials"] if trial["state"] in ("COMPLETE", "PRUNED")]
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    complete = [trial for trial in trials if trial["state"] == "COMPLETE"]
+    kinds = {
+        "pruned": ("#b8b8b8", "x", [t for t in trials if t["state"] == "PRUNED"]),
+        "complete, strided": ("#1f77b4", "o", [t for t in complete if not t["n_dilated_reductions"]]),
+        "complete, dilated reduction": ("#d95f02", "D", [t for t in complete if t["n_dilated_reductions"]]),
+    }
+    order = {trial["trial"]: index + 1 for index, trial in enumerate(trials)}
+    for label, (colour, marker, chosen) in kinds.items():
+        accuracy = [100 * trial["val_accuracy"] for trial in chosen]
+        left.scatter([order[t["trial"]] for t in chosen], accuracy, c=colour, marker=marker, s=26, label=label)
+        right.scatter([trial["params"] / 1000 for trial in chosen], accuracy, c=colour, marker=marker, s=26)
+    best, steps = 0.0, []
+    for trial in trials:
+        if trial["state"] == "COMPLETE":
+            best = max(best, trial["val_accuracy"])
+        steps.append(100 * best if best else float("nan"))
+    left.step(range(1, len(trials) + 1), steps, where="post", color="#444444", linewidth=1, label="best so far")
+    left.set(xlabel="finished trial", ylabel="validation accuracy, %", title="Search")
+    right.set(xlabel="parameters, thousands", title="Size against accuracy")
+    right.axvline(record["config"]["limits"]["max_params"] / 1000, color="#888888", linestyle=":", linewidth=1)
+    left.legend(fontsize=8, loc="lower right")
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=130, metadata={"Software": None})
+
+
+def update_readme(readme: Path = README) -> bool:
+    """Rewrites every block between `<!-- results:NAME -->` and `<!-- end -->`; True if anything changed."""
+    text = readme.read_text()
+    parts = text.split("<!-- results:")
+    new = parts[0]
+    for part in parts[1:]:
+        name, rest = part.split(" -->", 1)
+        _, after = rest.split("<!-- end -->", 1)
+        new += f"<!-- results:{name} -->\n{readme_block(name)}\n<!-- end -->{after}"
+    if new != text:
+        readme.write_text(new)
+    return new != text
+
+
+def readme_block(name: str) -> str:
+    """The README's block `name`, from the files in results/.
+
+    Raises:
+        KeyError: No block has that name.
+    """
+    return {"headline": _headline, "study": _study, "benchmarks": _benchmarks, "fidelity": _fidelity, "audit": _audit}[
+        name
+    ]()
+
+
+def _load(*parts: str) -> Any:
+    file = RESULTS.joinpath(*parts)
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}%"
+
+
+def _accuracy(metrics: dict[str, Any]) -> str:
+    n = len(metrics["seeds"])
+    if n == 1:
+        return f"**{_percent(metrics['test_accuracy_mean'])}** (1 seed)"
+    return f"**{_percent(metrics['test_accuracy_mean'])}** ± {100 * metrics['test_accuracy_std']:.2f} ({n} seeds)"
+
+
+def _machine(hardware: dict[str, Any]) -> str:
+    return str(hardware.get("gpu") or f"{hardware['n_cores']} cores of {hardware['cpu']}")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _headline() -> str:
+    head = ("network", "test accuracy", "parameters", "receptive field", "MACs", "epochs", "trained on", "time", "file")
+    rows = []
+    for bundle, title in (("best", "best of the study"), ("reference", "reference network, same schedule")):
+        m = _load("dilated", bundle, "metrics.json")
+        if m is None:
+            continue
+        sizes = (f"{m['params']:,}", str(m["receptive_field"]), f"{m['macs'] / 1e6:.1f} M", str(m["epochs"]))
+        place = (
+            _machine(m["hardware"]),
+            f"{m['wall_s'] / 60:.0f} min",
+            f"[metrics](results/dilated/{bundle}/metrics.json)",
+        )
+        rows.append((title, _accuracy(m), *sizes, *place))
+    published = _percent(PUBLISHED_REFERENCE_ACCURACY)
+    rows.append(("reference network, as published", published, "175,696", "47", "18.6 M", "", "", "", ""))
+    return _table(head, rows)
+
+
+def _study() -> str:
+    record = _load("dilated", "study.json")
+    trials, config = record["trials"], record["config"]
+    complete = [trial for trial in trials if trial["state"] == "COMPLETE"]
+    pruned = [trial for trial in trials if trial["state"] == "PRUNED"]
+    n_failed = sum(trial["state"] == "FAIL" for trial in trials)
+    spent = sum(trial["epochs_run"] for trial in complete + pruned)
+    possible = config["epochs"] * len(complete + pruned)
+    minutes = sum(trial["wall_s"] or 0 for trial in trials) / 60
+    anchors = {trial["anchor"]: trial for trial in complete if trial["anchor"]}
+    best = max(complete, key=lambda trial: trial["val_accuracy"])
+    dilated = max((t for t in complete if t["n_dilated_reductions"]), key=lambda t: t["val_accuracy"], default=None)
+    text = (
+        f"{len(complete)} trials complete, {len(pruned)} pruned, {n_failed} failed; {spent} of {possible} epochs spent; "
+        f"{minutes:.0f} minutes on {_machine(record['hardware'])}. Trials are short on purpose ({config['epochs']} epochs "
+        f"of {config['train_images']:,} images): their accuracies rank candidates and say nothing about a full training."
+    )
+    named = [("best", best), ("best that reduces by a dilated convolution", dilated)]
+    named += [("the space's default", anchors.get("default")), ("the reference network", anchors.get("reference"))]
+    rows = [
+        (
+            f"{title} (trial {trial['trial']})",
+            _percent(trial["val_accuracy"]),
+            f"{trial['params']:,}",
+            str(trial["receptive_field"]),
+            f"{trial['macs'] / 1e6:.1f} M",
+        )
+        for title, trial in named
+        if trial is not None
+    ]
+    return f"{text}\n\n" + _table(("trial", "validation accuracy", "parameters", "receptive field", "MACs"), rows)
+
+
+def _benchmarks() -> str:
+    rows = []
+    for file in sorted((RESULTS / "benchmarks").glob("*.json")):
+        b = json.loads(file.read_text())
+        sides = [f"{_spread(b[side])} {b['unit']}" for side in ("ours", "peer")]
+        rows.append(
+            (b["title"], *sides, f"**{b['ratio']:.2f}**", b["goal"], _machine(b["hardware"]), f"`{b['command']}`")
+        )
+    return _table(("benchmark", "ours", "peer", "ratio", "goal", "machine", "command"), rows)
+
+
+def _spread(side: dict[str, Any]) -> str:
+    return f"{side['median']:,.0f} ({side['min']:,.0f} to {side['max']:,.0f})"
+
+
+def _fidelity() -> str:
+    found = _load("fidelity", "dilated.json")
+    if found is None or found["spearman"] is None:
+        return "Not measured yet."
+    short, fuller = (f"{found[k]['epochs']} epochs of {found[k]['train_images']:,} images" for k in ("short", "fuller"))
+    low, high = found["spearman_interval_95"]
+    return (
+        f"Spearman's rank correlation between the validation accuracy of trials ({short}) and that of a fuller training "
+        f"of the same candidates ({fuller}): **{found['spearman']:.2f}** over {len(found['candidates'])} candidates "
+        f"(95% bootstrap interval {low:.2f} to {high:.2f}; `{found['command']}`)."
+    )
+
+
+def _audit() -> str:
+    rows = []
+    for file in sorted((RESULTS / "audit").glob("*.json")):
+        a = json.loads(file.read_text())
+        share = a["params_share"]
+        rows.append(
+            (
+                f"{a['space']}, < {a['limits']['max_params']:,} parameters",
+                f"{a['n']:,}",
+                str(a["n_infeasible"]),
+                f"{100 * a['distinct']:.1f}%",
+                f"{share['min']:.2f} to {share['max']:.2f}",
+                f"{100 * a['repaired']:.1f}%",
+                f"{100 * a['decoded']['dilated reduction']:.1f}%",
+            )
+        )
+    head = ("space, limit", "samples", "infeasible", "distinct", "share of the budget", "repaired", "dilated reduction")
+    return _table(head, rows)
+
+
+if __name__ == "__main__":
+    run_command(main)
