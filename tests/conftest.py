@@ -1,0 +1,49 @@
+"""What all tests share: fixed seeds, one thread, tiny made data."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from study.data import FOLDER, Images
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the user, so that no test reads or writes the real one."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    return cache
+
+
+@pytest.fixture(scope="session")
+def tiny_images() -> Images:
+    """200 made images of 10 classes that colour alone tells apart: uint8 [200, 32, 32, 3]."""
+    rng = np.random.default_rng(0)
+    colours = rng.permutation([[r, g, b] for r in (40, 128, 215) for g in (40, 215) for b in (40, 215)])[:10]
+    labels = np.arange(200) % 10
+    noise = rng.normal(0, 15, (200, 32, 32, 3))
+    pixels = np.clip(colours[labels][:, None, None, :] + noise, 0, 255).astype(np.uint8)
+    return Images(pixels, labels.astype(np.int64))
+
+
+@pytest.fixture(scope="session")
+def cifar10_folder() -> str:
+    """The folder with the real data set, from $STUDY_DATA; nothing is downloaded for a test."""
+    folder = os.environ.get("STUDY_DATA")
+    if not folder or not (Path(folder) / FOLDER).is_dir():
+        pytest.skip(f"$STUDY_DATA names no folder that contains {FOLDER}")
+    return folder

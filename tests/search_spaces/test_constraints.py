@@ -1,0 +1,179 @@
+"""Every limit has a case that just meets it and one that just breaks it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from search_spaces.architecture import Architecture, Conv, Residual
+from search_spaces.constraints import Clock, Constraint, InfeasibleError, Limits, certify, check
+from search_spaces.cost import CostModel, Work
+from search_spaces.reference import REFERENCE_ARCHITECTURE
+
+
+def _constraint(
+    name: str, architecture: Architecture, limits: Limits, clock: Clock | None = None
+) -> Constraint:
+    return next(c for c in check(architecture, limits, clock) if c.name == name)
+
+
+def _pointwise(first: int, second: int) -> Architecture:
+    """(first + 1) * (second + 1) - 1 parameters."""
+    layers = tuple(Conv(out, kernel=1, norm=False, activation=False) for out in (first, second))
+    return Architecture(layers, in_channels=1, n_classes=1)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "params", "value"),
+    [(_pointwise(399, 499), 199_999, 0), (_pointwise(488, 408), 200_000, 1)],
+)
+def test_parameters_stay_strictly_below(architecture: Architecture, params: int, value: int) -> None:
+    found = _constraint("parameters", architecture, Limits(max_params=200_000))
+    assert architecture.params == params
+    assert found.value == value
+    assert found.feasible == (params < 200_000)
+    assert ("200,000 parameters, not below 200,000" in found.reason) == (not found.feasible)
+
+
+class _Sees44(Architecture):
+    receptive_field = 44  # no odd kernels give an even field
+
+
+@pytest.mark.parametrize(
+    ("architecture", "field", "value"),
+    [
+        (Architecture((Conv(1),) * 22), 45, 0),
+        (_Sees44((Conv(1),)), 44, 1),
+        (Architecture((Conv(1),) * 21), 43, 2),
+    ],
+)
+def test_receptive_field_stays_strictly_above(architecture: Architecture, field: int, value: int) -> None:
+    found = _constraint("receptive_field", architecture, Limits(min_receptive_field=44))
+    assert architecture.receptive_field == field
+    assert found.value == value
+    assert found.feasible == (field > 44)
+    assert (f"receptive field {field}, not above 44" in found.reason) == (not found.feasible)
+
+
+@pytest.mark.parametrize(
+    ("conv", "feasible"),
+    [
+        (Conv(4, dilation=2), True),
+        (Conv(4, dilation=2, padded=False), True),
+        (Conv(4, dilation=2, separable=True), True),
+        (Conv(4, kernel=1, dilation=2), False),  # dilates nothing
+        (Conv(4), False),
+    ],
+)
+def test_a_dilated_convolution_is_needed(conv: Conv, feasible: bool) -> None:
+    for layer in (conv, Residual((conv,))) if conv.padded else (conv,):
+        found = _constraint("dilated_convolution", Architecture((Conv(4), layer)), Limits())
+        assert found.feasible == feasible
+        assert bool(found.reason) != feasible
+
+
+@pytest.mark.parametrize(
+    ("conv", "feasible"),
+    [(Conv(4, separable=True), True), (Conv(4, kernel=1, separable=True), False), (Conv(4), False)],
+)
+def test_a_separable_convolution_is_needed(conv: Conv, feasible: bool) -> None:
+    found = _constraint("depthwise_separable_convolution", Architecture((conv,)), Limits())
+    assert found.feasible == feasible
+    assert bool(found.reason) != feasible
+
+
+@pytest.mark.parametrize(
+    ("conv", "value"),
+    [
+        (Conv(4, dilation=31), 0),
+        (Conv(4, dilation=32), 1),
+        (Conv(4, kernel=5, dilation=15), 0),
+        (Conv(4, kernel=5, dilation=16), 1),
+        (Conv(4, kernel=5, dilation=16, separable=True), 1),
+        (Conv(4, kernel=1, dilation=99), 0),
+        (Conv(4, dilation=15, padded=False), 0),  # unpadded: the map's size takes care of it
+    ],
+)
+def test_dilated_taps_land_inside_the_map(conv: Conv, value: int) -> None:
+    found = _constraint("dilation_reach", Architecture((conv,)), Limits())
+    assert found.value == value
+    assert bool(found.reason) == (value > 0)
+
+
+def test_dilation_reach_looks_at_the_map_before_the_convolution() -> None:
+    later = Architecture((Conv(4, stride=2), Conv(4, dilation=16)))
+    found = _constraint("dilation_reach", later, Limits())
+    assert found.value == 1
+    assert found.reason == "dilation 16 reaches 16 pixels out of a map of 16"
+
+
+def test_multiply_accumulates_stay_strictly_below() -> None:
+    macs = REFERENCE_ARCHITECTURE.macs
+    assert _constraint("macs", REFERENCE_ARCHITECTURE, Limits(max_macs=macs + 1)).value == 0
+    broken = _constraint("macs", REFERENCE_ARCHITECTURE, Limits(max_macs=macs))
+    assert broken.value == 1
+    assert f"{macs:,} multiply-accumulates" in broken.reason
+    assert "macs" not in {c.name for c in check(REFERENCE_ARCHITECTURE, Limits())}
+
+
+def _clock(**prices: float) -> Clock:
+    free = {field.name: 0.0 for field in dataclasses.fields(CostModel) if field.name != "device"}
+    return Clock(CostModel(**{**free, **prices}, device="made"), n_train=128, n_val=0)
+
+
+def test_epoch_seconds_stay_strictly_below() -> None:
+    clock = _clock(image_s=0.25)  # 128 images: 32 s, exactly
+    assert clock.epoch_s(REFERENCE_ARCHITECTURE) == 32.0
+    assert _constraint("epoch_s", REFERENCE_ARCHITECTURE, Limits(max_epoch_s=32.001), clock).feasible
+    for limit in (32.0, 31.999):
+        broken = _constraint("epoch_s", REFERENCE_ARCHITECTURE, Limits(max_epoch_s=limit), clock)
+        assert not broken.feasible
+        assert broken.reason == f"predicted 32.0 s an epoch, not below {limit:g} s"
+    assert "epoch_s" not in {c.name for c in check(REFERENCE_ARCHITECTURE, Limits(max_epoch_s=1.0))}
+
+
+def test_cost_prices_each_class_of_operation() -> None:
+    unit = Architecture((Conv(8, separable=True),), in_channels=4, image_size=6)
+    work = Work.of(unit)
+    assert work.depthwise_macs == 4 * 9 * 36
+    assert work.depthwise_other_macs == 0
+    assert work.dense_macs == 4 * 8 * 36 + 8 * 10
+    assert work.activations == 2 * 8 * 36 + 8  # norm, ReLU, pool
+    assert work.n_operations == 6
+    assert _clock(dense_mac_s=1).epoch_s(unit) == 128 * work.dense_macs
+    assert _clock(depthwise_mac_s=1).epoch_s(unit) == 128 * work.depthwise_macs
+    assert _clock(activation_s=1).epoch_s(unit) == 128 * work.activations
+    assert _clock(operation_s=1).epoch_s(unit) == work.n_operations  # once per batch of 128
+
+
+@pytest.mark.parametrize("conv", [Conv(8, kernel=5, separable=True), Conv(8, dilation=2, separable=True)])
+def test_larger_or_dilated_depthwise_convolutions_have_their_own_price(conv: Conv) -> None:
+    architecture = Architecture((conv,), in_channels=4, image_size=6)
+    work = Work.of(architecture)
+    assert work.depthwise_macs == 0
+    assert work.depthwise_other_macs == 4 * conv.kernel**2 * 36
+    assert _clock(depthwise_other_mac_s=1).epoch_s(architecture) == 128 * work.depthwise_other_macs
+
+
+def test_validation_is_cheaper_and_not_augmented() -> None:
+    cost = dataclasses.replace(
+        _clock(dense_mac_s=1e-9, depthwise_mac_s=1e-9, depthwise_other_mac_s=1e-9).cost, image_s=1.0
+    )
+    train_only = cost.epoch_seconds(REFERENCE_ARCHITECTURE, 1)
+    both = cost.epoch_seconds(REFERENCE_ARCHITECTURE, 1, 1)
+    assert both - train_only == pytest.approx(0.3 * REFERENCE_ARCHITECTURE.macs * 1e-9)
+    assert CostModel.from_json(cost.to_json()) == cost
+
+
+def test_certify_raises_every_broken_limit() -> None:
+    assert all(c.feasible for c in certify(REFERENCE_ARCHITECTURE, Limits()))
+    with pytest.raises(InfeasibleError) as caught:
+        certify(Architecture((Conv(16),)), Limits(max_params=100))
+    assert [c.name for c in caught.value.broken] == [
+        "parameters",
+        "receptive_field",
+        "dilated_convolution",
+        "depthwise_separable_convolution",
+    ]
+    assert "receptive field 3, not above 44" in str(caught.value)

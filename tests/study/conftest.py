@@ -1,0 +1,78 @@
+"""Made data in CIFAR-10's place, for tests that run whole commands."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from study.data import FOLDER, load_test, load_train
+
+N_TRAIN, N_TEST = 6_000, 300
+"""Enough for the fixed 5,000 to validate on and 1,000 to train on."""
+
+
+@pytest.fixture(scope="session")
+def _made_cifar10(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment in which every process finds made images where the data set would be.
+
+    The original files' checksums cannot be met by made ones, so the images are put where a real data set
+    would be found decoded: in the user's cache.
+    """
+    root = tmp_path_factory.mktemp("made")
+    folder = root / "data" / FOLDER
+    folder.mkdir(parents=True)
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        (folder / name).write_bytes(b"made")
+    environment = {"STUDY_DATA": str(root / "data"), "XDG_CACHE_HOME": str(root / "cache")}
+
+    class Made:
+        def __init__(self, root: str, train: bool) -> None:
+            rng = np.random.default_rng(int(train))
+            self.targets = [index % 10 for index in range(N_TRAIN if train else N_TEST)]
+            colours = np.random.default_rng(7).integers(0, 256, (10, 1, 1, 3))
+            noise = rng.normal(0, 30, (len(self.targets), 32, 32, 3))
+            self.data = np.clip(colours[self.targets] + noise, 0, 255).astype(np.uint8)
+
+    with pytest.MonkeyPatch.context() as patch:
+        import torchvision.datasets
+
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.setattr(torchvision.datasets, "CIFAR10", Made)
+        assert len(load_train()) == N_TRAIN
+        assert len(load_test()) == N_TEST
+    return environment
+
+
+@pytest.fixture
+def made_cifar10(_made_cifar10: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the made data set; this process and those it starts use it."""
+    for name, value in _made_cifar10.items():
+        monkeypatch.setenv(name, value)
+    return Path(_made_cifar10["STUDY_DATA"])
+
+
+@pytest.fixture(scope="session")
+def made_study(_made_cifar10: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a finished study of three trials on the made data, with its best trial retrained."""
+    from study import retrain, run
+
+    out = tmp_path_factory.mktemp("study")
+    before = dict(os.environ)
+    os.environ.update(_made_cifar10)
+    try:
+        assert run.main(["--trials", "3", *TINY, "--out", str(out)]) == 0
+        assert retrain.main(["--epochs", "2", "--train-images", "300", "--out", str(out)]) == 0
+        yield out
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+TINY: list[Any] = ["--train-images", "200", "--val-images", "100", "--epochs", "1", "--device", "cpu"]
+"""Options of a study that takes seconds."""

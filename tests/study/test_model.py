@@ -1,0 +1,170 @@
+"""The builder, and what is read off a built module."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from search_spaces.architecture import Architecture, Conv, Layer, Residual
+from search_spaces.constraints import InfeasibleError, Limits
+from search_spaces.reference import REFERENCE_ARCHITECTURE
+from study.data import MEAN, STD
+from study.model import (
+    Deployable,
+    DepthwiseConv2d,
+    ResidualBlock,
+    build,
+    certify_module,
+    count_params,
+    measure_receptive_field,
+)
+from study.training import normalise
+
+SMALL = Architecture(
+    (
+        Conv(8, stride=2),
+        Residual((Conv(8), Conv(8, separable=True, bias=True, activation=False))),
+        Conv(12, dilation=2),
+    )
+)
+
+
+def test_frozen_parameters_count() -> None:
+    module = nn.Conv2d(3, 8, 3).requires_grad_(False)
+    assert count_params(module) == 3 * 8 * 9 + 8
+
+
+def test_shared_parameters_count_once() -> None:
+    first, second = nn.Linear(10, 10, bias=False), nn.Linear(10, 10, bias=False)
+    assert count_params(nn.Sequential(first, second)) == 200
+    second.weight = first.weight
+    assert count_params(nn.Sequential(first, second)) == 100
+
+
+def test_buffers_count_unless_they_are_running_statistics() -> None:
+    norm = nn.BatchNorm2d(8)
+    assert count_params(norm) == 16
+    module = nn.Sequential(norm, nn.Conv2d(8, 1, 1, bias=False))
+    module.register_buffer("table", torch.zeros(5, 7))
+    assert count_params(module) == 16 + 8 + 35
+
+
+@pytest.mark.parametrize(
+    ("layers", "field"),
+    [
+        ((Conv(4),), 3),
+        ((Conv(4, kernel=5, dilation=3),), 13),
+        ((Conv(4, stride=2), Conv(4, stride=2), Conv(4)), 15),
+        ((Conv(4, dilation=8, padded=False), Conv(4)), 19),
+        ((Conv(4), Residual((Conv(4), Conv(4, dilation=2, activation=False)))), 9),
+        ((Conv(4, separable=True, kernel=5), Conv(4, kernel=1)), 5),
+    ],
+)
+def test_measured_receptive_field_of_known_cases(layers: tuple[Layer, ...], field: int) -> None:
+    architecture = Architecture(layers)
+    network = build(architecture)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert measure_receptive_field(network, architecture) == field
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_the_receptive_field_is_that_of_the_module_not_of_the_description() -> None:
+    described = Architecture((Conv(4), Conv(4, dilation=3)))
+    network = build(Architecture((Conv(4), Conv(4, dilation=2))))
+    assert described.receptive_field == 9
+    assert measure_receptive_field(network, described) == 7
+
+
+def _broken(network: nn.Module, limits: Limits | None = None) -> set[str]:
+    with pytest.raises(InfeasibleError) as caught:
+        certify_module(network, REFERENCE_ARCHITECTURE, limits or Limits())  # type: ignore[arg-type]
+    return {constraint.name for constraint in caught.value.broken}
+
+
+def test_certify_module_passes_what_it_should() -> None:
+    certify_module(build(REFERENCE_ARCHITECTURE), REFERENCE_ARCHITECTURE, Limits())
+    certify_module(build(REFERENCE_ARCHITECTURE), REFERENCE_ARCHITECTURE, Limits(max_params=175_697))
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(4)])
+def test_certify_module_catches_pooling(pool: nn.Module) -> None:
+    network = build(REFERENCE_ARCHITECTURE)
+    network.layers.insert(6, pool)
+    assert _broken(network) == {"pooling"}
+
+
+def test_certify_module_catches_too_many_parameters() -> None:
+    assert _broken(build(REFERENCE_ARCHITECTURE), Limits(max_params=175_696)) == {"parameters"}
+    network = build(REFERENCE_ARCHITECTURE)
+    network.register_buffer("table", torch.zeros(30_000))
+    assert _broken(network) == {"parameters", "analytic_parameters"}
+
+
+def test_certify_module_catches_missing_convolutions() -> None:
+    plain = build(Architecture((Conv(8), Conv(8))))
+    assert _broken(plain) == {"dilated_convolution", "depthwise_separable_convolution", "analytic_parameters"}
+
+
+def test_depthwise_runs_in_float32_under_cpu_autocast() -> None:
+    conv = DepthwiseConv2d(16, 5, 1, 4, 2, bias=True)
+    x = torch.randn(2, 16, 16, 16)
+    wanted = conv(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = conv(x)
+        from_half = conv(x.bfloat16())
+        plain = nn.functional.conv2d(x, conv.weight, conv.bias, 1, 4, 2, 16)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, wanted)
+    assert from_half.dtype == torch.float32
+    assert (from_half - wanted).abs().max() < 0.05
+    assert plain.dtype == torch.bfloat16  # so the module's own handling is what the test sees
+
+
+def test_the_network_under_autocast_is_close_to_float32() -> None:
+    network = build(SMALL, seed=0).eval()
+    x = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        wanted = network(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = network(x).float()
+    assert (found - wanted).abs().max() < 0.05 * wanted.abs().max()
+
+
+def test_a_seed_decides_the_weights_and_leaves_the_generator_alone() -> None:
+    torch.manual_seed(1)
+    wanted = torch.rand(1)
+    torch.manual_seed(1)
+    first = build(SMALL, seed=5)
+    assert torch.equal(torch.rand(1), wanted)
+    again, other = build(SMALL, seed=5), build(SMALL, seed=6)
+    assert torch.equal(first.classifier.weight, again.classifier.weight)
+    assert not torch.equal(first.classifier.weight, other.classifier.weight)
+
+
+def test_residual_blocks_start_as_the_identity() -> None:
+    network = build(SMALL, seed=0)
+    block = next(module for module in network.modules() if isinstance(module, ResidualBlock))
+    x = torch.rand(2, 8, 16, 16)
+    assert torch.equal(block(x.clone()), x)
+
+
+def test_the_classifier_sees_the_global_average() -> None:
+    network = build(SMALL, seed=0).eval()
+    x = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        logits, features = network(x), network.layers(x)
+        wanted = features.mean((2, 3)) @ network.classifier.weight[:, :, 0, 0].T
+    assert logits.shape == (3, 10)
+    torch.testing.assert_close(logits, wanted)
+
+
+def test_deployable_normalises_as_training_does() -> None:
+    network = build(SMALL, seed=0).eval()
+    pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        found = Deployable(network).eval()(pixels.permute(0, 3, 1, 2).float() / 255)
+        wanted = network(normalise(pixels))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    by_hand = (pixels[0, 0, 0, 2].item() / 255 - MEAN[2]) / STD[2]
+    assert normalise(pixels)[0, 2, 0, 0].item() == pytest.approx(by_hand, abs=1e-5)

@@ -1,0 +1,168 @@
+"""Retraining: resumed exactly, tested after the last step, told honestly."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from study import data, retrain
+from study.errors import UserError
+from study.paths import REPOSITORY
+
+SMALL = ["--reference", "--epochs", "2", "--train-images", "256", "--device", "cpu"]
+
+
+def metrics(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_best_trial_has_a_whole_bundle(made_study: Path, made_cifar10: Path, capsys: pytest.CaptureFixture[str]):
+    from study.bundle import FILES
+
+    found = metrics(made_study / "best")
+    assert {file.name for file in (made_study / "best").iterdir()} == set(FILES)
+    keys = (
+        "candidate_id params receptive_field macs epochs seeds test_accuracy test_accuracy_mean test_accuracy_std "
+        "shipped_seed test_accuracy_shipped train_accuracy target_accuracy target_met device wall_s versions commit"
+    )
+    assert set(keys.split()) <= set(found)
+    assert found["test_accuracy"] == [found["test_accuracy_shipped"]]
+    assert found["target_met"] == (found["test_accuracy_mean"] > found["target_accuracy"])
+    assert found["params"] < 200_000
+    assert found["receptive_field"] > 44
+
+    assert retrain.main(["--evaluate", str(made_study / "best"), "--device", "cpu"]) == 0
+    assert "The same" in capsys.readouterr().out
+
+
+def test_evaluate_notices_other_weights(made_study: Path, made_cifar10: Path, tmp_path: Path):
+    import shutil
+
+    folder = tmp_path / "bundle"
+    shutil.copytree(made_study / "best", folder)
+    record = metrics(folder)
+    record["test_accuracy_shipped"] += 0.01
+    (folder / "metrics.json").write_text(json.dumps(record))
+    assert retrain.main(["--evaluate", str(folder), "--device", "cpu"]) == 1
+
+
+def test_no_test_image_before_the_last_step(made_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    events = []
+    step, load = torch.optim.SGD.step, data.load_test
+
+    def noted_step(self, *args, **kwargs):
+        events.append("step")
+        return step(self, *args, **kwargs)
+
+    def noted_load(*args):
+        events.append("test")
+        return load(*args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", noted_step)
+    monkeypatch.setattr(data, "load_test", noted_load)
+    retrain.main([*SMALL, "--seeds", "2", "--out", str(tmp_path)])
+    assert events.count("test") == 1
+    assert events.index("test") == len(events) - 1
+    assert events.count("step") == 2 * 2 * (256 // 128)
+
+
+def test_stopped_and_resumed_equals_uninterrupted(made_cifar10: Path, tmp_path: Path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    arguments = ["--reference", "--epochs", "3", "--train-images", "640", "--device", "cpu"]
+    retrain.main([*arguments, "--out", str(whole)])
+
+    command = [sys.executable, "-m", "study.retrain", *arguments, "--out", str(stopped)]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "epoch 1/3" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stdout.read()
+    assert process.wait() == 130
+    assert "goes on" in rest
+    saved = list((stopped / "checkpoints").glob("*.pt"))
+    assert len(saved) == 1
+    assert not (stopped / "reference").exists()
+
+    assert retrain.main([*arguments, "--out", str(stopped)]) == 0
+    one, other = (torch.load(f / "reference" / "weights.pt", weights_only=True) for f in (whole, stopped))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert metrics(whole / "reference")["test_accuracy"] == metrics(stopped / "reference")["test_accuracy"]
+
+
+def test_repeated_command_neither_trains_nor_tests_again(
+    made_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    retrain.main([*SMALL, "--out", str(tmp_path)])
+    first = metrics(tmp_path / "reference")
+    from study import training
+
+    def never(*args, **kwargs):
+        raise AssertionError("tested twice")
+
+    monkeypatch.setattr(training, "evaluate", never)
+    started = time.monotonic()
+    retrain.main([*SMALL, "--out", str(tmp_path)])
+    assert metrics(tmp_path / "reference")["test_accuracy"] == first["test_accuracy"]
+    assert time.monotonic() - started < 60
+
+
+def test_seeds_in_parallel_equal_seeds_in_turn(made_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("study.calibration.n_cores", lambda: 2)
+    for jobs in ("1", "2"):
+        retrain.main([*SMALL, "--seeds", "2", "--jobs", jobs, "--out", str(tmp_path / jobs)])
+    one, two = metrics(tmp_path / "1" / "reference"), metrics(tmp_path / "2" / "reference")
+    assert one["seeds"] == two["seeds"] == [0, 1]
+    assert one["test_accuracy_std"] is not None
+    # Two threads may add up in another order than one; the seeds themselves must not be mixed up.
+    np.testing.assert_allclose(one["test_accuracy"], two["test_accuracy"], atol=0.1)
+
+
+def test_damaged_checkpoint_starts_the_seed_anew(made_cifar10: Path, tmp_path: Path, capsys):
+    retrain.main([*SMALL, "--out", str(tmp_path)])
+    (file,) = (tmp_path / "checkpoints").glob("*.pt")
+    file.write_bytes(file.read_bytes()[:1000])
+    assert retrain.main([*SMALL, "--out", str(tmp_path)]) == 0
+    assert "starts anew" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--epochs", "0"], "--epochs must be at least 1: 0"),
+        (["--seeds", "0"], "--seeds must be at least 1: 0"),
+        (["--target-accuracy", "85"], "For 85% write 0.85"),
+        (["--train-images", "60000"], "between 10 and 50,000"),
+        (["--out", "nowhere"], "There is no study"),
+        (["--evaluate", "nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_get_one_line(arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        retrain.main(arguments)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_trial_that_is_not_there(made_study: Path, made_cifar10: Path):
+    with pytest.raises(UserError, match="--trial must be between 0 and 2"):
+        retrain.main(["--trial", "9", "--out", str(made_study)])
+
+
+def test_exit_code_of_a_mistake(tmp_path: Path):
+    command = [sys.executable, "-m", "study.retrain", "--out", str(tmp_path / "none")]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=dict(os.environ), check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: There is no study")
+    assert done.stderr.count("\n") == 1

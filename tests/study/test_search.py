@@ -1,0 +1,265 @@
+"""Pruning as a table of stops, samplers that a restart cannot change, and seeds."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from search_spaces import DEFAULT_SPACE, SPACES, get_space
+from search_spaces.constraints import Limits
+from study.errors import UserError
+from study.search import (
+    N_STARTUP_TRIALS,
+    PRUNERS,
+    SAMPLERS,
+    check_names,
+    make_pruner,
+    make_sampler,
+    sampler_seed,
+    suggest,
+    training_seed,
+)
+from study.storage import open_storage
+
+EPOCHS = 9  # the first three never prune
+
+LIVE = {
+    # the live trial's curve, scripted as its validation accuracy after each epoch
+    "best": [0.30, 0.45, 0.60, 0.70, 0.76, 0.80, 0.84, 0.86, 0.88],
+    "good": [0.20, 0.35, 0.48, 0.575, 0.64, 0.685, 0.72, 0.745, 0.765],
+    "middling": [0.18, 0.30, 0.43, 0.53, 0.58, 0.62, 0.65, 0.67, 0.69],
+    "hopeless": [0.10, 0.10, 0.10, 0.10, 0.10, 0.10, 0.10, 0.10, 0.10],
+    "fades late": [0.30, 0.45, 0.60, 0.70, 0.60, 0.40, 0.30, 0.20, 0.10],
+}
+
+# Epoch, from zero, after which the live trial is pruned; None: it runs to its end.
+STOPS = {
+    "percentile": {"best": None, "good": 3, "middling": 3, "hopeless": 3, "fades late": 6},
+    "median": {"best": None, "good": None, "middling": 3, "hopeless": 3, "fades late": 7},
+    "halving": {"best": None, "good": 3, "middling": 3, "hopeless": 3, "fades late": None},
+    "hyperband": {"best": None, "good": 3, "middling": 3, "hopeless": 3, "fades late": None},
+    "none": {"best": None, "good": None, "middling": None, "hopeless": None, "fades late": None},
+}
+
+
+def history_curve(rank: int) -> list[float]:
+    """One of eight finished trials, the better the higher the rank: at every epoch 0.01 apart."""
+    shape = [0.20, 0.34, 0.48, 0.58, 0.63, 0.67, 0.70, 0.72, 0.74]
+    return [value + 0.01 * (rank - 5) for value in shape]
+
+
+def run_live(study: optuna.Study, curve: list[float]) -> int | None:
+    """Reports a curve as a trial does and returns the epoch after which it is pruned."""
+    trial = study.ask()
+    for epoch, value in enumerate(curve):
+        trial.report(value, epoch)
+        if epoch + 1 < len(curve) and trial.should_prune():
+            study.tell(trial, state=TrialState.PRUNED)
+            return epoch
+    study.tell(trial, curve[-1])
+    return None
+
+
+def study_with_history(pruner: str, n_history: int = 8) -> optuna.Study:
+    # The name decides Hyperband's brackets.
+    study = optuna.create_study(direction="maximize", study_name="table", pruner=make_pruner(pruner, EPOCHS))
+    warmup = EPOCHS // 3
+    for rank in range(n_history):
+        curve = history_curve(rank)
+        study.add_trial(
+            optuna.create_trial(
+                value=curve[-1],
+                intermediate_values=dict(enumerate(curve)),
+                system_attrs={"completed_rung_0": curve[warmup]},  # as the halving pruners write it
+            )
+        )
+    return study
+
+
+@pytest.mark.parametrize(("pruner", "curve"), list(product(PRUNERS, LIVE)))
+def test_a_scripted_curve_is_pruned_after_the_expected_epoch(pruner: str, curve: str) -> None:
+    assert run_live(study_with_history(pruner), LIVE[curve]) == STOPS[pruner][curve]
+
+
+@pytest.mark.parametrize("pruner", ["percentile", "median"])
+def test_nothing_is_pruned_before_five_trials_are_complete(pruner: str) -> None:
+    assert run_live(study_with_history(pruner, 4), LIVE["hopeless"]) is None
+    assert run_live(study_with_history(pruner, 5), LIVE["hopeless"]) == 3
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+@pytest.mark.parametrize("epochs", [1, 2, 3, 6, 16])
+def test_no_schedule_prunes_in_its_first_third(pruner: str, epochs: int) -> None:
+    study = optuna.create_study(direction="maximize", study_name="warmup", pruner=make_pruner(pruner, epochs))
+    stops = [run_live(study, [(0.9 if rank < 6 else 0.1)] * epochs) for rank in range(12)]
+    assert all(stop is None or stop >= max(1, epochs // 3) for stop in stops)
+    if pruner in ("percentile", "median") and epochs >= 3:
+        assert stops[-1] == epochs // 3  # the bad ones do go, at the first chance
+    if pruner == "none" or epochs == 1:
+        assert stops == [None] * 12
+
+
+# A slot of a study in miniature: what study.workers does, with made values instead of training.
+
+
+def value_of(params: dict[str, Any]) -> float:
+    return 0.5 * params["budget_frac"] + 0.1 * params["residual"] - params["weight_decay"]
+
+
+def run_slot(study: optuna.Study, sampler: str, slot: int, attempt: int = 0, fail: bool = False) -> dict[str, Any]:
+    study.sampler = make_sampler(sampler, sampler_seed(7, slot, attempt))
+    trial = study.ask()
+    params = suggest(trial, get_space(DEFAULT_SPACE))
+    if fail:
+        study.tell(trial, state=TrialState.FAIL)
+    else:
+        study.tell(trial, value_of(params))
+    return params
+
+
+def new_study(**options: Any) -> optuna.Study:
+    return optuna.create_study(direction="maximize", study_name="slots", **options)
+
+
+N_SLOTS = N_STARTUP_TRIALS + 4  # the last four come from the model, not from chance
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> dict[str, list[dict[str, Any]]]:
+    found = {}
+    for sampler, n_slots in (("tpe", N_SLOTS), ("random", N_SLOTS), ("gp", 3)):
+        study = new_study()
+        found[sampler] = [run_slot(study, sampler, slot) for slot in range(n_slots)]
+    return found
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_same_seed_draws_the_same_parameters(
+    sampler: str, uninterrupted: dict[str, list[dict[str, Any]]]
+) -> None:
+    study = new_study()
+    again = [run_slot(study, sampler, slot) for slot in range(len(uninterrupted[sampler]))]
+    assert again == uninterrupted[sampler]
+    assert len({repr(params) for params in again}) == len(again)
+
+
+@pytest.mark.parametrize("stop_after", [3, N_STARTUP_TRIALS + 2])
+def test_tpe_draws_the_same_after_a_restart(
+    stop_after: int, uninterrupted: dict[str, list[dict[str, Any]]]
+) -> None:
+    storage = optuna.storages.InMemoryStorage()
+    study = new_study(storage=storage)
+    drawn = [run_slot(study, "tpe", slot) for slot in range(stop_after)]
+    # The slot at work when the run was stopped leaves a failed trial; trial numbers shift by one.
+    lost = run_slot(study, "tpe", stop_after, fail=True)
+    study = optuna.load_study(study_name="slots", storage=storage)
+    drawn += [run_slot(study, "tpe", slot) for slot in range(stop_after, N_SLOTS)]
+    assert drawn == uninterrupted["tpe"]
+    assert drawn[stop_after] == lost
+
+
+def test_the_model_is_used_after_the_startup_trials(
+    uninterrupted: dict[str, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Else the restart test above would compare independent draws only.
+    chance, model = uninterrupted["random"], uninterrupted["tpe"]
+    calls: list[int] = []
+    sample = optuna.samplers.TPESampler._sample
+    monkeypatch.setattr(
+        optuna.samplers.TPESampler, "_sample", lambda *args, **kw: calls.append(1) or sample(*args, **kw)
+    )
+    study = new_study()
+    for slot in range(N_STARTUP_TRIALS):
+        run_slot(study, "tpe", slot)
+    assert not calls
+    run_slot(study, "tpe", N_STARTUP_TRIALS)
+    assert calls
+    assert chance[N_STARTUP_TRIALS:] != model[N_STARTUP_TRIALS:]
+
+
+def test_a_new_attempt_draws_something_else() -> None:
+    assert run_slot(new_study(), "tpe", 2) != run_slot(new_study(), "tpe", 2, attempt=1)
+
+
+def fixed_points() -> list[tuple[str, Any]]:
+    points = []
+    for name in SPACES:
+        space = get_space(name)
+        points += [(name, params) for params in space.anchors(Limits()).values()]
+        points += [(name, space.sample(random.Random(seed))) for seed in range(3)]
+    return points
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_fixed_parameters_are_returned_exactly(sampler: str) -> None:
+    for name, params in fixed_points():
+        study = new_study(sampler=make_sampler(sampler, 3, params))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # Optuna only warns of a value outside its distribution
+            trial = study.ask()
+            drawn = suggest(trial, get_space(name))
+        assert drawn == dict(params)
+        assert list(drawn) == list(get_space(name).dimensions)
+        assert {name: type(value) for name, value in drawn.items()} == {
+            name: type(value) for name, value in params.items()
+        }
+
+
+def test_fixed_parameters_come_back_from_the_storage_unchanged(tmp_path: Path) -> None:
+    study = new_study(storage=open_storage(f"sqlite:///{tmp_path / 'study.db'}"))
+    drawn = run_slot(study, "tpe", 0)
+    study.sampler = make_sampler("tpe", 99, study.trials[0].params)
+    assert suggest(study.ask(), get_space(DEFAULT_SPACE)) == drawn
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_every_parameter_has_one_fixed_distribution(name: str) -> None:
+    study = new_study(sampler=make_sampler("random", 0))
+    seen = []
+    for _ in range(5):
+        trial = study.ask()
+        suggest(trial, get_space(name))
+        seen.append(study.trials[trial.number].distributions)
+    assert all(distributions == seen[0] for distributions in seen)
+    for trial in study.trials:
+        study.tell(trial.number, 0.5)
+    assert set(optuna.search_space.intersection_search_space(study.trials)) == set(get_space(name).dimensions)
+
+
+@pytest.mark.parametrize(
+    "seed_of",
+    [
+        pytest.param(lambda base, slot, attempt: sampler_seed(base, slot, attempt), id="sampler"),
+        pytest.param(lambda base, slot, attempt: training_seed(base, slot + 1000 * attempt), id="training"),
+    ],
+)
+def test_seeds_differ_and_fit_every_generator(seed_of: Callable[[int, int, int], int]) -> None:
+    seeds = [seed_of(*key) for key in product(range(3), range(200), range(3))]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    assert seeds == [seed_of(*key) for key in product(range(3), range(200), range(3))]
+
+
+def test_a_training_seed_does_not_depend_on_the_attempt_and_fits_31_bits() -> None:
+    assert training_seed(0, 5) != training_seed(0, 6) != sampler_seed(0, 6, 0)
+    assert all(0 <= training_seed(base, slot) < 2**31 for base, slot in product(range(3), range(200)))
+
+
+@pytest.mark.parametrize("pruner", [name for name in PRUNERS if name != "none"])
+def test_the_gaussian_process_is_refused_with_a_pruner(pruner: str) -> None:
+    with pytest.raises(UserError, match=f"--sampler gp .* needs --pruner none: --pruner {pruner}"):
+        check_names("gp", pruner)
+
+
+def test_every_other_combination_is_allowed() -> None:
+    for sampler, pruner in product(("tpe", "random"), PRUNERS):
+        check_names(sampler, pruner)
+    check_names("gp", "none")
