@@ -229,9 +229,10 @@ def _study() -> str:
     best = max(complete, key=lambda trial: trial["val_accuracy"])
     dilated = max((t for t in complete if t["n_dilated_reductions"]), key=lambda t: t["val_accuracy"], default=None)
     text = (
-        f"{len(complete)} trials complete, {len(pruned)} pruned, {n_failed} failed; {spent} of {possible} epochs spent; "
-        f"{minutes:.0f} minutes on {_machine(record['hardware'])}. Trials are short on purpose ({config['epochs']} epochs "
-        f"of {config['train_images']:,} images): their accuracies rank candidates and say nothing about a full training."
+        f"{len(complete)} trials complete, {len(pruned)} pruned, {n_failed} failed; {spent} of {possible} epochs "
+        f"spent; {minutes:.0f} minutes on {_machine(record['hardware'])}. Trials are short on purpose "
+        f"({config['epochs']} epochs of {config['train_images']:,} images): their accuracies rank candidates and say "
+        "nothing about a full training."
     )
     named = [("best", best), ("best that reduces by a dilated convolution", dilated)]
     named += [("the space's default", anchors.get("default")), ("the reference network", anchors.get("reference"))]
@@ -271,8 +272,8 @@ def _fidelity() -> str:
     short, fuller = (f"{found[k]['epochs']} epochs of {found[k]['train_images']:,} images" for k in ("short", "fuller"))
     low, high = found["spearman_interval_95"]
     return (
-        f"Spearman's rank correlation between the validation accuracy of trials ({short}) and that of a fuller training "
-        f"of the same candidates ({fuller}): **{found['spearman']:.2f}** over {len(found['candidates'])} candidates "
+        f"Spearman's rank correlation between the validation accuracy of trials ({short}) and that of a fuller "
+        f"training of the same candidates ({fuller}): **{found['spearman']:.2f}** over {len(found['candidates'])} candidates "
         f"(95% bootstrap interval {low:.2f} to {high:.2f}; `{found['command']}`)."
     )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from search_spaces.dilated import DilatedSpace
 from search_spaces.space import SearchSpace
 
+__all__ = ["DEFAULT_SPACE", "SPACES", "SearchSpace", "UnknownSpaceError", "get_space"]
+
 SPACES: dict[str, type[SearchSpace]] = {space.name: space for space in (DilatedSpace,)}
 """Every search space by the name that `--space` takes. Another space: one file, one entry here."""
 

@@ -43,7 +43,6 @@ MIN_WIDTH = 8
 MAX_BASE_WIDTH = 128
 STAGE_SIDES = (32, 16, 8)
 _TREE = (__doc__ or "").split("\n\n")[1]
-UPPER_LIMITS = frozenset({"parameters", "macs", "epoch_s"})
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ class DilatedSpace(SearchSpace):
 
     def anchors(self, limits: Limits) -> Mapping[str, Params]:
         anchors = {}
-        frac = math.ceil(REFERENCE_ARCHITECTURE.params / (limits.max_params - 1) * 1e4) / 1e4
+        frac = math.ceil(REFERENCE_ARCHITECTURE.params / max(1, limits.max_params - 1) * 1e4) / 1e4
         dimension = _DIMENSIONS["budget_frac"]
         others = dataclasses.replace(limits, max_epoch_s=None)  # needs a clock; decode checks it
         if dimension.contains(frac) and all(c.feasible for c in check(REFERENCE_ARCHITECTURE, others)):
@@ -325,6 +324,11 @@ def _simplifications(plan: _Plan) -> Iterator[tuple[_Plan, str]]:
         while plan.depths[stage] > 1:
             plan = dataclasses.replace(plan, depths=_with(plan.depths, stage, plan.depths[stage] - 1))
             yield plan, f"depth {stage + 1} lowered to {plan.depths[stage]}"
+    # The last two are the same whatever was sampled: whether limits can be met at all must not depend on it.
+    plan = dataclasses.replace(plan, residual=False, dilations=(1, 1, 1), dilate_all=False)
+    yield plan, "no residual blocks, smallest dilations"
+    plan = dataclasses.replace(plan, separable=("last", "last", "last"))
+    yield plan, "one small separable unit in every stage"
 
 
 def _with(values: tuple[int, int, int], index: int, value: int) -> tuple[int, int, int]:
@@ -334,12 +338,12 @@ def _with(values: tuple[int, int, int], index: int, value: int) -> tuple[int, in
 
 
 def _solve_width(plan: _Plan, limits: Limits, clock: Clock | None) -> Architecture | None:
-    """The widest network of `plan` within every upper limit; None if the narrowest breaks one."""
+    """The widest network of `plan` within every limit; None if the narrowest breaks one."""
 
     def fits(eighths: int) -> Architecture | None:
         architecture = plan.build(eighths / 8)
         found = check(architecture, limits, clock)
-        return architecture if all(c.feasible for c in found if c.name in UPPER_LIMITS) else None
+        return architecture if all(constraint.feasible for constraint in found) else None
 
     low, high = MIN_WIDTH * 8, MAX_BASE_WIDTH * 8
     best = fits(low)

@@ -126,7 +126,8 @@ def build(architecture: Architecture, seed: int | None = None) -> Network:
         for module in network.modules():
             if isinstance(module, ResidualBlock):
                 norms = [child for child in module.body if isinstance(child, nn.BatchNorm2d)]
-                nn.init.zeros_(norms[-1].weight)
+                for norm in norms[-1:]:
+                    nn.init.zeros_(norm.weight)
     return network
 
 

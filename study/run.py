@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import random
+import shlex
 import signal
 import sys
 import time
@@ -146,9 +147,15 @@ class _Run:
 
     def run(self) -> int:
         options = self.options
-        self._check_against_stored()
+        self._refuse_early()
+        existing = self._existing()
+        import optuna
+        import sqlalchemy
+
         from study.calibration import calibrate, n_cores, resolve_device
         from study.data import find_folder, load_train
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
 
         device = resolve_device(options.device)
         if options.jobs > n_cores():
@@ -156,14 +163,14 @@ class _Run:
         data = find_folder(options.data)
         load_train(str(data))  # decoded and checked once, before any worker needs it
         calibration = calibrate(device)
-        study, storage, created = self._open(device, calibration)
+        study, storage = existing or self._create(device, calibration)
         from study.slots import SlotTable
         from study.storage import config_of
 
         slots = SlotTable(study, storage)
         freed = slots.recover()
         config = config_of(study)
-        self._banner(config, calibration, slots, created, freed)
+        self._banner(config, calibration, slots, existing is None, freed)
         from study.workers import WorkerSetup
 
         setup = WorkerSetup(
@@ -178,8 +185,15 @@ class _Run:
         supervisor = _Supervisor(options, config, study, slots, setup)
         try:
             stopped = supervisor.run()
-        finally:
+        except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.OperationalError) as error:
+            cause = str(error.__cause__ or error).splitlines()[0]
+            raise StudyFailed(
+                f"the storage cannot be written ({cause}). Finished trials are safe; mend it and run the same command."
+            ) from error
+        except StudyFailed:
             self._finish(study, storage)
+            raise
+        self._finish(study, storage)
         n_finished = slots.n_finished()
         if stopped == "interrupted":
             print(f"Stopped. {n_finished} trials are finished; the same command goes on.", flush=True)
@@ -200,88 +214,103 @@ class _Run:
             if (value := getattr(self.options, field.name)) is not None
         }
 
-    def _check_against_stored(self) -> None:
-        """Everything that can be refused without the data or a calibration."""
+    def _refuse_early(self) -> None:
+        """Everything that can be refused without the storage, the data or a calibration."""
         from study.config import open_space
         from study.data import N_SEARCH, N_VALIDATION, check_sizes
         from study.search import check_names
 
         options = self.options
         open_space(options.space or DEFAULT_SPACE)
-        check_sizes(
-            options.train_images or N_SEARCH, N_VALIDATION if options.val_images is None else options.val_images
-        )
-        if options.train_images is not None:
-            check_sizes(options.train_images, N_VALIDATION)
+        n_train = N_SEARCH if options.train_images is None else options.train_images
+        check_sizes(n_train, N_VALIDATION if options.val_images is None else options.val_images)
         check_names(options.sampler or "tpe", options.pruner or ("none" if options.sampler == "gp" else "percentile"))
 
-    def _open(self, device: str, calibration: Calibration) -> tuple[optuna.Study, optuna.storages.RDBStorage, bool]:
-        """Creates the study or checks that the options are those of the stored one."""
+    def _existing(self) -> tuple[optuna.Study, optuna.storages.RDBStorage] | None:
+        """The stored study, if there is one and the options are its own.
+
+        Raises:
+            UserError: It was made with other settings.
+        """
+        import optuna
+
+        from study.config import open_space
+        from study.storage import config_of, open_storage, sqlite_file
+
+        file = sqlite_file(self.url)
+        if file is not None and not file.exists():
+            return None
+        storage = open_storage(self.url)
+        if self.name not in [study.study_name for study in storage.get_all_studies()]:
+            return None
+        study = optuna.load_study(study_name=self.name, storage=storage)
+        stored = config_of(study)
+        asked = dataclasses.replace(
+            stored,
+            **self._explicit(),
+            limits=dataclasses.replace(stored.limits, **self._explicit_limits()),
+            space_version=open_space(stored.space).version,
+        )
+        differences = stored.differences(asked)
+        if differences:
+            raise UserError(
+                f"The study {self.name!r} was made with other settings ({'; '.join(differences)}). "
+                "Leave them out to go on with it, or choose another --study-name."
+            )
+        if self.options.target_accuracy is not None:
+            study.set_user_attr("target_accuracy", self.options.target_accuracy)
+        return study, storage
+
+    def _create(self, device: str, calibration: Calibration) -> tuple[optuna.Study, optuna.storages.RDBStorage]:
+        """Creates the study.
+
+        Raises:
+            UserError: Nothing can meet its limits.
+        """
         import optuna
 
         from study.calibration import versions
         from study.config import StudyConfig, open_space
         from study.dashboard import publish_study
         from study.data import N_VALIDATION
-        from study.storage import METRIC, config_of, open_storage
+        from study.storage import METRIC, open_storage
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         options = self.options
+        epochs, train_images = FIDELITY[device]
+        space = open_space(options.space or DEFAULT_SPACE)
+        defaults = {
+            "space": space.name,
+            "epochs": epochs,
+            "train_images": train_images,
+            "val_images": N_VALIDATION,
+            "seed": 0,
+            "pruner": "none" if options.sampler == "gp" else "percentile",
+            "sampler": "tpe",
+            "precision": calibration.precision,
+        }
+        limits = dataclasses.replace(Limits(), **self._explicit_limits())
+        config = StudyConfig(**(defaults | self._explicit()), space_version=space.version, limits=limits)  # type: ignore[arg-type]
+        if device == "cpu" and limits.max_epoch_s is None:
+            reference = calibration.cost.epoch_seconds(REFERENCE_ARCHITECTURE, config.train_images, config.val_images)
+            limits = dataclasses.replace(limits, max_epoch_s=round(CPU_EPOCH_FACTOR * reference, 1) or 0.1)
+            config = dataclasses.replace(config, limits=limits)
+        _refuse_impossible(space, config, calibration.cost)
         storage = open_storage(self.url)
-        exists = self.name in [study.study_name for study in storage.get_all_studies()]
-        if exists:
-            study = optuna.load_study(study_name=self.name, storage=storage)
-            stored = config_of(study)
-            asked = dataclasses.replace(
-                stored, **self._explicit(), limits=dataclasses.replace(stored.limits, **self._explicit_limits())
-            )
-            space = open_space(stored.space)
-            asked = dataclasses.replace(asked, space_version=space.version)
-            differences = stored.differences(asked)
-            if differences:
-                raise UserError(
-                    f"The study {self.name!r} was made with other settings ({'; '.join(differences)}). "
-                    "Leave them out to go on with it, or choose another --study-name."
-                )
-        else:
-            epochs, train_images = FIDELITY[device]
-            space = open_space(options.space or DEFAULT_SPACE)
-            defaults = {
-                "space": space.name,
-                "epochs": epochs,
-                "train_images": train_images,
-                "val_images": N_VALIDATION,
-                "seed": 0,
-                "pruner": "none" if options.sampler == "gp" else "percentile",
-                "sampler": "tpe",
-                "precision": calibration.precision,
-            }
-            limits = dataclasses.replace(Limits(), **self._explicit_limits())
-            if device == "cpu" and limits.max_epoch_s is None:
-                n_train = options.train_images or train_images
-                n_val = options.val_images or N_VALIDATION
-                reference = calibration.cost.epoch_seconds(REFERENCE_ARCHITECTURE, n_train, n_val)
-                limits = dataclasses.replace(limits, max_epoch_s=round(CPU_EPOCH_FACTOR * reference, 1))
-            config = StudyConfig(
-                **(defaults | self._explicit()),
-                space_version=space.version,
-                limits=limits,  # type: ignore[arg-type]
-            )
-            _refuse_impossible(space, config, calibration.cost)
-            study = optuna.create_study(study_name=self.name, storage=storage, direction="maximize")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                study.set_metric_names([METRIC])
-            study.set_user_attr("cost_model", calibration.cost.to_json())
-            study.set_user_attr("hardware", calibration.hardware)
-            study.set_user_attr("versions", versions())
-            study.set_user_attr("created", datetime.now(UTC).isoformat(timespec="seconds"))
-            study.set_user_attr("target_accuracy", options.target_accuracy or 0.85)
-            study.set_user_attr("config", config.to_json())  # last: a study with it is whole
-            publish_study(study)
-        if exists and options.target_accuracy is not None:
-            study.set_user_attr("target_accuracy", options.target_accuracy)
-        return study, storage, not exists
+        study = optuna.create_study(study_name=self.name, storage=storage, direction="maximize")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names([METRIC])
+        for name, value in {
+            "cost_model": calibration.cost.to_json(),
+            "hardware": calibration.hardware,
+            "versions": versions(),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "target_accuracy": options.target_accuracy or 0.85,
+            "config": config.to_json(),  # last: a study that has it is whole
+        }.items():
+            study.set_user_attr(name, value)
+        publish_study(study)
+        return study, storage
 
     def _banner(
         self, config: StudyConfig, calibration: Calibration, slots: SlotTable, created: bool, freed: list[int]
@@ -318,7 +347,20 @@ class _Run:
 
         checkpoint_sqlite(storage)
         html, markdown = write_report(study, self.out)
-        print(f"Report: {html}\n        {markdown}\nNext:   python -m study.retrain", flush=True)
+        print(f"Report: {html}\n        {markdown}\nNext:   {self._next_command()}", flush=True)
+
+    def _next_command(self) -> str:
+        """The retrain of this study, with the options that lead to it."""
+        from study.storage import hide_password
+
+        words = ["python -m study.retrain"]
+        if self.options.storage:
+            words.append(f"--storage {shlex.quote(hide_password(self.url))}")
+        if self.name != DEFAULT_SPACE:
+            words.append(f"--study-name {shlex.quote(self.name)}")
+        if self.options.out:
+            words.append(f"--out {shlex.quote(self.options.out)}")
+        return " ".join(words)
 
 
 def expected_seconds(config: StudyConfig, cost: CostModel) -> float:

@@ -38,6 +38,16 @@ def dashboard_command(url: str, artifacts: Path) -> str:
     return f'optuna-dashboard "{hide_password(url)}" --artifact-dir "{artifacts}"'
 
 
+def sqlite_file(url: str) -> Path | None:
+    """The file of a SQLite URL; None for anything else."""
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except sqlalchemy.exc.ArgumentError:
+        return None
+    is_file = parsed.get_backend_name() == "sqlite" and parsed.database and parsed.database != ":memory:"
+    return Path(str(parsed.database)) if is_file else None
+
+
 def open_storage(url: str, must_exist: bool = False) -> optuna.storages.RDBStorage:
     """Opens the storage at `url`, made ready for several processes.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -51,11 +52,7 @@ class TrainingConfig:
     def keeps_snapshot(self, epoch: int) -> bool:
         """Whether the EMA state after `epoch` (from zero) belongs to the kept ones."""
         kept = min(self.n_snapshots, self.epochs)
-        return (
-            math.ceil((epoch + 1) * kept / self.epochs) != math.ceil(epoch * kept / self.epochs)
-            if (epoch + 1 < self.epochs)
-            else kept > 0
-        )
+        return (epoch + 1) * kept // self.epochs != epoch * kept // self.epochs
 
 
 @dataclass(frozen=True)
@@ -209,8 +206,6 @@ class Ema:
     """
 
     def __init__(self, network: Network, half_life_steps: float) -> None:
-        import copy
-
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self._decay = 0.5 ** (1 / max(half_life_steps, 1e-9))
         live, kept = network.state_dict(keep_vars=True), self.network.state_dict(keep_vars=True)
@@ -340,14 +335,14 @@ class _Training:
             batch=progress.batch,
             network=_to_cpu(self.network.state_dict()),
             ema=_to_cpu(self.ema.network.state_dict()),
-            optimizer=self.optimizer.state_dict(),
+            optimizer=copy.deepcopy(self.optimizer.state_dict()),
             sums={name: float(value) for name, value in progress.sums.items()},
             records=list(progress.records),
             snapshots=dict(progress.snapshots),
         )
 
     def _restore(self, progress: Progress) -> None:
-        self.progress = progress
+        self.progress = progress = copy.deepcopy(progress)  # training goes on in place
         self.network.load_state_dict(progress.network)
         self.ema.network.load_state_dict(progress.ema)
         self.optimizer.load_state_dict(progress.optimizer)

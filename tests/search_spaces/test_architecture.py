@@ -67,9 +67,7 @@ def test_what_is_not_a_network_is_refused(layers: tuple[Conv | Residual, ...], w
         _ = Architecture(layers).operations
 
 
-@pytest.mark.parametrize(
-    "fields", [{"kernel": 2}, {"kernel": 0}, {"stride": 0}, {"dilation": 0}, {"out_channels": 0}]
-)
+@pytest.mark.parametrize("fields", [{"kernel": 2}, {"kernel": 0}, {"stride": 0}, {"dilation": 0}, {"out_channels": 0}])
 def test_impossible_units_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ArchitectureError):
         Conv(**{"out_channels": 4, **fields})

@@ -12,9 +12,7 @@ from search_spaces.cost import CostModel, Work
 from search_spaces.reference import REFERENCE_ARCHITECTURE
 
 
-def _constraint(
-    name: str, architecture: Architecture, limits: Limits, clock: Clock | None = None
-) -> Constraint:
+def _constraint(name: str, architecture: Architecture, limits: Limits, clock: Clock | None = None) -> Constraint:
     return next(c for c in check(architecture, limits, clock) if c.name == name)
 
 

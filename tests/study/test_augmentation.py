@@ -84,9 +84,7 @@ def _batches(n_loaders: int, epoch: int, first_batch: int = 0) -> list[tuple[byt
     candidate = Candidate(Architecture((Conv(8),)), ALL, Optimisation(batch_size=16))
     config = TrainingConfig(epochs=2, seed=11, n_loaders=n_loaders)
     training = _Training(candidate, _gradient(112), config, None)
-    return [
-        (pixels.numpy().tobytes(), labels.tolist()) for pixels, labels in training._loader(epoch, first_batch)
-    ]
+    return [(pixels.numpy().tobytes(), labels.tolist()) for pixels, labels in training._loader(epoch, first_batch)]
 
 
 def test_batches_are_the_same_whatever_the_number_of_loaders() -> None:
@@ -142,15 +140,10 @@ def test_dropout_fills_one_hole_with_the_mean() -> None:
 
 
 def test_affine_probability_and_strengths() -> None:
-    still = Augmentation(
-        flip_p=0.0, crop_padding=0, affine_p=1.0, shift_frac=0.0, scale_frac=0.0, rotate_deg=0.0
-    )
+    still = Augmentation(flip_p=0.0, crop_padding=0, affine_p=1.0, shift_frac=0.0, scale_frac=0.0, rotate_deg=0.0)
     assert np.array_equal(_augment(still, 10), _gradient(10).pixels)
     half = _augment(Augmentation(flip_p=0.0, crop_padding=0, affine_p=0.5, rotate_deg=15.0), 400)
-    changed = [
-        not np.array_equal(image, original)
-        for image, original in zip(half, _gradient(400).pixels, strict=True)
-    ]
+    changed = [not np.array_equal(image, original) for image, original in zip(half, _gradient(400).pixels, strict=True)]
     assert 0.4 < np.mean(changed) < 0.6
 
 
@@ -165,16 +158,12 @@ def test_affine_shift_is_a_share_of_the_side(shift_frac: float) -> None:
 
 
 def test_affine_rotation_and_scale_stay_within_their_strengths() -> None:
-    rotated = _augment(Augmentation(flip_p=0.0, crop_padding=0, affine_p=1.0, rotate_deg=10.0), 500).astype(
-        float
-    )
+    rotated = _augment(Augmentation(flip_p=0.0, crop_padding=0, affine_p=1.0, rotate_deg=10.0), 500).astype(float)
     slope = (rotated[:, 16, 24, 1] - rotated[:, 16, 8, 1]) / (rotated[:, 16, 24, 0] - rotated[:, 16, 8, 0])
     degrees = np.degrees(np.arctan(slope))
     assert 8 < np.abs(degrees).max() < 11
     assert degrees.min() < 0 < degrees.max()
-    scaled = _augment(Augmentation(flip_p=0.0, crop_padding=0, affine_p=1.0, scale_frac=0.2), 500).astype(
-        float
-    )
+    scaled = _augment(Augmentation(flip_p=0.0, crop_padding=0, affine_p=1.0, scale_frac=0.2), 500).astype(float)
     factor = 16 * 8 / (scaled[:, 16, 24, 0] - scaled[:, 16, 8, 0])
     assert 0.76 < factor.min() < 0.87
     assert 1.13 < factor.max() < 1.26

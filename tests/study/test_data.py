@@ -84,9 +84,7 @@ def test_the_option_goes_before_the_variable_goes_before_the_cache(
 
 
 @pytest.mark.parametrize("origin", ["--data", "$STUDY_DATA"])
-def test_a_folder_without_the_data_set_is_named(
-    origin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_without_the_data_set_is_named(origin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STUDY_DATA", raising=False)
     if origin == "$STUDY_DATA":
         monkeypatch.setenv("STUDY_DATA", str(tmp_path))
@@ -99,9 +97,7 @@ def test_a_folder_without_the_data_set_is_named(
     assert "\n" not in message
 
 
-def test_a_failed_download_is_one_line_with_the_way_out(
-    user_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_download_is_one_line_with_the_way_out(user_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*args: object, **kwargs: object) -> None:
         raise OSError("network is unreachable")
 
@@ -160,9 +156,7 @@ def test_decoded_arrays_are_kept_and_read_as_a_map(
 
 
 def test_take_keeps_rows_together() -> None:
-    images = Images(
-        np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8), np.arange(5)
-    )
+    images = Images(np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8), np.arange(5))
     taken = images.take(np.array([3, 1]))
     assert len(taken) == 2
     assert taken.labels.tolist() == [3, 1]

@@ -22,7 +22,12 @@ def _tiny(command: str, out: Path, photo: Path) -> tuple[str, list[str]]:
     """The module and the arguments of a README command, at a size that takes seconds."""
     _, _, module, *arguments = shlex.split(command)
     here = {"results/dilated/best": str(out / "best"), "photo.png": str(photo)}
-    replaced = {"--trials": {"50": "2", "100": "3"}, "--trial": {"12": "1"}, "--epochs": {"100": "1"}, "--seeds": {"3": "2"}}
+    replaced = {
+        "--trials": {"50": "2", "100": "3"},
+        "--trial": {"12": "1"},
+        "--epochs": {"100": "1"},
+        "--seeds": {"3": "2"},
+    }
     for index, word in enumerate(arguments):
         arguments[index] = here.get(word, word)
         if index and arguments[index - 1] in replaced:

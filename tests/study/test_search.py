@@ -142,9 +142,7 @@ def uninterrupted() -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_same_seed_draws_the_same_parameters(
-    sampler: str, uninterrupted: dict[str, list[dict[str, Any]]]
-) -> None:
+def test_the_same_seed_draws_the_same_parameters(sampler: str, uninterrupted: dict[str, list[dict[str, Any]]]) -> None:
     study = new_study()
     again = [run_slot(study, sampler, slot) for slot in range(len(uninterrupted[sampler]))]
     assert again == uninterrupted[sampler]
@@ -152,9 +150,7 @@ def test_the_same_seed_draws_the_same_parameters(
 
 
 @pytest.mark.parametrize("stop_after", [3, N_STARTUP_TRIALS + 2])
-def test_tpe_draws_the_same_after_a_restart(
-    stop_after: int, uninterrupted: dict[str, list[dict[str, Any]]]
-) -> None:
+def test_tpe_draws_the_same_after_a_restart(stop_after: int, uninterrupted: dict[str, list[dict[str, Any]]]) -> None:
     storage = optuna.storages.InMemoryStorage()
     study = new_study(storage=storage)
     drawn = [run_slot(study, "tpe", slot) for slot in range(stop_after)]

@@ -104,9 +104,7 @@ def beat(storage: optuna.storages.RDBStorage, trial: optuna.Trial, seconds_ago: 
     storage.record_heartbeat(trial._trial_id)
     with storage.engine.begin() as connection:
         connection.execute(
-            sa.text(
-                "UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, :shift) WHERE trial_id = :trial"
-            ),
+            sa.text("UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, :shift) WHERE trial_id = :trial"),
             {"shift": f"-{seconds_ago} seconds", "trial": trial._trial_id},
         )
 
@@ -180,9 +178,7 @@ def test_n_finished_counts_finished_slots_below_n(slots: SlotTable) -> None:
     assert [slots.n_finished(n) for n in range(5)] == [0, 1, 1, 2, 3]
 
 
-def test_studies_in_one_storage_do_not_share_slots(
-    slots: SlotTable, storage: optuna.storages.RDBStorage
-) -> None:
+def test_studies_in_one_storage_do_not_share_slots(slots: SlotTable, storage: optuna.storages.RDBStorage) -> None:
     other = SlotTable(optuna.create_study(study_name="other", storage=storage), storage)
     assert slots.claim(1) == other.claim(1) == Claim(0, 0, None)
     slots.finish(0)

@@ -32,7 +32,7 @@ from study.storage import (
     open_study,
 )
 
-SECRET = "s3cr3t-w0rd"  # noqa: S105
+SECRET = "s3cr3t-w0rd"
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_four_processes_share_sixty_slots_without_a_duplicate(file: Path) -> Non
     assert [worker.returncode for worker in workers] == [0] * 4, "".join(err for _, err in outputs)
     assert all("Error" not in err for _, err in outputs)
     claimed = [[int(line) for line in out.split()] for out, _ in outputs]
-    assert sorted(sum(claimed, [])) == list(range(n_slots))
+    assert sorted(slot for slots in claimed for slot in slots) == list(range(n_slots))
     study = optuna.load_study(study_name="made", storage=open_storage(url_of(file)))
     trials = study.get_trials()
     assert Counter(trial.user_attrs["slot"] for trial in trials) == Counter(range(n_slots))

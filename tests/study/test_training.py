@@ -195,9 +195,7 @@ def test_the_same_seed_gives_the_same_training_and_another_does_not(tiny_images:
     assert not _same(first, _train(tiny_images, seed=6))
 
 
-@pytest.mark.parametrize(
-    "change", [{"label_smoothing": 0.5}, {"weight_decay": 0.05}, {"momentum": 0.5}], ids=str
-)
+@pytest.mark.parametrize("change", [{"label_smoothing": 0.5}, {"weight_decay": 0.05}, {"momentum": 0.5}], ids=str)
 def test_every_part_of_the_optimisation_has_an_effect(tiny_images: Images, change: dict[str, float]) -> None:
     changed = dataclasses.replace(CANDIDATE.optimisation, **change)  # type: ignore[arg-type]
     first = _train(tiny_images, epochs=1)
@@ -210,9 +208,7 @@ def test_label_smoothing_is_in_the_loss(tiny_images: Images) -> None:
     smooth = dataclasses.replace(plain, label_smoothing=0.5)
     losses = []
     for optimisation in (plain, smooth):
-        found = _train(
-            tiny_images, Candidate(TINY, Augmentation(0.0, 0), optimisation), epochs=1, precision="float32"
-        )
+        found = _train(tiny_images, Candidate(TINY, Augmentation(0.0, 0), optimisation), epochs=1, precision="float32")
         losses.append(found.records[0].train_loss)
     logits = build(TINY, seed=5)(normalise(torch.from_numpy(tiny_images.pixels)))
     logs = torch.log_softmax(logits, 1)
@@ -223,9 +219,7 @@ def test_label_smoothing_is_in_the_loss(tiny_images: Images) -> None:
 
 def test_norms_and_biases_do_not_decay(tiny_images: Images) -> None:
     training = _Training(CANDIDATE, tiny_images, TrainingConfig(epochs=1, seed=0), None)
-    decays = {
-        id(p): group["weight_decay"] for group in training.optimizer.param_groups for p in group["params"]
-    }
+    decays = {id(p): group["weight_decay"] for group in training.optimizer.param_groups for p in group["params"]}
     for name, parameter in training.network.named_parameters():
         wanted = CANDIDATE.optimisation.weight_decay if parameter.ndim == 4 else 0.0
         assert decays[id(parameter)] == wanted, name
@@ -259,9 +253,7 @@ def _loaded(content: bytes) -> Progress:
 
 @pytest.mark.parametrize("where", [(0, 1), (1, 3), (2, 0)], ids=str)
 @pytest.mark.parametrize("n_loaders", [0, 1])
-def test_interrupted_and_resumed_is_uninterrupted(
-    tiny_images: Images, where: tuple[int, int], n_loaders: int
-) -> None:
+def test_interrupted_and_resumed_is_uninterrupted(tiny_images: Images, where: tuple[int, int], n_loaders: int) -> None:
     saved: list[bytes] = []
 
     def interrupt(capture: Any) -> None:
@@ -327,9 +319,7 @@ def test_a_tiny_network_learns_a_separable_problem(tiny_images: Images, precisio
 
 
 @pytest.mark.parametrize("n_loaders", [0, 2])
-def test_what_on_epoch_raises_ends_the_training_and_its_processes(
-    tiny_images: Images, n_loaders: int
-) -> None:
+def test_what_on_epoch_raises_ends_the_training_and_its_processes(tiny_images: Images, n_loaders: int) -> None:
     def prune(record: EpochRecord) -> None:
         if record.epoch == 1:
             raise PrunedHereError
