@@ -273,8 +273,8 @@ def _fidelity() -> str:
     low, high = found["spearman_interval_95"]
     return (
         f"Spearman's rank correlation between the validation accuracy of trials ({short}) and that of a fuller "
-        f"training of the same candidates ({fuller}): **{found['spearman']:.2f}** over {len(found['candidates'])} candidates "
-        f"(95% bootstrap interval {low:.2f} to {high:.2f}; `{found['command']}`)."
+        f"training of the same candidates ({fuller}): **{found['spearman']:.2f}** over "
+        f"{len(found['candidates'])} candidates (95% bootstrap interval {low:.2f} to {high:.2f}; `{found['command']}`)."
     )
 
 
@@ -294,7 +294,7 @@ def _audit() -> str:
                 f"{100 * a['decoded']['dilated reduction']:.1f}%",
             )
         )
-    head = ("space, limit", "samples", "infeasible", "distinct", "share of the budget", "repaired", "dilated reduction")
+    head = ("space, limit", "samples", "infeasible", "distinct", "share of budget", "repaired", "dilated reduction")
     return _table(head, rows)
 
 

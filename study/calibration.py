@@ -197,7 +197,7 @@ def _depthwise_seconds(device: str, precision: str, kernel: int, dilation: int, 
 
     channels = 64
     module = DepthwiseConv2d(channels, kernel, 1, dilation * (kernel - 1) // 2, dilation, bias=True)
-    module = module.to(device, memory_format=torch.channels_last)
+    module = module.to(device).to(memory_format=torch.channels_last)
     x = torch.randn(BATCH, channels, side, side, device=device).to(memory_format=torch.channels_last)
     seconds = _fastest_seconds(
         device, lambda: _forward_backward(module, x.requires_grad_(), autocast(device, precision))
@@ -232,7 +232,7 @@ def _seconds_per_image(architecture: Architecture, device: str, precision: str) 
     from study.model import build
     from study.training import autocast, normalise
 
-    network = build(architecture, seed=0).to(device, memory_format=torch.channels_last)
+    network = build(architecture, seed=0).to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, fused=True)
     pixels = torch.randint(0, 256, (BATCH, 32, 32, 3), dtype=torch.uint8, device=device)
     labels = torch.randint(0, 10, (BATCH,), device=device)
@@ -241,7 +241,7 @@ def _seconds_per_image(architecture: Architecture, device: str, precision: str) 
         with autocast(device, precision):
             logits = network(normalise(pixels)).float()
         optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(logits, labels).backward()
+        F.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     return _fastest_seconds(device, step) / BATCH

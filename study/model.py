@@ -88,7 +88,8 @@ class Network(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.layers(x)
         x = x.mean((2, 3), keepdim=True)  # [N, C, H, W] -> [N, C, 1, 1]
-        return self.classifier(x).flatten(1)
+        logits: torch.Tensor = self.classifier(x).flatten(1)
+        return logits
 
 
 class Deployable(nn.Module):
@@ -104,7 +105,8 @@ class Deployable(nn.Module):
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.network((x - self.mean) / self.std)
+        logits: torch.Tensor = self.network((x - self.mean) / self.std)
+        return logits
 
 
 def build(architecture: Architecture, seed: int | None = None) -> Network:
@@ -134,7 +136,7 @@ def build(architecture: Architecture, seed: int | None = None) -> Network:
 def count_params(module: nn.Module) -> int:
     """All learned values: parameters, frozen ones too, shared ones once, and buffers that are not a
     norm's running statistics."""
-    tensors = {id(parameter): parameter for parameter in module.parameters()}
+    tensors: dict[int, torch.Tensor] = {id(parameter): parameter for parameter in module.parameters()}
     for child in module.modules():
         if not isinstance(child, nn.modules.batchnorm._NormBase):
             tensors.update((id(buffer), buffer) for buffer in child.buffers(recurse=False))

@@ -111,8 +111,8 @@ def _find_target(options: argparse.Namespace) -> _Target:
 
     name = study_name(options)
     out = run_dir(name, options.out)
+    facts: dict[str, Any] = {"name": "reference"}
     if options.reference:
-        facts = {"name": "reference"}
         return _Target(REFERENCE, out / "reference", facts, None, options.target_accuracy or 0.85, None, None)
     study = open_study(storage_url(options), name)
     config = config_of(study)

@@ -162,7 +162,7 @@ def evaluate(network: nn.Module, images: Images, device: str, precision: str = "
 
     float32 is the precision of every reported test figure, so that devices agree.
     """
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.to(memory_format=torch.channels_last)
     logits = []
     with torch.inference_mode(), autocast(device, precision):
         for start in range(0, len(images), EVALUATION_BATCH):
@@ -221,7 +221,9 @@ class Ema:
 class _Training:
     def __init__(self, candidate: Candidate, images: Images, config: TrainingConfig, validation: Images | None) -> None:
         self.candidate, self.images, self.config, self.validation = candidate, images, config, validation
-        self.network = build(candidate.architecture, config.seed).to(config.device, memory_format=torch.channels_last)
+        self.network = (
+            build(candidate.architecture, config.seed).to(config.device).to(memory_format=torch.channels_last)
+        )
         o = candidate.optimisation
         decayed = [p for p in self.network.parameters() if p.ndim > 1]
         others = [p for p in self.network.parameters() if p.ndim <= 1]
@@ -281,7 +283,7 @@ class _Training:
                 logits = self.network(normalise(pixels)).float()
             loss = F.cross_entropy(logits, labels, label_smoothing=o.label_smoothing)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             self.ema.update(step)
             loss_sum += loss.detach().double() * len(labels)
