@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search_spaces import get_space
 from search_spaces.constraints import Limits, check
 from search_spaces.space import Choice, Dimension, Integer
-from study import report, report_figures
+from study import report, report_figures, report_page, wording
 from study.config import StudyConfig
 from study.errors import UserError
 from study.paths import REPOSITORY
@@ -135,9 +135,7 @@ def rich_trials() -> list[FrozenTrial]:
         failed_trial(17, "diverged: the training loss became nan", intermediate_values={0: 0.2}),
         failed_trial(18, "interrupted"),
         failed_trial(18, "interrupted: its process is gone"),
-        failed_trial(
-            19, "infeasible: 230,000 parameters, not below 200,000", constraints={"parameters": 30_001.0}
-        ),
+        failed_trial(19, "infeasible: 230,000 parameters, not below 200,000", constraints={"parameters": 30_001.0}),
         optuna.create_trial(state=TrialState.RUNNING, user_attrs={"slot": 20}, intermediate_values={0: 0.2}),
     ]
     return trials
@@ -169,8 +167,7 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 def test_counts_every_kind_of_trial(rich: tuple[str, str]) -> None:
     figures = section(rich[0], "Key figures")
     counts = {
-        name: row(figures, name)[1]
-        for name in ("Complete", "Pruned", "Failed", "Interrupted", "Infeasible", "Running")
+        name: row(figures, name)[1] for name in ("Complete", "Pruned", "Failed", "Interrupted", "Infeasible", "Running")
     }
     assert counts == {
         "Complete": "14",
@@ -201,9 +198,7 @@ def test_verdict_and_limits(rich: tuple[str, str]) -> None:
 
 def test_a_best_trial_that_breaks_a_limit_is_told(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, limits=Limits(max_params=50_000))
-    markdown = report.to_markdown(
-        report.build_page(made_study([made_trial(1, 0.8)], config=config), tmp_path)
-    )
+    markdown = report_page.to_markdown(report.build_page(made_study([made_trial(1, 0.8)], config=config), tmp_path))
     assert "breaks a limit: parameters." in section(markdown, "Verdict")
     assert row(section(markdown, "Limits"), "Parameters")[-1] == "no"
 
@@ -228,7 +223,7 @@ def test_best_dilated_beside_the_best(rich: tuple[str, str]) -> None:
 
 def test_best_that_is_dilated_itself() -> None:
     study = made_study([made_trial(0, 0.7, anchor="reference"), made_trial(1, 0.6, reduction="strided")])
-    markdown = report.to_markdown(report.build_page(study, Path("nowhere")))
+    markdown = report_page.to_markdown(report.build_page(study, Path("nowhere")))
     text = section(markdown, "Side by side")
     assert "itself reduces by dilated" in text
     assert "Best with strides only" in text
@@ -271,7 +266,7 @@ def test_share_of_repaired_trials() -> None:
         strict=True,
     ):
         trial.set_user_attr("repairs", repairs)
-    text = section(report.to_markdown(report.build_page(made_study(trials), Path("nowhere"))), "Repair")
+    text = section(report_page.to_markdown(report.build_page(made_study(trials), Path("nowhere"))), "Repair")
     assert "2 of 4 trials (50%)" in text
     assert row(text, "dilations") == ["dilations", "2", "50%"]
 
@@ -303,7 +298,7 @@ def test_every_state_of_a_study_gives_a_report(name: str, tmp_path: Path) -> Non
 def test_too_few_trials_say_so_instead_of_a_ranking() -> None:
     study = made_study(SMALL_STUDIES["two"])
     page = report.build_page(study, Path("nowhere"))
-    assert "Needs 10 complete trials to tell which parameters matter; there are 2." in report.to_html(page)
+    assert "Needs 10 complete trials to tell which parameters matter; there are 2." in report_page.to_html(page)
 
 
 def test_importances_find_what_decides() -> None:
@@ -332,19 +327,17 @@ def test_retrain_is_shown(tmp_path: Path) -> None:
     file = tmp_path / "best" / "metrics.json"
     file.write_text(json.dumps(metrics))
     study = made_study(trials)
-    verdict = section(report.to_markdown(report.build_page(study, tmp_path)), "Verdict")
+    verdict = section(report_page.to_markdown(report.build_page(study, tmp_path)), "Verdict")
     assert "Retrained test accuracy 91.5% ± 0.5 (mean of 3 seeds): the target of 85.0% is met." in verdict
     assert row(verdict, "Shipped weights")[1] == "91.00% (seed 0)"
     assert "not the best trial" not in verdict
 
-    file.write_text(
-        json.dumps({**metrics, "candidate_id": trials[2].user_attrs["candidate_id"], "target_met": False})
-    )
-    verdict = section(report.to_markdown(report.build_page(study, tmp_path)), "Verdict")
+    file.write_text(json.dumps({**metrics, "candidate_id": trials[2].user_attrs["candidate_id"], "target_met": False}))
+    verdict = section(report_page.to_markdown(report.build_page(study, tmp_path)), "Verdict")
     assert "is not met. That is trial 2, not the best trial." in verdict
 
     file.write_text('{"test_accuracy": [0.')
-    assert "holds no test accuracy" in report.to_markdown(report.build_page(study, tmp_path))
+    assert "holds no test accuracy" in report_page.to_markdown(report.build_page(study, tmp_path))
 
 
 def test_same_storage_same_bytes(tmp_path: Path) -> None:
@@ -388,9 +381,7 @@ def test_needs_no_torch(tmp_path: Path) -> None:
         "heavy = {'torch', 'torchvision', 'albumentations', 'sklearn'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 
@@ -425,8 +416,8 @@ def test_html_loads_nothing(rich: tuple[str, str]) -> None:
     assert [address for address in page.addresses if address != "data:,"] == []
     assert sum("plotly.js v" in script for script in page.scripts) == 1
     assert rich[1].count("<style>") == 1
-    assert "@import" not in report._CSS
-    assert "url(" not in report._CSS
+    assert "@import" not in report_page._CSS
+    assert "url(" not in report_page._CSS
     assert {"history", "curves", "importance", "size", "parallel", "slice-0", "slice-5"} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
 
@@ -475,4 +466,4 @@ def test_a_foreign_study_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_duration(seconds: float | None, text: str) -> None:
-    assert report.duration(seconds) == text
+    assert wording.duration(seconds) == text

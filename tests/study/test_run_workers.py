@@ -40,7 +40,7 @@ from study import calibration, data, run
 from study.calibration import Calibration
 from study.config import StudyConfig
 from study.data import FOLDER, Images
-from study.errors import StudyFailed, TrialFailed, run_command
+from study.errors import StudyFailed, TrialFailed, UserError, run_command
 from study.objective import Objective, Slot
 from study.paths import REPOSITORY
 from study.run import MAX_FAILURES_IN_A_ROW, MAX_INFEASIBLE_IN_A_ROW, main
@@ -337,7 +337,7 @@ def test_tight_limits_are_either_refused_or_leave_anchors(max_params: int) -> No
     config = dataclasses.replace(CONFIG, limits=limits)
     try:
         run._refuse_impossible(space, config, COST)
-    except run.UserError:
+    except UserError:
         return
     run.anchors(space, config, COST)
 
