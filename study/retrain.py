@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from study.training import Progress, Trained, TrainingConfig
 
-EPOCHS = {"cpu": 60, "cuda": 200}
+EPOCHS = {"cpu": 30, "cuda": 200}
 SEEDS = {"cpu": 1, "cuda": 5}
 MAX_SNAPSHOTS = 40
 CHECKPOINT_S = 60
