@@ -57,7 +57,11 @@ trap 'exit 143' TERM
 password=$("$python" -c "import secrets; print(secrets.token_hex(16))")
 port=$("$python" -c "import socket; s = socket.socket(); s.bind(('127.0.0.1', 0)); print(s.getsockname()[1])")
 (umask 077 && echo "$password" >"$server/password")
-[ "${#as_server[@]}" -eq 0 ] || chown -R "$user" "$server"
+if [ "${#as_server[@]}" -gt 0 ]; then
+  chown -R "$user" "$server"
+  "${as_server[@]}" test -r "$server/password" || fail "PostgreSQL runs as $user here, who cannot enter $server. \
+Set TMPDIR to a folder that everybody can enter."
+fi
 
 # The servers of root's shell start in a folder that their user may not enter.
 (

@@ -32,6 +32,7 @@ class Slot:
         sampler_seed, training_seed: Derived from the study's seed and the slot.
         fixed: Parameters to use instead of sampling: an anchor's, or an interrupted trial's.
         anchor: Name of the anchor, if it is one.
+        repeats: Number of the trial whose parameters are `fixed`, if it is one.
     """
 
     index: int
@@ -40,6 +41,7 @@ class Slot:
     training_seed: int
     fixed: dict[str, Any] | None = None
     anchor: str | None = None
+    repeats: int | None = None
 
 
 class Objective:

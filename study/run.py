@@ -456,6 +456,9 @@ class _Supervisor:
             claim = self.slots.claim(self.options.trials)
             if claim is None:
                 return
+            for worker in [worker for worker in self.workers if worker.slot is None and not worker.process.is_alive()]:
+                self.workers.remove(worker)  # it died without work, so nothing is lost
+                worker.stop()
             idle = next((worker for worker in self.workers if worker.slot is None), None)
             if idle is None:
                 from study.workers import Worker
@@ -470,12 +473,14 @@ class _Supervisor:
         from study.search import sampler_seed, training_seed
 
         fixed, anchor = None, None
-        if index < len(self.anchors):
+        if index < len(self.anchors) and attempt == 0:
             anchor, fixed = self.anchors[index][0], dict(self.anchors[index][1])
         elif trial_number is not None:
             fixed = dict(self.study.trials[trial_number].params)
         seed = self.config.seed
-        return Slot(index, attempt, sampler_seed(seed, index, attempt), training_seed(seed, index), fixed, anchor)
+        return Slot(
+            index, attempt, sampler_seed(seed, index, attempt), training_seed(seed, index), fixed, anchor, trial_number
+        )
 
     def _wait(self, busy: list[Worker]) -> None:
         handles: dict[Any, Worker] = {}
@@ -545,15 +550,16 @@ class _Supervisor:
         if trial is not None and not trial.state.is_finished():
             fail_trial(self.study, trial, reason)
         self.progress.write(f"slot {slot.index}: failed: {reason}")
-        self.slots.failed(slot.index, self.slots.reusable(trial))
+        reusable = self.slots.reusable(trial)
+        self.slots.failed(slot.index, slot.repeats if reusable is None else reusable)
         self._count_failure(reason)
 
     def _running_trial(self, worker: Worker, slot: int) -> Any:
         trials = self.study.get_trials(deepcopy=False)
         if worker.trial_number is not None:
             return trials[worker.trial_number]
-        mine = [trial for trial in trials if trial.user_attrs.get("slot") == slot]
-        return mine[-1] if mine else None
+        running = [trial for trial in trials if trial.user_attrs.get("slot") == slot and not trial.state.is_finished()]
+        return running[-1] if running else None
 
     def _count_failure(self, reason: str) -> None:
         self.failures_in_a_row += 1
@@ -575,7 +581,8 @@ class _Supervisor:
                 continue
             if trial is not None and not trial.state.is_finished():
                 fail_trial(self.study, trial, "interrupted")
-            self.slots.interrupted(slot.index, self.slots.reusable(trial))
+            reusable = self.slots.reusable(trial)
+            self.slots.interrupted(slot.index, slot.repeats if reusable is None else reusable)
         self.progress.close()
 
 

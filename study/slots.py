@@ -137,7 +137,12 @@ class SlotTable:
         for row in self._rows().values():
             if row.state != "running" or row.owner == self._owner:
                 continue
-            mine = [trial for trial in trials if trial.user_attrs.get("slot") == row.slot]
+            mine = [
+                trial
+                for trial in trials
+                if trial.user_attrs.get("slot") == row.slot
+                and trial.user_attrs.get("attempt", row.attempt) == row.attempt
+            ]
             last = mine[-1] if mine else None
             if last is not None and last.state in FINISHED:
                 self.finish(row.slot)
@@ -145,11 +150,13 @@ class SlotTable:
             if self._is_local(row.owner):
                 gone = not _alive(row.owner)
             else:
-                gone = last is not None and last.state == TrialState.FAIL
+                # The failed trial that the slot is to repeat says nothing about who repeats it.
+                gone = last is not None and last.state == TrialState.FAIL and last.number != row.trial_number
             if gone:
                 if last is not None and last.state == TrialState.RUNNING:
                     fail_trial(self._study, last, "interrupted: its process is gone")
-                self.interrupted(row.slot, self.reusable(last))
+                reusable = self.reusable(last)
+                self.interrupted(row.slot, row.trial_number if reusable is None else reusable)
                 freed.append(row.slot)
         return freed
 

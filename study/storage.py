@@ -28,9 +28,12 @@ HEARTBEAT_S = 60
 def hide_password(url: str) -> str:
     """The URL, fit to print."""
     try:
-        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
+        parsed = sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):  # ValueError: the port is no number
         return "<unreadable URL>"
+    if "password" in parsed.query:
+        parsed = parsed.update_query_dict({"password": "***"})
+    return parsed.render_as_string(hide_password=True)
 
 
 def dashboard_command(url: str, artifacts: Path) -> str:
@@ -42,7 +45,7 @@ def sqlite_file(url: str) -> Path | None:
     """The file of a SQLite URL; None for anything else."""
     try:
         parsed = sqlalchemy.make_url(url)
-    except sqlalchemy.exc.ArgumentError:
+    except (sqlalchemy.exc.ArgumentError, ValueError):
         return None
     is_file = parsed.get_backend_name() == "sqlite" and parsed.database and parsed.database != ":memory:"
     return Path(str(parsed.database)) if is_file else None
@@ -60,15 +63,17 @@ def open_storage(url: str, must_exist: bool = False) -> optuna.storages.RDBStora
     """
     try:
         parsed = sqlalchemy.make_url(url)
-    except sqlalchemy.exc.ArgumentError as error:
-        raise UserError(f"--storage must be a SQLAlchemy URL such as sqlite:///study.db: {url!r} is not.") from error
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
+        shown = "what was given" if "@" in url else repr(url)  # it may hold a password
+        raise UserError(f"--storage must be a SQLAlchemy URL such as sqlite:///study.db: {shown} is not.") from error
     is_sqlite = parsed.get_backend_name() == "sqlite"
     kwargs: dict[str, Any] = {"pool_pre_ping": True}
     if is_sqlite:
         # isolation_level None: transactions are begun by the event below, not by the driver.
         kwargs = {"connect_args": {"timeout": LOCK_TIMEOUT_S, "isolation_level": None}}
-        if parsed.database and parsed.database != ":memory:":
-            _check_sqlite_file(Path(parsed.database), must_exist)
+        if not parsed.database or parsed.database == ":memory:":
+            raise UserError(f"--storage must be a file or a server, which workers can share: {url!r} is in memory.")
+        _check_sqlite_file(Path(parsed.database), must_exist)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats

@@ -21,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
@@ -55,7 +56,7 @@ TINY = (
     "--device", "cpu", "--precision", "float32", "--epochs", str(EPOCHS), "--train-images", "40",
     "--val-images", "20", "--study-name", "tiny",
 )  # fmt: skip
-PATIENCE_S = 120
+PATIENCE_S = 600  # a cap for busy machines; nothing waits that long otherwise
 
 COST = CostModel(
     dense_mac_s=1e-9,
@@ -160,12 +161,19 @@ def exit_code(*arguments: str) -> int:
     return cast(int, caught.value.code)
 
 
-def command(out: Path, *arguments: str) -> subprocess.Popen[str]:
+@contextmanager
+def command(out: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """The command in a process group of its own, as a terminal starts it."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "study.run", *TINY, *arguments, "--out", str(out)],
         cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if not group_is_gone(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> Any:
@@ -344,14 +352,14 @@ def test_tight_limits_are_either_refused_or_leave_anchors(max_params: int) -> No
 
 @pytest.mark.slow
 def test_an_interrupted_and_resumed_study_equals_an_uninterrupted_one(story: Story, tmp_path: Path) -> None:
-    process = command(tmp_path, "--trials", "4")
-    wait_until(in_the_middle_of(tmp_path, slot=2), "slot 2 trains")
-    os.killpg(process.pid, signal.SIGINT)  # a terminal sends Ctrl-C to the whole group
-    output = process.communicate(timeout=PATIENCE_S)[0]
-    assert process.returncode == 130, output
-    assert "Stopped. 2 trials are finished; the same command goes on." in output
-    assert "Traceback" not in output
-    wait_until(lambda: group_is_gone(process.pid), "all processes are gone")
+    with command(tmp_path, "--trials", "4") as process:
+        wait_until(in_the_middle_of(tmp_path, slot=2), "slot 2 trains")
+        os.killpg(process.pid, signal.SIGINT)  # a terminal sends Ctrl-C to the whole group
+        output = process.communicate(timeout=PATIENCE_S)[0]
+        assert process.returncode == 130, output
+        assert "Stopped. 2 trials are finished; the same command goes on." in output
+        assert "Traceback" not in output
+        wait_until(lambda: group_is_gone(process.pid), "all processes are gone")
     [stopped] = [trial for trial in trials_of(tmp_path) if trial.state not in FINISHED]
     assert (stopped.state, stopped.user_attrs["reason"]) == (TrialState.FAIL, "interrupted")
 
@@ -364,14 +372,14 @@ def test_an_interrupted_and_resumed_study_equals_an_uninterrupted_one(story: Sto
 @pytest.mark.slow
 @pytest.mark.parametrize("everything", [True, False], ids=["everything", "supervisor alone"])
 def test_a_killed_run_is_completed_by_the_next_one(everything: bool, story: Story, tmp_path: Path) -> None:
-    process = command(tmp_path, "--trials", "4")
-    wait_until(in_the_middle_of(tmp_path, slot=2), "slot 2 trains")
-    if everything:
-        os.killpg(process.pid, signal.SIGKILL)
-    else:
-        os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    wait_until(lambda: group_is_gone(process.pid), "no worker outlives its supervisor")
+    with command(tmp_path, "--trials", "4") as process:
+        wait_until(in_the_middle_of(tmp_path, slot=2), "slot 2 trains")
+        if everything:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        wait_until(lambda: group_is_gone(process.pid), "no worker outlives its supervisor")
     [left] = [trial for trial in trials_of(tmp_path) if trial.state not in FINISHED]
     assert (left.state, left.user_attrs["slot"]) == (TrialState.RUNNING, 2)
 
