@@ -12,6 +12,9 @@ import torch
 
 from study.data import FOLDER, Images
 
+STUDY_DATA = os.environ.get("STUDY_DATA")
+"""Read before any test points it at made data."""
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
@@ -43,7 +46,7 @@ def tiny_images() -> Images:
 @pytest.fixture(scope="session")
 def cifar10_folder() -> str:
     """The folder with the real data set, from $STUDY_DATA; nothing is downloaded for a test."""
-    folder = os.environ.get("STUDY_DATA")
+    folder = STUDY_DATA
     if not folder or not (Path(folder) / FOLDER).is_dir():
         pytest.skip(f"$STUDY_DATA names no folder that contains {FOLDER}")
     return folder
