@@ -148,9 +148,7 @@ def test_writing_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str],
 
 
 @pytest.mark.parametrize("code", [LOAD_MODEL, LOAD_WEIGHTS])
-def test_summary_s_code_runs(
-    written: tuple[Path, Network], code: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_summary_s_code_runs(written: tuple[Path, Network], code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = written
     text = (folder / "summary.txt").read_text()
     assert all(line in text for line in code.splitlines())
@@ -232,9 +230,7 @@ def test_replaces_an_old_bundle_and_keeps_other_files(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("failing", ["draw_misses", "draw_curves"])
-def test_a_failed_write_leaves_the_old_bundle(
-    copy: Path, monkeypatch: pytest.MonkeyPatch, failing: str
-) -> None:
+def test_a_failed_write_leaves_the_old_bundle(copy: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     before = {name: (copy / name).read_bytes() for name in FILES}
 
     def fail(*_: Any) -> None:
@@ -271,9 +267,7 @@ def test_a_file_in_the_way_is_the_user_s_mistake(tmp_path: Path) -> None:
 
 def test_logits_must_belong_to_the_images(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="One row of logits"):
-        write_bundle(
-            tmp_path / "best", TINY, make_network(), METRICS, CURVES, make_images(), np.zeros((3, 10))
-        )
+        write_bundle(tmp_path / "best", TINY, make_network(), METRICS, CURVES, make_images(), np.zeros((3, 10)))
     assert not (tmp_path / "best").exists()
 
 

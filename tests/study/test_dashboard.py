@@ -89,10 +89,7 @@ def artifacts_of(study: optuna.Study, number: int) -> dict[str, str]:
         trial,
     )
     for meta in found:
-        assert (
-            get_trial_artifact_meta(study._storage, study._study_id, trial._trial_id, meta["artifact_id"])
-            == meta
-        )
+        assert get_trial_artifact_meta(study._storage, study._study_id, trial._trial_id, meta["artifact_id"]) == meta
     names = [meta["filename"] for meta in found]
     assert len(names) == len(set(names))
     return {meta["filename"]: meta["artifact_id"] for meta in found}
@@ -115,9 +112,7 @@ def test_notes_say_what_the_trial_is(tmp_path: Path) -> None:
     for trial in study.trials:
         dashboard.publish_trial(study, trial, tmp_path / "artifacts")
     complete, pruned, bare = (note_of(study, number) for number in range(3))
-    assert complete.startswith(
-        "**Validation accuracy 45.00% after 3 epochs**, 175,696 parameters, receptive field 47"
-    )
+    assert complete.startswith("**Validation accuracy 45.00% after 3 epochs**, 175,696 parameters, receptive field 47")
     assert "Anchor: **reference**" in complete
     assert f"`{REFERENCE.candidate_id}`" in complete
     assert "- Repairs: none" in complete
@@ -193,7 +188,5 @@ def test_import_is_light() -> None:
         "heavy = {'torch', 'matplotlib', 'optuna_dashboard', 'plotly'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -68,9 +68,7 @@ def test_prediction_is_the_network_s(
     assert [line.split()[:2] for line in lines] == [[item["path"], item["class"]] for item in found]
 
 
-@pytest.mark.parametrize(
-    "case", ["RGB", "RGBA", "P", "transparent P", "upscaled", "wide", "tall", "exif", "BMP"]
-)
+@pytest.mark.parametrize("case", ["RGB", "RGBA", "P", "transparent P", "upscaled", "wide", "tall", "exif", "BMP"])
 def test_the_same_picture_in_any_form(pixels: np.ndarray, tmp_path: Path, case: str) -> None:
     image, file = Image.fromarray(pixels), tmp_path / "image.png"
     options: dict[str, Any] = {}
