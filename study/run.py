@@ -49,6 +49,9 @@ FIDELITY = {
     "cpu": (6, 15_000),
     "cuda": (16, 45_000),
 }
+_ATTRIBUTES = frozenset({"cost_model", "hardware", "versions", "created", "target_accuracy"})
+"""What a new study is given before its configuration, which makes it whole."""
+
 CPU_EPOCH_FACTOR = 2.0
 """On a CPU an epoch may take this many times the reference network's, so that 50 trials stay affordable:
 wide depthwise convolutions would otherwise make single trials take longer than the rest of the study."""
@@ -200,6 +203,8 @@ class _Run:
             return EXIT_INTERRUPTED
         if stopped == "timeout":
             print(f"--timeout reached. {n_finished} trials are finished; the same command goes on.", flush=True)
+        elif n_finished < options.trials:
+            print(f"{options.trials - n_finished} trials are run by other processes.", flush=True)
         return 0
 
     def _explicit(self) -> dict[str, Any]:
@@ -244,6 +249,10 @@ class _Run:
         if self.name not in [study.study_name for study in storage.get_all_studies()]:
             return None
         study = optuna.load_study(study_name=self.name, storage=storage)
+        if "config" not in study.user_attrs and set(study.user_attrs) <= _ATTRIBUTES and not study.trials:
+            # A kill in the moment of its creation left it half made; nothing is lost with it.
+            optuna.delete_study(study_name=self.name, storage=storage)
+            return None
         stored = config_of(study)
         asked = dataclasses.replace(
             stored,
@@ -296,7 +305,12 @@ class _Run:
             config = dataclasses.replace(config, limits=limits)
         _refuse_impossible(space, config, calibration.cost)
         storage = open_storage(self.url)
-        study = optuna.create_study(study_name=self.name, storage=storage, direction="maximize")
+        try:
+            study = optuna.create_study(study_name=self.name, storage=storage, direction="maximize")
+        except optuna.exceptions.DuplicatedStudyError as error:
+            raise UserError(
+                f"The study {self.name!r} was created by another process just now. Run the same command again to join it."
+            ) from error
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names([METRIC])
@@ -668,11 +682,12 @@ def _interruptible() -> Iterator[None]:
 @contextmanager
 def _uninterruptible() -> Iterator[None]:
     """The moment in which workers are stopped and slots freed must not be cut short by a second Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":
