@@ -309,7 +309,7 @@ class _Run:
             study = optuna.create_study(study_name=self.name, storage=storage, direction="maximize")
         except optuna.exceptions.DuplicatedStudyError as error:
             raise UserError(
-                f"The study {self.name!r} was created by another process just now. Run the same command again to join it."
+                f"The study {self.name!r} was just created by another process. Run the same command again to join it."
             ) from error
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
