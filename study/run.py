@@ -564,8 +564,11 @@ class _Supervisor:
         if trial is not None and not trial.state.is_finished():
             fail_trial(self.study, trial, reason)
         self.progress.write(f"slot {slot.index}: failed: {reason}")
-        reusable = self.slots.reusable(trial)
-        self.slots.failed(slot.index, slot.repeats if reusable is None else reusable)
+        if trial is None:  # the slot was never begun: the next worker runs it as this one should have
+            self.slots.interrupted(slot.index, slot.repeats)
+        else:
+            reusable = self.slots.reusable(trial)
+            self.slots.failed(slot.index, slot.repeats if reusable is None else reusable)
         self._count_failure(reason)
 
     def _running_trial(self, worker: Worker, slot: int) -> Any:
