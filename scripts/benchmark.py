@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from study.errors import UserError, run_command
 from study.paths import REPOSITORY, RESULTS
 
+SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 GOAL = {"cpu": "2.0 times", "cuda": "10 times"}
 
 
@@ -86,7 +87,7 @@ def _throughput(options: argparse.Namespace, data: str, device: str) -> int:
 
 def _printed_number(command: list[str]) -> float:
     """The last line a process prints, without the settings that importing `study` made here."""
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
@@ -101,7 +102,7 @@ def _ours(data: str, n_images: int, device: str) -> float:
     import torch
 
     from search_spaces.reference import REFERENCE
-    from study.calibration import calibrate, n_cores
+    from study.calibration import calibrate, n_cores, n_loaders
     from study.data import load_train
     from study.training import TrainingConfig, train
 
@@ -109,7 +110,7 @@ def _ours(data: str, n_images: int, device: str) -> float:
     images = load_train(data).take(np.arange(n_images))
     augmentation = dataclasses.replace(REFERENCE.augmentation, affine_p=0.5, dropout_p=0.5)
     candidate = dataclasses.replace(REFERENCE, augmentation=augmentation)
-    config = TrainingConfig(2, 0, device, calibrate(device).precision, n_loaders=max(1, min(8, n_cores() - 1)))
+    config = TrainingConfig(2, 0, device, calibrate(device).precision, n_loaders=n_loaders(device, 1))
     last = train(candidate, images, config).records[-1]
     return n_images // 128 * 128 / last.wall_s
 

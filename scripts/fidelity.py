@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     step = (len(complete) - 1) / (options.candidates - 1)
     chosen = [complete[round(index * step)] for index in range(options.candidates)]
 
-    from study.calibration import n_cores, resolve_device
+    from study.calibration import n_cores, n_loaders, resolve_device
     from study.data import load_train, search_split
     from study.training import TrainingConfig, train
 
@@ -73,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         candidate = candidate_of(trial)
         if candidate.candidate_id in known:
             continue
-        training = TrainingConfig(options.epochs, trial.user_attrs["training_seed"], device, config.precision)
+        training = TrainingConfig(
+            options.epochs, trial.user_attrs["training_seed"], device, config.precision, n_loaders(device, 1)
+        )
         record = train(candidate, images, training, validation).records[-1]
         known[candidate.candidate_id] = {
             "candidate_id": candidate.candidate_id,

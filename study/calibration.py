@@ -64,6 +64,15 @@ def n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def n_loaders(device: str, jobs: int) -> int:
+    """Augmenting processes for each of `jobs` trainings at once.
+
+    None on a CPU: there the training's own threads fill all cores, and a process more makes every one of
+    its barriers wait. It then augments between its steps, which costs less.
+    """
+    return 0 if device == "cpu" else max(1, min(8, n_cores() // jobs - 1))
+
+
 def resolve_device(asked: str) -> str:
     """ "cuda" or "cpu".
 
@@ -101,7 +110,7 @@ def versions() -> dict[str, str]:
 
 def calibrate(device: str) -> Calibration:
     """Measures, or reads what was measured on this machine before."""
-    key = identifier([hardware(device), versions(), "cost-4"])
+    key = identifier([hardware(device), versions(), "cost-5"])
     file = cache_dir() / f"calibration-{key}.json"
     try:
         return Calibration.from_json(json.loads(file.read_text()))
@@ -181,8 +190,8 @@ def _measure(device: str) -> Calibration:
         depthwise_other_mac_s=other,
         activation_s=float(prices[1]),
         operation_s=float(prices[2]),
-        # Augmentation runs beside a GPU, but on the same cores as the training on a CPU.
-        image_s=_augmentation_seconds(REFERENCE.augmentation) / n_cores() if device == "cpu" else 0.0,
+        # Augmentation runs beside a GPU, but in turns with the training on a CPU.
+        image_s=_augmentation_seconds(REFERENCE.augmentation) if device == "cpu" else 0.0,
         device=device,
     )
     return Calibration(device, hardware(device), precision, cost, error)

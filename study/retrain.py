@@ -132,7 +132,7 @@ def _find_target(options: argparse.Namespace) -> _Target:
 
 def _retrain(options: argparse.Namespace) -> int:
     target = _find_target(options)
-    from study.calibration import calibrate, hardware, n_cores, resolve_device, versions
+    from study.calibration import calibrate, hardware, n_cores, n_loaders, resolve_device, versions
     from study.data import find_folder, load_test, load_train
 
     device = resolve_device(options.device)
@@ -152,9 +152,7 @@ def _retrain(options: argparse.Namespace) -> int:
     print(f"    train  {n_train:,} images, {epochs} epochs, {n_seeds} seed{'s' * (n_seeds > 1)}, {precision}, {device}")
     print(f" expected  about {duration(seconds)}; stopped, the same command goes on from its checkpoint", flush=True)
     configs = [
-        _seed_config(
-            epochs, seed, device, precision, shipped=seed == 0, n_loaders=max(1, min(8, n_cores() // jobs - 1))
-        )
+        _seed_config(epochs, seed, device, precision, shipped=seed == 0, n_loaders=n_loaders(device, jobs))
         for seed in range(n_seeds)
     ]
     files = [checkpoints / f"{_key(target.candidate, config, n_train)}.pt" for config in configs]

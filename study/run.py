@@ -155,7 +155,7 @@ class _Run:
         import optuna
         import sqlalchemy
 
-        from study.calibration import calibrate, n_cores, resolve_device
+        from study.calibration import calibrate, n_cores, n_loaders, resolve_device
         from study.data import find_folder, load_train
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -182,7 +182,7 @@ class _Run:
             data=str(data.resolve()),
             device=device,
             n_threads=max(1, n_cores() // options.jobs),
-            n_loaders=max(1, min(8, n_cores() // options.jobs - 1)),
+            n_loaders=n_loaders(device, options.jobs),
             artifacts=str(self.out / "artifacts"),
         )
         supervisor = _Supervisor(options, config, study, slots, setup)
