@@ -1,4 +1,6 @@
-"""Augmented batches: albumentations in worker processes, uint8 all the way, exact for a seed.
+"""Augmented batches: albumentations on uint8 all the way, exact for a seed.
+
+They are made in processes of their own beside a GPU, and between the training steps on a CPU.
 
 Every batch is seeded by (training seed, epoch, batch) just before it is augmented, so images differ
 within a batch and between epochs, and are the same whatever the number of worker processes.

@@ -28,7 +28,7 @@ class StudyConfig:
         epochs: Of every trial.
         train_images, val_images: Sizes of the stratified subsets that trials use.
         seed: Base of all seeds: a slot's sampler and training are seeded by (seed, slot).
-        pruner, sampler: Names of `study.search` .
+        pruner, sampler: Names that `study.search` knows.
         precision: Of training.
         split_seed, augmentation_order: Constants of the program that results depend on.
     """

@@ -345,10 +345,12 @@ def _test_seed(candidate: Candidate, config: TrainingConfig, file: Path, test: A
             epochs, losses, logits = saved["epochs"], saved["losses"], saved["logits"]
     except (OSError, ValueError, KeyError):
         found = []
-        for state in (*(progress.snapshots[epoch] for epoch in sorted(progress.snapshots)), progress.ema):
+        states = {**progress.snapshots, config.epochs - 1: progress.ema}  # the last snapshot is the final state
+        for epoch in sorted(states):
+            state = states[epoch]
             network.load_state_dict(state)
             found.append(evaluate(network.to(config.device).eval(), test, config.device))
-        epochs = np.array([*sorted(progress.snapshots), config.epochs - 1])
+        epochs = np.array(sorted(states))
         losses, logits = np.array([loss for loss, _ in found]), np.stack([rows for _, rows in found])
         np.savez(stored, epochs=epochs, losses=losses, logits=logits.astype(np.float32))
     network.load_state_dict(progress.ema)
