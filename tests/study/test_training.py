@@ -324,9 +324,10 @@ def test_what_on_epoch_raises_ends_the_training_and_its_processes(tiny_images: I
         if record.epoch == 1:
             raise PrunedHereError
 
+    before = {child.pid for child in multiprocessing.active_children()}  # joblib keeps idle ones of other tests
     with pytest.raises(PrunedHereError):
         _train(tiny_images, n_loaders=n_loaders, on_epoch=prune)
-    assert multiprocessing.active_children() == []
+    assert {child.pid for child in multiprocessing.active_children()} <= before
 
 
 def test_evaluate_covers_every_image_in_order(tiny_images: Images, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""One module per benchmark; `scripts/benchmark.py` is the command."""

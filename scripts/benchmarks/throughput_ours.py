@@ -1,0 +1,32 @@
+"""One sample of our side of `throughput`: prints images per second."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", type=int, default=6400, help="(default: 6,400)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """An epoch after one that warms up, augmented as the peer does it."""
+    import dataclasses
+
+    import numpy as np
+    import torch
+
+    from search_spaces.reference import REFERENCE
+    from study.calibration import calibrate, n_cores, n_loaders
+    from study.data import load_train
+    from study.training import TrainingConfig, train
+
+    torch.set_num_threads(n_cores())
+    images = load_train(options.data).take(np.arange(options.images))
+    augmentation = dataclasses.replace(REFERENCE.augmentation, affine_p=0.5, dropout_p=0.5)
+    candidate = dataclasses.replace(REFERENCE, augmentation=augmentation)
+    device = options.device
+    config = TrainingConfig(2, 0, device, calibrate(device).precision, n_loaders=n_loaders(device, 1))
+    last = train(candidate, images, config).records[-1]
+    print(options.images // 128 * 128 / last.wall_s)
+    return 0
