@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from study.errors import run_command
 from study.paths import RESULTS
 
-BENCHMARKS = ("throughput", "throughput-ours")
+BENCHMARKS = ("throughput", "throughput-ours", "neighbour")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

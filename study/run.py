@@ -80,7 +80,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--trials", type=int, default=50, metavar="N", help="finished trials to reach (default: 50)")
     parser.add_argument("--timeout", type=float, metavar="S", help="start no trial after S seconds (default: none)")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trials at once (default: 1)")
+    parser.add_argument(
+        "--jobs",
+        type=_jobs,
+        default="auto",
+        metavar="N",
+        help="trials at once; auto measures once on this machine what is fastest, 1 makes a study repeatable "
+        "(default: auto)",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     parser.add_argument(
         "--data", metavar="DIR", help="folder with cifar-10-batches-py (default: $STUDY_DATA, else downloaded)"
@@ -122,12 +129,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _jobs(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
 def _check(options: argparse.Namespace) -> None:
     """Refuses values that cannot be meant, before anything is opened."""
     at_least_one = ("trials", "jobs", "epochs", "max_params", "max_macs")
     for name in at_least_one:
         value = getattr(options, name)
-        if value is not None and value < 1:
+        if isinstance(value, int) and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1: {value}.")
     for name in ("timeout", "max_epoch_s"):
         value = getattr(options, name)
@@ -161,11 +172,12 @@ class _Run:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
 
         device = resolve_device(options.device)
-        if options.jobs > n_cores():
+        if options.jobs != "auto" and options.jobs > n_cores():
             raise UserError(f"--jobs must not exceed the cores: {options.jobs} > {n_cores()}.")
         data = find_folder(options.data)
         load_train(str(data))  # decoded and checked once, before any worker needs it
         calibration = calibrate(device)
+        rates = self._choose_jobs(device, calibration.precision)
         study, storage = existing or self._create(device, calibration)
         from study.slots import SlotTable
         from study.storage import config_of
@@ -173,7 +185,7 @@ class _Run:
         slots = SlotTable(study, storage)
         freed = slots.recover()
         config = config_of(study)
-        self._banner(config, calibration, slots, existing is None, freed)
+        self._banner(config, calibration, slots, existing is None, freed, rates)
         from study.workers import WorkerSetup
 
         setup = WorkerSetup(
@@ -206,6 +218,20 @@ class _Run:
         elif n_finished < options.trials:
             print(f"{options.trials - n_finished} trials are run by other processes.", flush=True)
         return 0
+
+    def _choose_jobs(self, device: str, precision: str) -> dict[int, float]:
+        """Settles `--jobs auto`. Returns images per second by trials at once, as far as they are known."""
+        from study.calibration import n_cores
+        from study.concurrency import best_jobs, known_rates
+
+        options = self.options
+        if options.jobs != "auto" or options.trials == 1 or n_cores() == 1:
+            options.jobs = 1 if options.jobs == "auto" else options.jobs
+            return known_rates(device, precision)
+        if not known_rates(device, precision):
+            print("Measuring once how many trials at once are fastest here (some seconds for each number)", flush=True)
+        options.jobs, rates = best_jobs(device, precision)
+        return rates
 
     def _explicit(self) -> dict[str, Any]:
         """The fingerprint's fields that the user gave."""
@@ -327,7 +353,13 @@ class _Run:
         return study, storage
 
     def _banner(
-        self, config: StudyConfig, calibration: Calibration, slots: SlotTable, created: bool, freed: list[int]
+        self,
+        config: StudyConfig,
+        calibration: Calibration,
+        slots: SlotTable,
+        created: bool,
+        freed: list[int],
+        rates: dict[int, float],
     ) -> None:
         from study.storage import dashboard_command, hide_password
 
@@ -336,6 +368,10 @@ class _Run:
         seconds = expected_seconds(config, calibration.cost) * max(0, wanted - done)
         limits = {name: value for name, value in config.limits.to_json().items() if value is not None}
         hardware = calibration.hardware
+        jobs = self.options.jobs
+        # Trials at once share the cores of a CPU: without a measurement they gain nothing.
+        gain = rates[jobs] / rates[1] if jobs in rates else 1.0 if calibration.device == "cpu" else jobs
+        measured = "; ".join(f"{n}: {rate:,.0f}" for n, rate in sorted(rates.items()))
         lines = {
             "study": f"{self.name} ({state})",
             "space": f"{config.space} (version {config.space_version})",
@@ -344,9 +380,9 @@ class _Run:
             f"{config.precision}",
             "search": f"{config.sampler} sampler, {config.pruner} pruner, seed {config.seed}",
             "device": f"{hardware.get('gpu', hardware['cpu'])}, {hardware['n_cores']} cores, "
-            f"{self.options.jobs} trials at once",
+            f"{jobs} trial{'s' * (jobs > 1)} at once" + (f" (images/s by trials: {measured})" if measured else ""),
             "storage": hide_password(self.url),
-            "expected": f"about {duration(seconds / self.options.jobs)} for {max(0, wanted - done)} more trials",
+            "expected": f"about {duration(seconds / gain)} for {max(0, wanted - done)} more trials",
             "watch": dashboard_command(self.url, self.out / "artifacts"),
         }
         if freed:

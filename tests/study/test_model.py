@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from torch import nn
 from search_spaces.architecture import Architecture, Conv, Layer, Residual
 from search_spaces.constraints import InfeasibleError, Limits
 from search_spaces.reference import REFERENCE_ARCHITECTURE
+from study.batches import normalise
 from study.data import MEAN, STD
 from study.model import (
     Deployable,
@@ -17,9 +20,9 @@ from study.model import (
     build,
     certify_module,
     count_params,
+    folded,
     measure_receptive_field,
 )
-from study.training import normalise
 
 SMALL = Architecture(
     (
@@ -119,6 +122,20 @@ def test_depthwise_runs_in_float32_under_cpu_autocast() -> None:
     assert from_half.dtype == torch.float32
     assert (from_half - wanted).abs().max() < 0.05
     assert plain.dtype == torch.bfloat16  # so the module's own handling is what the test sees
+
+
+def test_folding_the_norms_changes_nothing_but_rounding() -> None:
+    network = build(REFERENCE_ARCHITECTURE, seed=0)
+    network(torch.randn(64, 3, 32, 32))  # running statistics that are no longer the initial ones
+    for norm in [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]:
+        nn.init.normal_(norm.weight, 1.0, 0.2)
+        nn.init.normal_(norm.bias)
+    before = copy.deepcopy(network.state_dict())
+    x = torch.randn(8, 3, 32, 32)
+    found = folded(network.eval())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in found.modules())
+    assert torch.allclose(found(x), network(x), rtol=1e-3, atol=1e-4)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
 def test_the_network_under_autocast_is_close_to_float32() -> None:

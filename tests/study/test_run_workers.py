@@ -54,7 +54,7 @@ from study.workers import Crashed, Ended, Started, WorkerSetup
 EPOCHS = 3
 TINY = (
     "--device", "cpu", "--precision", "float32", "--epochs", str(EPOCHS), "--train-images", "40",
-    "--val-images", "20", "--study-name", "tiny",
+    "--val-images", "20", "--study-name", "tiny", "--jobs", "1",
 )  # fmt: skip
 PATIENCE_S = 600  # a cap for busy machines; nothing waits that long otherwise
 
@@ -101,7 +101,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
         def submit(self, _: Callable[..., Any], device: str) -> Future[Calibration]:
             done: Future[Calibration] = Future()
-            done.set_result(Calibration(device, calibration.hardware(device), "float32", COST, 0.0))
+            done.set_result(Calibration(device, calibration.hardware(device), "float32", COST, 0.0, {}))
             return done
 
     with pytest.MonkeyPatch.context() as patch:
