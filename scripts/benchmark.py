@@ -19,7 +19,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from study.errors import run_command
 from study.paths import RESULTS
 
-BENCHMARKS = ("throughput", "throughput-ours", "neighbour")
+BENCHMARKS = (
+    "throughput",
+    "throughput-ours",
+    "slots",
+    "epoch",
+    "busy",
+    "neighbour",
+    "accuracy",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -254,15 +254,19 @@ def _benchmarks() -> str:
     rows = []
     for file in sorted((RESULTS / "benchmarks").glob("*.json")):
         b = json.loads(file.read_text())
-        sides = [f"{_spread(b[side])} {b['unit']}" for side in ("ours", "peer")]
-        rows.append(
-            (b["title"], *sides, f"**{b['ratio']:.2f}**", b["goal"], _machine(b["hardware"]), f"`{b['command']}`")
-        )
+        sides = [f"{_spread(b[side])} {b['unit']}" if side in b else "" for side in ("ours", "peer")]
+        ratio = f"**{b['ratio']:.2f}**" if "ratio" in b else ""
+        rows.append((b["title"], *sides, ratio, b["goal"] or "", _machine(b["hardware"]), f"`{b['command']}`"))
     return _table(("benchmark", "ours", "peer", "ratio", "goal", "machine", "command"), rows)
 
 
 def _spread(side: dict[str, Any]) -> str:
-    return f"{side['median']:,.0f} ({side['min']:,.0f} to {side['max']:,.0f})"
+    """Median and range, with as many digits as they deserve."""
+
+    def shown(value: float) -> str:
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+    return f"{shown(side['median'])} ({shown(side['min'])} to {shown(side['max'])})"
 
 
 def _fidelity() -> str:

@@ -366,7 +366,7 @@ def _seed_config(epochs: int, seed: int, device: str, precision: str, shipped: b
     from study.training import TrainingConfig
 
     snapshots = MAX_SNAPSHOTS if shipped else 0
-    return TrainingConfig(epochs, seed, device, precision, n_loaders, snapshots)
+    return TrainingConfig(epochs, seed, device, precision, n_loaders, snapshots, compiled=True)
 
 
 def _key(candidate: Candidate, config: TrainingConfig, n_train: int) -> str:

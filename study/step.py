@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +21,10 @@ from study.model import Network
 
 N_WARM_UP = 3
 """Steps before a capture: by then every library has chosen its kernels and reserved its memory."""
+
+N_TIMED = 20
+COMPILING_S = 60.0
+"""About what compiling a network of this size costs; each GPU process pays it."""
 
 
 class Ema:
@@ -70,6 +77,7 @@ class Step:
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
         self._lr = torch.zeros((), device=device)
         self._ema_weight = torch.zeros((), device=device)
+        self._forward: Callable[[torch.Tensor], torch.Tensor] = network
         self._inputs: Batch | None = None
         self._graph: Any = None
 
@@ -85,28 +93,64 @@ class Step:
             mine.copy_(given, non_blocking=True)
         self._lr.fill_(lr)
         self._ema_weight.fill_(ema_weight)
-        if self._graph is None:
-            self._run(self._inputs, self._ema_weight)
-        else:
-            self._graph.replay()
+        self._again()
 
-    def capture(self, example: Batch) -> None:
+    def capture(self, example: Batch, n_steps: int = 0) -> None:
         """Makes the step ready for batches shaped like `example`; on a GPU, one graph from now on.
 
-        The steps that warm up leave no trace in weights, averages, optimizer or sums.
+        The steps that warm up leave no trace in weights, averages, optimizer or sums. Where `n_steps` of the
+        graph would take far longer than compiling, the network is compiled too, and the faster graph is kept.
         """
         self._inputs = tuple(torch.zeros_like(tensor, device=self.device) for tensor in example)  # type: ignore[assignment]
         assert self._inputs is not None
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr  # a tensor: a number would be frozen in the graph
         with self._unchanged():
-            if self.device != "cuda":
-                for _ in range(N_WARM_UP):
-                    self._run(self._inputs, self._ema_weight)
-            else:
-                self._graph = self._captured(self._inputs)
+            self._graph = self._captured(self._inputs)
+            seconds = self._seconds() if n_steps else 0.0
+            if seconds * n_steps > 5 * COMPILING_S:
+                self._compile(seconds)
+
+    def _compile(self, seconds: float) -> None:
+        """Keeps the compiled network if its graph takes less than `seconds`."""
+        assert self._inputs is not None
+        plain = self._forward, self._graph
+        try:
+            self._forward = torch.compile(self.network)
+            self._graph = self._captured(self._inputs)
+            faster = self._seconds() < seconds
+        except Exception as error:  # a compiler that is missing or fails costs speed, never the training
+            print(f"not compiled: {type(error).__name__}: {str(error).strip().splitlines()[:1]}", file=sys.stderr)
+            faster = False
+        if not faster:
+            self._forward, self._graph = plain
+
+    def _seconds(self) -> float:
+        """Of one step, as it is now."""
+        assert self._inputs is not None
+        for timed in (False, True):
+            if self.device == "cuda":
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            for _ in range(N_TIMED if timed else 1):
+                self._again()
+            if self.device == "cuda":
+                torch.cuda.synchronize()
+        return (time.perf_counter() - started) / N_TIMED
+
+    def _again(self) -> None:
+        assert self._inputs is not None
+        if self._graph is None:
+            self._run(self._inputs, self._ema_weight)
+        else:
+            self._graph.replay()
 
     def _captured(self, inputs: Batch) -> Any:
+        """A graph of the step; None on a CPU, which only warms up."""
+        if self.device != "cuda":
+            for _ in range(N_WARM_UP):
+                self._run(inputs, self._ema_weight)
+            return None
         side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -127,7 +171,7 @@ class Step:
         else:
             pixels = place(images, torch.arange(len(labels), device=self.device), moves)
         with autocast(self.device, self.precision):
-            logits = self.network(normalise(pixels)).float()
+            logits = self._forward(normalise(pixels)).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

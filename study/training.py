@@ -39,6 +39,7 @@ class TrainingConfig:
             between the steps, on a CPU. 0 augments in this one alone.
         n_snapshots: EMA states kept, evenly spread over the epochs and always the last one.
         capture: Whether a GPU runs the step as one CUDA graph.
+        compiled: Whether the graph may be that of the compiled network, where that pays back its cost.
     """
 
     epochs: int
@@ -48,6 +49,7 @@ class TrainingConfig:
     n_loaders: int = 0
     n_snapshots: int = 0
     capture: bool = True
+    compiled: bool = False
 
     @property
     def ema_half_life(self) -> float:
@@ -246,7 +248,9 @@ class _Training:
             self._restore(resume)
         if self.config.device == "cuda" and self.config.capture:
             self.network.train()
-            self.step.capture(self._example())  # before the loaders start: they must not disturb it
+            done = self.progress.epoch * self.steps_per_epoch + self.progress.batch
+            n_steps = self.n_steps - done if self.config.compiled else 0
+            self.step.capture(self._example(), n_steps)  # before the loaders start: they must not disturb it
         progress = self.progress
         with contextlib.closing(self.batches(progress.epoch, progress.batch)) as source:
             for epoch in range(progress.epoch, self.config.epochs):

@@ -74,6 +74,13 @@ def test_twenty_graph_steps_are_twenty_eager_steps(images: Images, augmentation:
     assert graph.progress.records[0].train_loss == pytest.approx(eager.progress.records[0].train_loss, rel=1e-3)
 
 
+def test_a_compiled_graph_trains_as_well(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("study.step.COMPILING_S", 0.0)
+    found = train(candidate(MOVED), images, gpu(compiled=True), images)
+    plain = train(candidate(MOVED), images, gpu(), images)
+    assert found.records[-1].train_loss == pytest.approx(plain.records[-1].train_loss, rel=0.1)
+
+
 def test_no_step_waits_for_the_device(images: Images) -> None:
     each = _Training(candidate(MOVED), images, gpu(epochs=1), None)
     each.network.train()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -85,6 +86,43 @@ def test_a_captured_step_trains_as_any_other(tiny_images: Images) -> None:
     losses = [[record.train_loss for record in result.records] for result in results]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert losses[0][1] < losses[0][0]
+
+
+@pytest.mark.parametrize(
+    ("plain_s", "compiled_s", "n_steps", "compiles", "keeps"),
+    [
+        (0.01, 0.005, 100_000, True, True),
+        (0.01, 0.02, 100_000, True, False),  # it came out slower
+        (0.01, None, 100_000, True, False),  # the compiler failed
+        (0.01, 0.005, 10_000, False, False),  # too short to pay it back
+        (0.01, 0.005, 0, False, False),
+    ],
+)
+def test_the_network_is_compiled_where_that_pays(
+    tiny_images: Images,
+    monkeypatch: pytest.MonkeyPatch,
+    plain_s: float,
+    compiled_s: float | None,
+    n_steps: int,
+    compiles: bool,
+    keeps: bool,
+) -> None:
+    made = training(tiny_images)
+    asked = []
+
+    def compiled(network: torch.nn.Module) -> Any:
+        asked.append(network)
+        if compiled_s is None:
+            raise RuntimeError("no compiler")
+        return lambda x: network(x)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(made.step, "_seconds", lambda: compiled_s if asked else plain_s)
+    before = state(made)
+    made.step.capture(made._example(), n_steps)
+    assert bool(asked) == compiles
+    assert (made.step._forward is not made.network) == keeps
+    assert all(torch.equal(a, b) for a, b in zip(before, state(made), strict=False))
 
 
 def test_sums_are_of_the_whole_epoch(tiny_images: Images) -> None:
