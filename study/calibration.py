@@ -93,6 +93,18 @@ def resolve_device(asked: str) -> str:
     return "cpu"
 
 
+def gpus(device: str) -> list[str]:
+    """The visible GPUs as CUDA_VISIBLE_DEVICES names them; none on a CPU."""
+    if device != "cuda":
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible:
+        return visible.split(",")
+    import torch
+
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
 def hardware(device: str) -> dict[str, Any]:
     """Names for reports."""
     found: dict[str, Any] = {"device": device, "cpu": _cpu_name(), "n_cores": n_cores()}

@@ -166,7 +166,7 @@ class _Run:
         import optuna
         import sqlalchemy
 
-        from study.calibration import calibrate, n_cores, n_loaders, resolve_device
+        from study.calibration import calibrate, gpus, n_cores, n_loaders, resolve_device
         from study.data import find_folder, load_train
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -197,7 +197,7 @@ class _Run:
             n_loaders=n_loaders(device, options.jobs),
             artifacts=str(self.out / "artifacts"),
         )
-        supervisor = _Supervisor(options, config, study, slots, setup)
+        supervisor = _Supervisor(options, config, study, slots, setup, gpus(device))
         try:
             stopped = supervisor.run()
         except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.OperationalError) as error:
@@ -221,7 +221,7 @@ class _Run:
 
     def _choose_jobs(self, device: str, precision: str) -> dict[int, float]:
         """Settles `--jobs auto`. Returns images per second by trials at once, as far as they are known."""
-        from study.calibration import n_cores
+        from study.calibration import gpus, n_cores
         from study.concurrency import best_jobs, known_rates
 
         options = self.options
@@ -231,7 +231,9 @@ class _Run:
         if not known_rates(device, precision):
             print("Measuring once how many trials at once are fastest here (some seconds for each number)", flush=True)
         options.jobs, rates = best_jobs(device, precision)
-        return rates
+        n_gpus = max(1, len(gpus(device)))  # measured on one
+        options.jobs = min(n_cores(), options.jobs * n_gpus)
+        return rates if n_gpus == 1 else {}
 
     def _explicit(self) -> dict[str, Any]:
         """The fingerprint's fields that the user gave."""
@@ -462,8 +464,10 @@ class _Supervisor:
         study: optuna.Study,
         slots: SlotTable,
         setup: WorkerSetup,
+        gpus: Sequence[str] = (),
     ) -> None:
         self.options, self.config, self.study, self.slots, self.setup = options, config, study, slots, setup
+        self.gpus = gpus
         from study.config import open_space
 
         cost = CostModel.from_json(study.user_attrs["cost_model"])
@@ -513,10 +517,17 @@ class _Supervisor:
             if idle is None:
                 from study.workers import Worker
 
-                idle = Worker(self.setup)
+                idle = Worker(dataclasses.replace(self.setup, gpu=self._free_gpu()))
                 self.workers.append(idle)
             idle.run(self._slot(claim.slot, claim.attempt, claim.trial_number))
             n_busy += 1
+
+    def _free_gpu(self) -> str | None:
+        """The GPU that the fewest workers work on; None where there is no choice."""
+        if len(self.gpus) < 2:
+            return None
+        used = [worker.gpu for worker in self.workers]
+        return min(self.gpus, key=used.count)
 
     def _slot(self, index: int, attempt: int, trial_number: int | None) -> Any:
         from study.objective import Slot
