@@ -167,9 +167,15 @@ def readme_block(name: str) -> str:
     Raises:
         KeyError: No block has that name.
     """
-    return {"headline": _headline, "study": _study, "benchmarks": _benchmarks, "fidelity": _fidelity, "audit": _audit}[
-        name
-    ]()
+    blocks = {
+        "headline": _headline,
+        "study": _study,
+        "benchmarks": _benchmarks,
+        "fidelity": _fidelity,
+        "pruners": _pruners,
+        "audit": _audit,
+    }
+    return blocks[name]()
 
 
 def _load(*parts: str) -> Any:
@@ -279,6 +285,35 @@ def _fidelity() -> str:
         f"Spearman's rank correlation between the validation accuracy of trials ({short}) and that of a fuller "
         f"training of the same candidates ({fuller}): **{found['spearman']:.2f}** over "
         f"{len(found['candidates'])} candidates (95% bootstrap interval {low:.2f} to {high:.2f}; `{found['command']}`)."
+    )
+
+
+def _pruners() -> str:
+    found = _load("pruners", "curves.json")
+    if found is None:
+        return "Not measured yet."
+    from study.search import PRUNERS
+
+    rows = []
+    for row in found["settings"]:
+        names = [row["name"], *row["same_as"]]
+        if found["winner"] not in names and not set(names) & set(PRUNERS):
+            continue
+        low, high = row["regret_interval_95"]
+        rows.append(
+            (
+                f"**{row['name']}**" if found["winner"] in names else row["name"],
+                f"{row['epochs_share']:.0%}",
+                f"{100 * row['regret']:.2f} ({100 * low:.2f} to {100 * high:.2f})",
+                f"{row['kept_best']:.0%}",
+                f"{100 * row['budget_val_accuracy']:.2f}%",
+            )
+        )
+    head = ("pruner", "epochs spent", "points lost (95%)", "kept the best trial", "best within half of all epochs")
+    return (
+        f"{_table(head, rows)}\n\n{found['n_curves']} whole curves of {found['epochs']} epochs, replayed in "
+        f"{found['replays']} random orders each; {len(found['settings'])} settings compared, those with a name of their "
+        f"own and the winner shown (`{found['command']}`; the rule is in the script)."
     )
 
 

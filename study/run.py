@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--seed", type=int, help="base of all seeds (default: 0)")
     search.add_argument("--sampler", choices=("tpe", "random", "gp"), help="(default: tpe)")
     search.add_argument(
-        "--pruner", choices=("percentile", "halving", "hyperband", "median", "none"), help="(default: percentile)"
+        "--pruner", choices=("halving", "percentile", "hyperband", "median", "none"), help="(default: halving)"
     )
     fidelity = parser.add_argument_group("fidelity of a trial (fixed when a study is created)")
     cpu, cuda = FIDELITY["cpu"], FIDELITY["cuda"]
@@ -251,13 +251,13 @@ class _Run:
         """Everything that can be refused without the storage, the data or a calibration."""
         from study.config import open_space
         from study.data import N_SEARCH, N_VALIDATION, check_sizes
-        from study.search import check_names
+        from study.search import DEFAULT_PRUNER, check_names
 
         options = self.options
         open_space(options.space or DEFAULT_SPACE)
         n_train = N_SEARCH if options.train_images is None else options.train_images
         check_sizes(n_train, N_VALIDATION if options.val_images is None else options.val_images)
-        check_names(options.sampler or "tpe", options.pruner or ("none" if options.sampler == "gp" else "percentile"))
+        check_names(options.sampler or "tpe", options.pruner or ("none" if options.sampler == "gp" else DEFAULT_PRUNER))
 
     def _existing(self) -> tuple[optuna.Study, optuna.storages.RDBStorage] | None:
         """The stored study, if there is one and the options are its own.
@@ -310,6 +310,7 @@ class _Run:
         from study.config import StudyConfig, open_space
         from study.dashboard import publish_study
         from study.data import N_VALIDATION
+        from study.search import DEFAULT_PRUNER
         from study.storage import METRIC, open_storage
 
         options = self.options
@@ -321,7 +322,7 @@ class _Run:
             "train_images": train_images,
             "val_images": N_VALIDATION,
             "seed": 0,
-            "pruner": "none" if options.sampler == "gp" else "percentile",
+            "pruner": "none" if options.sampler == "gp" else DEFAULT_PRUNER,
             "sampler": "tpe",
             "precision": calibration.precision,
         }
@@ -417,7 +418,7 @@ class _Run:
 
 def expected_seconds(config: StudyConfig, cost: CostModel) -> float:
     """Predicted seconds of an average trial: the reference's time, less what pruning usually saves."""
-    share = 1.0 if config.pruner == "none" else 0.7
+    share = 1.0 if config.pruner == "none" else 0.5
     epoch = cost.epoch_seconds(REFERENCE_ARCHITECTURE, config.train_images, config.val_images)
     return share * config.epochs * epoch
 
