@@ -312,8 +312,8 @@ def _pruners() -> str:
     head = ("pruner", "epochs spent", "points lost (95%)", "kept the best trial", "best within half of all epochs")
     return (
         f"{_table(head, rows)}\n\n{found['n_curves']} whole curves of {found['epochs']} epochs, replayed in "
-        f"{found['replays']} random orders each; {len(found['settings'])} settings compared, those with a name of their "
-        f"own and the winner shown (`{found['command']}`; the rule is in the script)."
+        f"{found['replays']} random orders each; {len(found['settings'])} settings compared, those that have a "
+        f"name and the winner shown (`{found['command']}`; the rule is in the script)."
     )
 
 

@@ -225,7 +225,7 @@ def test_the_command_writes_the_record_the_figure_and_the_table(
     assert f"Winner by the rule: **{record['winner']}**" in printed
     by_name = {row["name"]: row for row in record["settings"]}
     assert by_name["none"]["epochs"] == N * EPOCHS
-    winner, aggressive = by_name[record["winner"]], by_name["halving, rung 1, factor 4"]
+    winner, aggressive = by_name[record["winner"]], by_name["halving"]
     assert winner["regret"] <= 0.005 < aggressive["regret"]
     assert aggressive["epochs"] < winner["epochs"]
     assert printed.count("\n| ") == len(record["settings"]) + 2
