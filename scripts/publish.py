@@ -77,6 +77,7 @@ def publish(study: Any, run: Path, folder: Path) -> None:
         "versions": study.user_attrs["versions"],
         "cost_model": study.user_attrs["cost_model"],
         "created": study.user_attrs["created"],
+        "searching_s": searching_seconds(study.get_trials(deepcopy=False)),
         "trials": [
             {
                 **row,
@@ -111,6 +112,20 @@ def _row(trial: Any) -> dict[str, Any]:
         "val_accuracy": trial.value if trial.value is not None else (values[max(values)] if values else None),
         "epochs_run": len(values),
     }
+
+
+def searching_seconds(trials: Sequence[Any]) -> float:
+    """Seconds in which at least one trial ran: pauses do not count, and trials at once count once."""
+    spans = sorted(
+        (trial.datetime_start.timestamp(), trial.datetime_complete.timestamp())
+        for trial in trials
+        if trial.datetime_start and trial.datetime_complete
+    )
+    seconds, reached = 0.0, float("-inf")
+    for start, end in spans:
+        seconds += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return seconds
 
 
 def draw_history(record: dict[str, Any], file: Path) -> None:
@@ -230,7 +245,7 @@ def _study() -> str:
     n_failed = sum(trial["state"] == "FAIL" for trial in trials)
     spent = sum(trial["epochs_run"] for trial in complete + pruned)
     possible = config["epochs"] * len(complete + pruned)
-    minutes = sum(trial["wall_s"] or 0 for trial in trials) / 60
+    minutes = record["searching_s"] / 60
     anchors = {trial["anchor"]: trial for trial in complete if trial["anchor"]}
     best = max(complete, key=lambda trial: trial["val_accuracy"])
     dilated = max((t for t in complete if t["n_dilated_reductions"]), key=lambda t: t["val_accuracy"], default=None)
