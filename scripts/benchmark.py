@@ -27,6 +27,9 @@ BENCHMARKS = (
     "busy",
     "neighbour",
     "accuracy",
+    "trials-per-hour",
+    "memory",
+    "startup",
 )
 
 

@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
         more["floor_s"] = BYTES_PER_IMAGE * options.images / bandwidth
     write(
         options,
-        f"epoch-{device}",
+        f"epoch-{device}-{options.images}",
         f"an epoch of the reference network, {options.images:,} images, validated on {options.val_images:,}",
         device,
         "s",
@@ -82,10 +82,11 @@ def _ema_seconds(training: Any) -> float:
         if training.config.device == "cuda":
             torch.cuda.synchronize()
 
+    weight = 0.01 if training.step._graph is None else training.step._ema_weight  # as the step has it
     wait()
     started = time.perf_counter()
     for _ in range(50):
-        training.ema.update(training.step._ema_weight)
+        training.ema.update(weight)
     wait()
     return (time.perf_counter() - started) / 50
 
