@@ -22,7 +22,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -315,7 +315,7 @@ class Architecture:
         Raises:
             ArchitectureError: A map would shrink below one pixel, or a residual body changes shape.
         """
-        return tuple(_trace(self))
+        return _trace(self)
 
     @property
     def params(self) -> int:
@@ -358,7 +358,7 @@ class Architecture:
     @property
     def n_dilated(self) -> int:
         """Dilated convolutions, shared ones once."""
-        return sum(op.name == "Conv2d" and op.kernel > 1 and op.dilation > 1 for op in self._once)
+        return sum(op.kernel > 1 and op.dilation > 1 and op.run == 0 for op in self.operations)
 
     @property
     def n_separable(self) -> int:
@@ -368,7 +368,9 @@ class Architecture:
         pooling or addition.
         """
         count, depthwise = 0, False
-        for op in self._once:
+        for op in self.operations:
+            if op.run > 0:
+                continue
             if op.name == "Conv2d":
                 count += depthwise and op.is_pointwise
                 depthwise = op.is_depthwise and op.kernel > 1
@@ -379,16 +381,12 @@ class Architecture:
     @property
     def n_local_pools(self) -> int:
         """Poolings before the global average, shared ones once."""
-        return sum(op.name == "AvgPool2d" for op in self._once) - 1
+        return sum(op.name == "AvgPool2d" and op.run == 0 for op in self.operations) - 1
 
     @property
     def n_dilated_reductions(self) -> int:
         """Unpadded dilated convolutions, which reduce the map where others would pool."""
         return sum(unit.is_dilated and not unit.padded for unit in self.convs)
-
-    @property
-    def _once(self) -> tuple[Operation, ...]:
-        return tuple(op for op in self.operations if op.run == 0)
 
     @property
     def architecture_id(self) -> str:
@@ -468,160 +466,152 @@ def _unit_from_json(data: Mapping[str, Any]) -> Unit:
     return unit
 
 
-@dataclass(frozen=True)
-class _At:
-    """Where a trace stands: shape (C, H, W), receptive field and jump."""
+class _Trace:
+    """Operations so far, and where they lead: shape (C, H, W), receptive field and jump."""
 
-    shape: tuple[int, int, int]
-    field: int
-    jump: int
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self.operations: list[Operation] = []
+        self.shape, self.field, self.jump = shape, 1, 1
+        self.layer, self.run = 0, 0
+        self.unit: int | None = None
 
-    @classmethod
-    def after(cls, op: Operation) -> _At:
-        return cls(op.out_shape, op.receptive_field, op.jump)
-
-    def elementwise(self, layer: int, name: str, detail: str = "", params: int = 0) -> Operation:
-        """An operation that keeps the shape."""
-        return Operation(layer, name, detail, self.shape, self.shape, params, 0, self.field, self.jump)
-
-
-def _trace(architecture: Architecture) -> Iterator[Operation]:
-    at = _At((architecture.in_channels, architecture.image_size, architecture.image_size), 1, 1)
-    for index, layer in enumerate(architecture.layers):
-        operations = (
-            _residual_operations(index, layer, at)
-            if isinstance(layer, Residual)
-            else _unit_operations(index, layer, at)
-        )
-        for op in operations:
-            at = _At.after(op)
-            yield op
-    last, channels, side = len(architecture.layers), at.shape[0], at.shape[1]
-    pooled = at.field + (side - 1) * at.jump
-    yield Operation(last, "AvgPool2d", f"global, {side}x{side}", at.shape, (channels, 1, 1), 0, 0, pooled, at.jump)
-    weights = channels * architecture.n_classes
-    yield Operation(
-        last,
-        "Conv2d",
-        "1x1, classifier",
-        (channels, 1, 1),
-        (architecture.n_classes, 1, 1),
-        weights + architecture.n_classes * architecture.classifier_bias,
-        weights,
-        pooled,
-        at.jump,
-    )
-
-
-def _residual_operations(index: int, layer: Residual, at: _At) -> Iterator[Operation]:
-    for run in range(layer.times):
-        before = at
-        for position, unit in enumerate(layer.body):
-            for op in _unit_operations(index, unit, at):
-                at = _At.after(op)
-                again = run > 0 and op.name == "Conv2d"
-                yield dataclasses.replace(op, unit=position, run=run, params=0 if again else op.params)
-        if at.shape != before.shape or at.jump != before.jump:
-            raise ArchitectureError(
-                f"A residual body keeps its shape: layer {index} turns {before.shape} into {at.shape}."
+    def add(
+        self,
+        name: str,
+        detail: str = "",
+        out_shape: tuple[int, int, int] | None = None,
+        params: int = 0,
+        macs: int = 0,
+        kernel: int = 1,
+        dilation: int = 1,
+        padded: bool = True,
+        groups: int = 1,
+    ) -> None:
+        """Appends an operation that leads to `out_shape` (the same shape, if None) and the current field."""
+        before, self.shape = self.shape, out_shape or self.shape
+        self.operations.append(
+            Operation(
+                self.layer, name, detail, before, self.shape, params, macs, self.field, self.jump,
+                kernel, dilation, padded, groups, self.unit, self.run,
             )
-        after = []
-        if layer.scaled:
-            after.append(at.elementwise(index, "Scale", layer.scaled, 0 if run else at.shape[0]))
-        after.append(at.elementwise(index, "Add", "identity"))
-        if layer.activation:
-            after.append(at.elementwise(index, ACTIVATION_NAMES[layer.activation_type]))
-        for op in after:
-            yield dataclasses.replace(op, run=run)
+        )  # fmt: skip
 
-
-def _unit_operations(index: int, unit: Unit, at: _At) -> Iterator[Operation]:
-    operations = {Conv: _conv_operations, Branches: _branches_operations, Gated: _gated_operations}[type(unit)]
-    for op in operations(index, unit, at):  # type: ignore[operator]
-        at = _At.after(op)
-        yield op
-    if unit.norm:
-        yield at.elementwise(index, NORM_NAMES[unit.norm_type], params=2 * at.shape[0])
-    if not isinstance(unit, Gated) and unit.activation:
-        yield at.elementwise(index, ACTIVATION_NAMES[unit.activation_type])
-
-
-def _conv_operations(index: int, unit: Conv, at: _At) -> Iterator[Operation]:
-    channels = at.shape[0]
-    if unit.separable:
-        depthwise = dataclasses.replace(unit, out_channels=channels, separable=False, groups=channels)
-        op = _convolution(index, depthwise, at, "depthwise")
-        yield op
-        pointwise = Conv(unit.out_channels, kernel=1, bias=unit.bias)
-        yield _convolution(index, pointwise, _At.after(op), "pointwise")
-    elif unit.groups == 1:
-        yield _convolution(index, unit, at)
-    else:
-        if channels % unit.groups or unit.out_channels % unit.groups:
+    def convolve(
+        self,
+        out_channels: int,
+        kernel: int = 1,
+        stride: int = 1,
+        dilation: int = 1,
+        padded: bool = True,
+        bias: bool = False,
+        groups: int = 1,
+        kind: str = "",
+    ) -> None:
+        """Receptive field: r <- r + (k - 1) * dilation * jump, then jump <- jump * stride (Araujo et al. 2019)."""
+        channels, side, _ = self.shape
+        padding = dilation * (kernel - 1) // 2 if padded else 0
+        out_side = (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        if out_side < 1:
             raise ArchitectureError(
-                f"Groups divide the channels before and after: layer {index} has groups={unit.groups}, "
+                f"The map would shrink below 1 pixel in layer {self.layer}: {side}x{side} with "
+                f"{kernel=}, {dilation=}, {padded=}."
+            )
+        self.field += (kernel - 1) * dilation * self.jump
+        self.jump *= stride
+        detail = f"{kernel}x{kernel}"
+        if stride > 1:
+            detail += f", stride {stride}"
+        if kernel > 1 and dilation > 1:
+            detail += f", dilation {dilation}"
+        if not padded:
+            detail += ", unpadded"
+        if kind:
+            detail += f", {kind}"
+        weights = out_channels * channels * kernel**2 // groups
+        params = 0 if self.run else weights + out_channels * bias
+        out = (out_channels, out_side, out_side)
+        self.add("Conv2d", detail, out, params, weights * out_side**2, kernel, dilation, padded, groups)
+
+    def follow(self, unit: Unit) -> None:
+        """Appends the operations of `unit`."""
+        if isinstance(unit, Conv):
+            self._conv(unit)
+        elif isinstance(unit, Branches):
+            self._branches(unit)
+        else:
+            self.convolve(2 * unit.hidden, bias=unit.bias, kind="pointwise")
+            self.add("Gate", ACTIVATION_NAMES[unit.activation_type], (unit.hidden, *self.shape[1:]))
+            self.convolve(unit.out_channels, bias=unit.bias, kind="pointwise")
+        if unit.norm:
+            self.add(NORM_NAMES[unit.norm_type], params=2 * self.shape[0])
+        if not isinstance(unit, Gated) and unit.activation:
+            self.add(ACTIVATION_NAMES[unit.activation_type])
+
+    def _conv(self, unit: Conv) -> None:
+        channels = self.shape[0]
+        geometry = (unit.kernel, unit.stride, unit.dilation, unit.padded, unit.bias)
+        if unit.separable:
+            self.convolve(channels, *geometry, groups=channels, kind="depthwise")
+            self.convolve(unit.out_channels, bias=unit.bias, kind="pointwise")
+        elif unit.groups == 1:
+            self.convolve(unit.out_channels, *geometry)
+        elif channels % unit.groups or unit.out_channels % unit.groups:
+            raise ArchitectureError(
+                f"Groups divide the channels before and after: layer {self.layer} has groups={unit.groups}, "
                 f"in_channels={channels}, out_channels={unit.out_channels}."
             )
-        yield _convolution(index, unit, at, "depthwise" if unit.groups == channels else f"{unit.groups} groups")
+        else:
+            kind = "depthwise" if unit.groups == channels else f"{unit.groups} groups"
+            self.convolve(unit.out_channels, *geometry, unit.groups, kind)
+
+    def _branches(self, unit: Branches) -> None:
+        shape, start = self.shape, self.field
+        longest = start
+        for branch, channels in zip(unit.branches, unit.channels(shape[0]), strict=True):
+            self.shape, self.field = (channels, *shape[1:]), start
+            if branch.smooth:
+                self.field += 2 * self.jump
+                self.add("AvgPool2d", "3x3, stride 1")
+            if branch.kernel > 1:
+                self.convolve(
+                    channels, branch.kernel, 1, branch.dilation, bias=unit.bias, groups=channels, kind="depthwise"
+                )
+            longest = max(longest, self.field)
+        self.shape, self.field = shape, longest
+        self.add(JOINS[unit.join], ", ".join(map(str, unit.branches)))
+
+    def repeat(self, layer: Residual) -> None:
+        """Appends the operations of all runs of `layer`."""
+        before, jump = self.shape, self.jump
+        for run in range(layer.times):
+            self.run = run
+            for position, unit in enumerate(layer.body):
+                self.unit = position
+                self.follow(unit)
+            self.unit = None
+            if (self.shape, self.jump) != (before, jump):
+                raise ArchitectureError(
+                    f"A residual body keeps its shape: layer {self.layer} turns {before} into {self.shape}."
+                )
+            if layer.scaled:
+                self.add("Scale", layer.scaled, params=0 if run else self.shape[0])
+            self.add("Add", "identity")
+            if layer.activation:
+                self.add(ACTIVATION_NAMES[layer.activation_type])
+        self.run = 0
 
 
-def _branches_operations(index: int, unit: Branches, at: _At) -> Iterator[Operation]:
-    field = at.field
-    for branch, channels in zip(unit.branches, unit.channels(at.shape[0]), strict=True):
-        inside = _At((channels, *at.shape[1:]), at.field, at.jump)
-        if branch.smooth:
-            field_after = inside.field + 2 * inside.jump
-            inside = dataclasses.replace(inside, field=field_after)
-            yield inside.elementwise(index, "AvgPool2d", "3x3, stride 1")
-        if branch.kernel > 1:
-            conv = Conv(channels, branch.kernel, dilation=branch.dilation, bias=unit.bias, groups=channels)
-            op = _convolution(index, conv, inside, "depthwise")
-            inside = _At.after(op)
-            yield op
-        field = max(field, inside.field)
-    yield dataclasses.replace(at, field=field).elementwise(index, JOINS[unit.join], ", ".join(map(str, unit.branches)))
-
-
-def _gated_operations(index: int, unit: Gated, at: _At) -> Iterator[Operation]:
-    op = _convolution(index, Conv(2 * unit.hidden, kernel=1, bias=unit.bias), at, "pointwise")
-    yield op
-    gated = (unit.hidden, *at.shape[1:])
-    yield Operation(index, "Gate", ACTIVATION_NAMES[unit.activation_type], op.out_shape, gated, 0, 0, at.field, at.jump)
-    after = dataclasses.replace(at, shape=gated)
-    yield _convolution(index, Conv(unit.out_channels, kernel=1, bias=unit.bias), after, "pointwise")
-
-
-def _convolution(index: int, conv: Conv, at: _At, kind: str = "") -> Operation:
-    """Receptive field: r <- r + (k - 1) * dilation * jump, then jump <- jump * stride (Araujo et al. 2019)."""
-    channels, side, _ = at.shape
-    out_side = (side + 2 * conv.padding - conv.dilation * (conv.kernel - 1) - 1) // conv.stride + 1
-    if out_side < 1:
-        raise ArchitectureError(
-            f"The map would shrink below 1 pixel in layer {index}: {side}x{side} with "
-            f"kernel={conv.kernel}, dilation={conv.dilation}, padded={conv.padded}."
-        )
-    details = [f"{conv.kernel}x{conv.kernel}"]
-    if conv.stride > 1:
-        details.append(f"stride {conv.stride}")
-    if conv.is_dilated:
-        details.append(f"dilation {conv.dilation}")
-    if not conv.padded:
-        details.append("unpadded")
-    if kind:
-        details.append(kind)
-    weights = conv.out_channels * channels * conv.kernel**2 // conv.groups
-    return Operation(
-        index,
-        "Conv2d",
-        ", ".join(details),
-        at.shape,
-        (conv.out_channels, out_side, out_side),
-        weights + conv.out_channels * conv.bias,
-        weights * out_side**2,
-        at.field + (conv.kernel - 1) * conv.dilation * at.jump,
-        at.jump * conv.stride,
-        conv.kernel,
-        conv.dilation,
-        conv.padded,
-        conv.groups,
-    )
+def _trace(architecture: Architecture) -> tuple[Operation, ...]:
+    trace = _Trace((architecture.in_channels, architecture.image_size, architecture.image_size))
+    for index, layer in enumerate(architecture.layers):
+        trace.layer = index
+        if isinstance(layer, Residual):
+            trace.repeat(layer)
+        else:
+            trace.follow(layer)
+    trace.layer = len(architecture.layers)
+    channels, side, _ = trace.shape
+    trace.field += (side - 1) * trace.jump
+    trace.add("AvgPool2d", f"global, {side}x{side}", (channels, 1, 1))
+    trace.convolve(architecture.n_classes, bias=architecture.classifier_bias, kind="classifier")
+    return tuple(trace.operations)

@@ -103,7 +103,7 @@ def test_trial(out: str, capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], "not neither"),
         (["reference", "--trial", "0"], "not both"),
-        (["nonsense"], "'nonsense'. Name 'reference', a search space (dilated"),
+        (["nonsense"], "'nonsense'. Name 'reference', a search space (best, dilated"),
         (["{out}"], "must hold candidate.json"),
         (["{out}/study.db"], "is a file"),
         (["--trial", "9", "--out", "{out}"], "between 0 and 3"),
