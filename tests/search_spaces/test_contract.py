@@ -19,6 +19,7 @@ from search_spaces.candidate import Candidate
 from search_spaces.constraints import Clock, InfeasibleError, Limits, certify
 from search_spaces.cost import CostModel
 from search_spaces.space import SearchSpace
+from search_spaces.training_dimensions import TRAINING_DIMENSIONS
 from study.model import (
     Add,
     Gate,
@@ -226,6 +227,27 @@ def test_default_limits_need_only_small_repairs() -> None:
     assert sum("width ratios lowered to 1" in found for found in repairs) < 0.07 * 300
     kinds = {repair.partition(" (")[0] for found in repairs for repair in found}
     assert kinds <= {"last unit of stage 2 made separable", "dilations", "width ratios lowered to 1"}
+
+
+def test_samples_of_the_published_space_stay_what_they_were() -> None:
+    space, rng = get_space("dilated"), random.Random(0)
+    found = [space.decode(space.sample(rng), Limits()).candidate.candidate_id for _ in range(3)]
+    assert found == ["c777a483d943", "5acee38f6b08", "5216c848247a"]
+
+
+def test_spaces_share_the_dimensions_of_training(space: SearchSpace) -> None:
+    names = list(TRAINING_DIMENSIONS)
+    assert list(space.dimensions)[-len(names) :] == names
+    assert all(space.dimensions[name] == dimension for name, dimension in TRAINING_DIMENSIONS.items())
+
+
+@pytest.mark.parametrize("name", ["best", "multiscale", "separable"])
+def test_new_spaces_are_rarely_simplified_under_the_default_limits(name: str) -> None:
+    space, rng = get_space(name), random.Random(9)
+    repairs = [space.decode(space.sample(rng), Limits()).repairs for _ in range(200)]
+    kinds = [repair.partition(" (")[0] for found in repairs for repair in found]
+    assert set(kinds) <= {"dilations", "dilations inside the map", "width ratios lowered to 1"}
+    assert kinds.count("width ratios lowered to 1") < 0.05 * 200
 
 
 def test_half_of_the_samples_reduce_by_dilation() -> None:
