@@ -1,13 +1,13 @@
 """The `best` space: the few dimensions of `multiscale` that are worth 50 trials.
 
     best
-    |- architecture             `multiscale` with its structure fixed: layer norm, identity | 3x3 | 7x7 | 7x7 dilated
-    |   |                       branches on a quarter of the channels each, grouped reduction, learned scale of the
-    |   |                       identity
+    |- architecture             `multiscale` with most of its structure fixed: layer norm, grouped reduction,
+    |   |                       identity | 3x3 | 7x7 | 7x7 dilated on a quarter of the channels each
     |   |- stage 1, 32x32       depth_1 blocks, w1 wide, dilation_1
     |   |- stage 2, 16x16       depth_2 blocks, w2 = width_ratio * w1, dilation_2
     |   |- expansion            width of each half of the gated pair, relative to the block's
     |   |- activation           of the gate: gelu | silu
+    |   |- residual_scale       learned, per channel: body (starts small) | identity (starts at 1)
     |   `- budget_frac          share of the parameter limit; w1 is solved to spend it
     |- augmentation             flip, crop_padding, affine_p, shift_frac, scale_frac, rotate_deg,
     |                           dropout_p, dropout_hole
@@ -37,7 +37,6 @@ _FIXED: dict[str, Any] = {
     "large_kernel": 7,
     "dilated_kernel": 7,
     "join": "concat",
-    "residual_scale": "identity",
     "norm": "layer",
 }
 """What `multiscale` samples and this space does not."""
@@ -47,10 +46,11 @@ _DIMENSIONS: dict[str, Dimension] = {
     "depth_1": Integer(2, 5),
     "depth_2": Integer(2, 6),
     "width_ratio": Real(1.25, 2.25),
-    "dilation_1": Integer(2, 4),
-    "dilation_2": Integer(2, 4),
+    "dilation_1": Integer(2, 5),
+    "dilation_2": Integer(2, 5),
     "expansion": Real(0.75, 2.0),
     "activation": Choice(("gelu", "silu")),
+    "residual_scale": Choice(("body", "identity")),
     **TRAINING_DIMENSIONS,
 }
 
@@ -63,6 +63,7 @@ _DEFAULT_PARAMS: dict[str, Any] = {
     "dilation_2": 2,
     "expansion": 1.0,
     "activation": "silu",
+    "residual_scale": "identity",
     **DEFAULT_TRAINING,
 }
 

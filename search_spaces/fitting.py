@@ -33,9 +33,9 @@ class Plan(Protocol):
 AnyPlan = TypeVar("AnyPlan", bound=Plan)
 
 
-def round_width(width: float) -> int:
-    """The nearest multiple of WIDTH_STEP (halves up), at least MIN_WIDTH."""
-    return max(MIN_WIDTH, math.floor(width / WIDTH_STEP + 0.5) * WIDTH_STEP)
+def round_width(width: float, step: int = WIDTH_STEP) -> int:
+    """The nearest multiple of `step` (halves up), at least MIN_WIDTH."""
+    return max(MIN_WIDTH, math.floor(width / step + 0.5) * step)
 
 
 def fit(
@@ -95,9 +95,18 @@ def solve_width(plan: Plan, limits: Limits, clock: Clock | None) -> Architecture
 
 
 def first_that_sees_enough(plans: Iterable[AnyPlan], limits: Limits) -> AnyPlan:
-    """The first plan with a dilated convolution and a large enough receptive field; the last one if none has."""
-    for plan in plans:
+    """The first plan with a dilated convolution and a large enough receptive field.
+
+    The last plan has the largest field: if that is too small, it is what is returned.
+    """
+
+    def sees_enough(plan: AnyPlan) -> bool:
         found = {constraint.name: constraint.feasible for constraint in check(plan.build(MIN_WIDTH), limits)}
-        if found["receptive_field"] and found["dilated_convolution"]:
-            break
-    return plan
+        return found["receptive_field"] and found["dilated_convolution"]
+
+    first, *others = plans
+    if not others or sees_enough(first):
+        return first
+    if not sees_enough(others[-1]):
+        return others[-1]
+    return next(plan for plan in others if sees_enough(plan))
