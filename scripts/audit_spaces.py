@@ -23,7 +23,7 @@ import joblib
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, nothing installed
 
 from search_spaces import SPACES, get_space
-from search_spaces.architecture import Architecture, Residual
+from search_spaces.architecture import Architecture, Branch, Branches, Residual
 from search_spaces.constraints import InfeasibleError, Limits, certify
 from search_spaces.space import Choice, Dimension, Integer, Real
 from study.paths import RESULTS
@@ -37,7 +37,9 @@ LOW_SHARE, HIGH_SHARE = 0.42, 0.98
 
 COLUMNS = "{:12}{:>11}{:>9}{:>12}{:>10}{:>17}{:>10}{:>15}  {}"
 
-STRUCTURES: dict[str, Callable[[Architecture], bool]] = {
+Structures = dict[str, Callable[[Architecture], bool]]
+
+_DILATED: Structures = {
     "dilated reduction": lambda a: a.n_dilated_reductions > 0,
     "strided reduction": lambda a: any(unit.stride > 1 for unit in a.convs),
     "residual": lambda a: any(isinstance(layer, Residual) for layer in a.layers),
@@ -47,6 +49,65 @@ STRUCTURES: dict[str, Callable[[Architecture], bool]] = {
     "padded dilated unit": lambda a: any(unit.is_dilated and unit.padded for unit in a.convs),
     "unpadded head": lambda a: any(not unit.padded and not unit.is_dilated for unit in a.convs),
 }
+_SEPARABLE: Structures = {
+    "16x16 map at the end": lambda a: a.operations[-2].in_shape[1] == 16,
+    "8x8 map at the end": lambda a: a.operations[-2].in_shape[1] == 8,
+    "separable reduction": lambda a: any(unit.stride > 1 and unit.separable for unit in a.convs),
+    "patch reduction": lambda a: any(unit.kernel == 2 for unit in a.convs),
+    "expansion": lambda a: any(len(block.body) == 3 for block in _blocks(a)),
+    "no expansion": lambda a: any(len(block.body) == 2 for block in _blocks(a)),
+    "repeated block": lambda a: any(block.times > 1 for block in _blocks(a)),
+    "no repeated block": lambda a: all(block.times == 1 for block in _blocks(a)),
+    **{
+        f"{kernel}x{kernel} depthwise": lambda a, k=kernel: any(
+            op.is_depthwise and op.kernel == k for op in a.operations
+        )
+        for kernel in (3, 5, 7)
+    },
+    **{name: lambda a, n=name: any(op.name == n for op in a.operations) for name in ("BatchNorm2d", "LayerNorm2d")},
+    **{name: lambda a, n=name: any(op.name == n for op in a.operations) for name in ("ReLU", "GELU", "SiLU")},
+}
+_BEST: Structures = {
+    **{name: lambda a, n=name: _has_gate(a, n) for name in ("GELU", "SiLU")},
+    **{
+        f"dilation {dilation}": lambda a, d=dilation: any(op.dilation == d for op in a.operations)
+        for dilation in (2, 3, 4, 5)
+    },
+    "scaled body": lambda a: any(block.scaled == "body" for block in _blocks(a)),
+    "scaled identity": lambda a: any(block.scaled == "identity" for block in _blocks(a)),
+    "more blocks before the reduction": lambda a: _n_blocks(a, 32) > _n_blocks(a, 16),
+    "more blocks after the reduction": lambda a: _n_blocks(a, 32) < _n_blocks(a, 16),
+}
+_MULTISCALE: Structures = {
+    **_BEST,
+    **{name: lambda a, n=name: _has_gate(a, n) for name in ("ReLU", "TanhExp")},
+    **{name: lambda a, n=name: any(op.name == n for op in a.operations) for name in ("Sum", "Concat")},
+    "identity branch": lambda a: any(branch.kernel == 1 for branch in _branches(a)),
+    "no identity branch": lambda a: all(branch.kernel > 1 for branch in _branches(a)),
+    "separable reduction": lambda a: any(unit.stride > 1 and unit.separable for unit in a.convs),
+    "patch reduction": lambda a: any(unit.kernel == 2 for unit in a.convs),
+    "grouped reduction": lambda a: any(unit.kernel == 4 for unit in a.convs),
+    "nothing scaled": lambda a: all(block.scaled is None for block in _blocks(a)),
+    **{name: lambda a, n=name: any(op.name == n for op in a.operations) for name in ("BatchNorm2d", "LayerNorm2d")},
+}
+STRUCTURES = {"best": _BEST, "dilated": _DILATED, "multiscale": _MULTISCALE, "separable": _SEPARABLE}
+"""What the networks of every space must show, each in a share of them: that what was sampled arrives in them."""
+
+
+def _blocks(architecture: Architecture) -> list[Residual]:
+    return [layer for layer in architecture.layers if isinstance(layer, Residual)]
+
+
+def _branches(architecture: Architecture) -> list[Branch]:
+    return [branch for unit in architecture.units if isinstance(unit, Branches) for branch in unit.branches]
+
+
+def _has_gate(architecture: Architecture, activation: str) -> bool:
+    return any(op.name == "Gate" and op.detail == activation for op in architecture.operations)
+
+
+def _n_blocks(architecture: Architecture, side: int) -> int:
+    return sum(op.name == "Add" and op.out_shape[1] == side for op in architecture.operations)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,7 +163,7 @@ def audit(name: str, limits: Limits, n: int, seed: int) -> dict[str, Any]:
         key: _shares([_bin(dimension, row["params"][key]) for row in rows], _bins(dimension))
         for key, dimension in get_space(name).dimensions.items()
     }
-    structures = {key: sum(key in row["structures"] for row in feasible) / n for key in STRUCTURES}
+    structures = {key: sum(key in row["structures"] for row in feasible) / n for key in STRUCTURES[name]}
     shares = [row["n_params"] / limits.max_params for row in feasible]
     repairs = Counter(repair for row in feasible for repair in row["repairs"])
     record: dict[str, Any] = {
@@ -182,7 +243,7 @@ def _chunk(name: str, limits: Limits, size: int, seed: str) -> list[dict[str, An
                 "macs": architecture.macs,
                 "receptive_field": architecture.receptive_field,
                 "repairs": [_kind(repair) for repair in decoded.repairs],
-                "structures": [key for key, has in STRUCTURES.items() if has(architecture)],
+                "structures": [key for key, has in STRUCTURES[name].items() if has(architecture)],
             }
         )
     return rows

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from search_spaces.best import BestSpace
 from search_spaces.dilated import DilatedSpace
+from search_spaces.multiscale import MultiscaleSpace
+from search_spaces.separable import SeparableSpace
 from search_spaces.space import SearchSpace
 
 __all__ = ["DEFAULT_SPACE", "SPACES", "SearchSpace", "UnknownSpaceError", "get_space"]
 
-SPACES: dict[str, type[SearchSpace]] = {space.name: space for space in (DilatedSpace,)}
+SPACES: dict[str, type[SearchSpace]] = {
+    space.name: space for space in (BestSpace, DilatedSpace, MultiscaleSpace, SeparableSpace)
+}
 """Every search space by the name that `--space` takes. Another space: one file, one entry here."""
 
 DEFAULT_SPACE = DilatedSpace.name

@@ -1,15 +1,19 @@
 """What a network is: a frozen description with exact, analytic figures. No torch here.
 
 An `Architecture` is a sequence of layers followed by the one allowed pooling (the global average)
-and a bias-free 1x1 classifier. It goes to JSON and back, has a stable id, and `trace` gives every
+and a 1x1 classifier. It goes to JSON and back, has a stable id, and `trace` gives every
 operation's shape, parameters, multiply-accumulates and receptive field without building anything.
 
     Architecture
-    |- layers: Conv | Residual, in order
-    |    |- Conv      convolution (dense, or depthwise + pointwise) -> [BatchNorm] -> [ReLU]
-    |    `- Residual  body of Convs that keeps its shape, + identity, -> ReLU
+    |- layers: units and residual blocks, in order
+    |    |- Conv      convolution (dense, grouped, or depthwise + pointwise) -> [norm] -> [activation]
+    |    |- Branches  depthwise convolutions side by side, on all channels each and summed, or on a
+    |    |            share of the channels each and concatenated -> [norm] -> [activation]
+    |    |- Gated     pointwise to two halves, activation(first) * second, pointwise -> [norm]
+    |    `- Residual  body of units that keeps its shape, + identity, -> [activation]; one of both
+    |                 may have a learned scale, and all of it may run several times with the same weights
     |- global average pool
-    `- 1x1 convolution to the classes, no bias
+    `- 1x1 convolution to the classes
 """
 
 from __future__ import annotations
@@ -18,12 +22,22 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 FORMAT_VERSION = 1
 """Version of the JSON form; raised whenever its meaning changes."""
+
+
+NORM_NAMES = {"batch": "BatchNorm2d", "layer": "LayerNorm2d"}
+"""Torch's name (torchvision's for the layer norm over channels) of every norm."""
+ACTIVATION_NAMES = {"relu": "ReLU", "gelu": "GELU", "silu": "SiLU", "tanhexp": "TanhExp"}
+"""The module's name of every activation. TanhExp is x * tanh(exp(x)) (Liu and Di 2020)."""
+JOINS = {"sum": "Sum", "concat": "Concat"}
+"""How branches come together."""
+SCALED = (None, "body", "identity")
+"""What of a residual block a learned scale may multiply."""
 
 
 class ArchitectureError(ValueError):
@@ -36,15 +50,19 @@ class Conv:
 
     Attributes:
         out_channels: Channels of the output.
-        kernel: Odd side of the (depthwise, if separable) kernel.
+        kernel: Side of the (depthwise, if separable) kernel: odd, or even where the stride is, as in
+            a patch convolution.
         stride: Step between outputs; > 1 reduces the map.
         dilation: Distance between kernel taps; > 1 makes the convolution dilated.
-        padded: True pads by dilation * (kernel - 1) / 2 on each side ("same" at stride 1);
+        padded: True pads by dilation * (kernel - 1) / 2 on each side ("same" at stride 1; rounded down);
             False pads nothing, and the map shrinks by dilation * (kernel - 1).
         separable: Depthwise convolution (one kernel per channel), then a pointwise 1x1 one.
         bias: Whether the convolutions carry a bias.
-        norm: BatchNorm after the unit.
-        activation: ReLU after the unit.
+        norm: Norm after the unit.
+        activation: Activation after the unit.
+        groups: Groups of channels convolved apart; with as many as channels the unit is depthwise.
+        norm_type: "batch", or "layer" (over the channels of each pixel).
+        activation_type: "relu", "gelu", "silu" or "tanhexp".
     """
 
     out_channels: int
@@ -56,15 +74,25 @@ class Conv:
     bias: bool = False
     norm: bool = True
     activation: bool = True
+    groups: int = 1
+    norm_type: str = "batch"
+    activation_type: str = "relu"
 
     def __post_init__(self) -> None:
-        if self.kernel < 1 or self.kernel % 2 == 0:
-            raise ArchitectureError(f"A kernel side must be odd and positive: kernel={self.kernel}.")
-        if min(self.out_channels, self.stride, self.dilation) < 1:
+        patch = self.kernel > 0 and self.kernel % 2 == 0 == self.stride % 2 and self.dilation == 1
+        if not patch and (self.kernel < 1 or self.kernel % 2 == 0):
             raise ArchitectureError(
-                "Channels, stride and dilation must be at least 1: "
-                f"out_channels={self.out_channels}, stride={self.stride}, dilation={self.dilation}."
+                "A kernel side must be odd and positive, or even with an even stride and no dilation: "
+                f"kernel={self.kernel}, stride={self.stride}, dilation={self.dilation}."
             )
+        if min(self.out_channels, self.stride, self.dilation, self.groups) < 1:
+            raise ArchitectureError(
+                "Channels, stride, dilation and groups must be at least 1: out_channels="
+                f"{self.out_channels}, stride={self.stride}, dilation={self.dilation}, groups={self.groups}."
+            )
+        if self.separable and self.groups > 1:
+            raise ArchitectureError(f"A separable convolution has no groups of its own: groups={self.groups}.")
+        _check_types(self.norm_type, self.activation_type)
 
     @property
     def padding(self) -> int:
@@ -78,13 +106,143 @@ class Conv:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """One of several depthwise convolutions side by side, padded to keep the map.
+
+    Attributes:
+        kernel: Odd side of the kernel; 1 is the identity, with no weights.
+        dilation: Distance between kernel taps.
+        smooth: Average 3x3 pixels before it. That is a pooling, which the limits forbid: it is here so
+            that published networks can be described.
+    """
+
+    kernel: int = 3
+    dilation: int = 1
+    smooth: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kernel < 1 or self.kernel % 2 == 0 or self.dilation < 1:
+            raise ArchitectureError(
+                "A branch has an odd, positive kernel side and a positive dilation: "
+                f"kernel={self.kernel}, dilation={self.dilation}."
+            )
+
+    def __str__(self) -> str:
+        kernel = f"{self.kernel}x{self.kernel}" if self.kernel > 1 else "identity"
+        return kernel + (f" dilation {self.dilation}" if self.kernel > 1 < self.dilation else "")
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Depthwise convolutions side by side; the unit keeps channels and map.
+
+    Attributes:
+        branches: At least two, at least one of them a convolution.
+        join: "sum" gives every branch all channels and adds the results; "concat" gives every branch an
+            equal share of the channels (the first one the rest as well) and puts the results side by side.
+        bias: Whether the convolutions carry a bias.
+        norm, activation, norm_type, activation_type: After the join, as in `Conv`.
+    """
+
+    branches: tuple[Branch, ...]
+    join: str = "concat"
+    bias: bool = True
+    norm: bool = True
+    activation: bool = False
+    norm_type: str = "batch"
+    activation_type: str = "relu"
+
+    def __post_init__(self) -> None:
+        if len(self.branches) < 2 or all(branch.kernel == 1 for branch in self.branches):
+            raise ArchitectureError(f"Branches are at least two, and one of them convolves: {self.branches}.")
+        if self.join not in JOINS:
+            raise ArchitectureError(f"Branches join by {' or '.join(JOINS)}: join={self.join!r}.")
+        _check_types(self.norm_type, self.activation_type)
+
+    def channels(self, in_channels: int) -> tuple[int, ...]:
+        """Channels that every branch works on."""
+        n_branches = len(self.branches)
+        if self.join == "sum":
+            return (in_channels,) * n_branches
+        share = in_channels // n_branches
+        if share < 1:
+            raise ArchitectureError(f"{n_branches} branches need as many channels: in_channels={in_channels}.")
+        return (in_channels - share * (n_branches - 1),) + (share,) * (n_branches - 1)
+
+
+@dataclass(frozen=True)
+class Gated:
+    """A gated pointwise pair: pointwise(activation(a) * b), where (a, b) are the halves of a pointwise.
+
+    Attributes:
+        out_channels: Channels of the output.
+        hidden: Channels of each half.
+        bias: Whether the two convolutions carry a bias.
+        norm: Norm after the second one.
+        norm_type, activation_type: As in `Conv`; the activation is that of the gate.
+    """
+
+    out_channels: int
+    hidden: int
+    bias: bool = True
+    norm: bool = False
+    norm_type: str = "batch"
+    activation_type: str = "silu"
+
+    def __post_init__(self) -> None:
+        if min(self.out_channels, self.hidden) < 1:
+            raise ArchitectureError(
+                f"Channels must be at least 1: out_channels={self.out_channels}, hidden={self.hidden}."
+            )
+        _check_types(self.norm_type, self.activation_type)
+
+
+Unit = Conv | Branches | Gated
+
+
+@dataclass(frozen=True)
 class Residual:
-    """`relu(body(x) + x)`; the body keeps channels and map (He et al. 2016, post-activation form)."""
+    """`activation(body(x) + x)`; the body keeps channels and map (He et al. 2016).
 
-    body: tuple[Conv, ...]
+    Attributes:
+        body: The units.
+        activation: Activation after the addition.
+        activation_type: Which, as in `Conv`.
+        scaled: "body" or "identity" is multiplied by a learned scale per channel before the addition.
+        times: How often the block runs, one run on the result of the other. Convolutions and scales are
+            the same in all runs; every run has norms of its own, since statistics differ from run to run.
+    """
+
+    body: tuple[Unit, ...]
+    activation: bool = True
+    activation_type: str = "relu"
+    scaled: str | None = None
+    times: int = 1
+
+    def __post_init__(self) -> None:
+        if self.scaled not in SCALED:
+            raise ArchitectureError(f"A learned scale multiplies 'body' or 'identity': scaled={self.scaled!r}.")
+        if self.times < 1:
+            raise ArchitectureError(f"A residual block runs at least once: times={self.times}.")
+        _check_types("batch", self.activation_type)
 
 
-Layer = Conv | Residual
+Layer = Conv | Branches | Gated | Residual
+
+_OMITTED_AT_DEFAULT = {
+    Conv: ("groups", "norm_type", "activation_type"),
+    Residual: ("activation", "activation_type", "scaled", "times"),
+}
+"""Fields that came after the first networks were stored: left out, so that ids never change."""
+
+
+def _check_types(norm_type: str, activation_type: str) -> None:
+    if norm_type not in NORM_NAMES:
+        raise ArchitectureError(f"A norm is one of {', '.join(NORM_NAMES)}: norm_type={norm_type!r}.")
+    if activation_type not in ACTIVATION_NAMES:
+        raise ArchitectureError(
+            f"An activation is one of {', '.join(ACTIVATION_NAMES)}: activation_type={activation_type!r}."
+        )
 
 
 @dataclass(frozen=True)
@@ -93,15 +251,18 @@ class Operation:
 
     Attributes:
         layer: Index of the top-level layer it belongs to; the classifier's is len(layers).
-        name: Torch's name of the operation: Conv2d, BatchNorm2d, ReLU, Add, AvgPool2d.
+        name: Of the module that does it: Conv2d, AvgPool2d, a norm (`NORM_NAMES`), an activation
+            (`ACTIVATION_NAMES`), a join of branches (`JOINS`), Gate, Scale, Add.
         detail: Kernel, stride, dilation and the like, for people.
         in_shape: (C, H, W) before it.
         out_shape: (C, H, W) after it.
-        params: Learned values.
+        params: Learned values; 0 where they are those of an earlier run of the block.
         macs: Multiply-accumulates for one image.
         receptive_field: Side in input pixels, after it, along the longest path.
         jump: Input pixels between neighbouring outputs.
         kernel, dilation, padded, groups: Of a convolution; 1, 1, True, 1 otherwise.
+        unit: Index in the body of its residual block; None outside of a body.
+        run: Which run of its residual block it belongs to, from zero.
     """
 
     layer: int
@@ -117,10 +278,16 @@ class Operation:
     dilation: int = 1
     padded: bool = True
     groups: int = 1
+    unit: int | None = None
+    run: int = 0
 
     @property
     def is_depthwise(self) -> bool:
-        return self.groups > 1
+        return self.groups > 1 and self.groups == self.in_shape[0]
+
+    @property
+    def is_pointwise(self) -> bool:
+        return self.name == "Conv2d" and self.kernel == 1 and self.groups == 1
 
 
 @dataclass(frozen=True)
@@ -132,12 +299,14 @@ class Architecture:
         in_channels: Channels of the image.
         image_size: Side of the image in pixels.
         n_classes: Outputs of the classifier.
+        classifier_bias: Whether the classifier carries a bias.
     """
 
     layers: tuple[Layer, ...]
     in_channels: int = 3
     image_size: int = 32
     n_classes: int = 10
+    classifier_bias: bool = False
 
     @functools.cached_property
     def operations(self) -> tuple[Operation, ...]:
@@ -146,7 +315,7 @@ class Architecture:
         Raises:
             ArchitectureError: A map would shrink below one pixel, or a residual body changes shape.
         """
-        return tuple(_trace(self))
+        return _trace(self)
 
     @property
     def params(self) -> int:
@@ -174,12 +343,45 @@ class Architecture:
         return next(op for op in reversed(self.operations[:-1]) if op.name != "AvgPool2d")
 
     @property
-    def convs(self) -> tuple[Conv, ...]:
+    def units(self) -> tuple[Unit, ...]:
         """All units in order, residual bodies opened."""
-        units: list[Conv] = []
+        units: list[Unit] = []
         for layer in self.layers:
             units.extend(layer.body if isinstance(layer, Residual) else (layer,))
         return tuple(units)
+
+    @property
+    def convs(self) -> tuple[Conv, ...]:
+        """The `Conv` units among them."""
+        return tuple(unit for unit in self.units if isinstance(unit, Conv))
+
+    @property
+    def n_dilated(self) -> int:
+        """Dilated convolutions, shared ones once."""
+        return sum(op.kernel > 1 and op.dilation > 1 and op.run == 0 for op in self.operations)
+
+    @property
+    def n_separable(self) -> int:
+        """Depthwise convolutions (several side by side once) followed by a pointwise one, shared ones once.
+
+        A norm, an activation or the join of branches may stand between the two, no other convolution,
+        pooling or addition.
+        """
+        count, depthwise = 0, False
+        for op in self.operations:
+            if op.run > 0:
+                continue
+            if op.name == "Conv2d":
+                count += depthwise and op.is_pointwise
+                depthwise = op.is_depthwise and op.kernel > 1
+            elif op.name in ("Add", "AvgPool2d"):
+                depthwise = False
+        return count
+
+    @property
+    def n_local_pools(self) -> int:
+        """Poolings before the global average, shared ones once."""
+        return sum(op.name == "AvgPool2d" and op.run == 0 for op in self.operations) - 1
 
     @property
     def n_dilated_reductions(self) -> int:
@@ -197,6 +399,7 @@ class Architecture:
             "in_channels": self.in_channels,
             "image_size": self.image_size,
             "n_classes": self.n_classes,
+            **({"classifier_bias": True} if self.classifier_bias else {}),
             "layers": [_layer_to_json(layer) for layer in self.layers],
         }
 
@@ -217,6 +420,7 @@ class Architecture:
                 in_channels=data["in_channels"],
                 image_size=data["image_size"],
                 n_classes=data["n_classes"],
+                classifier_bias=data.get("classifier_bias", False),
             )
         except (KeyError, TypeError) as error:
             raise ArchitectureError(f"Not a description of an architecture: {error}.") from error
@@ -228,121 +432,186 @@ def identifier(data: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+_KINDS: dict[str, type[Layer]] = {"conv": Conv, "branches": Branches, "gated": Gated, "residual": Residual}
+
+
 def _layer_to_json(layer: Layer) -> dict[str, Any]:
+    kind = next(name for name, cls in _KINDS.items() if isinstance(layer, cls))
+    fields = dataclasses.asdict(layer)
     if isinstance(layer, Residual):
-        return {"kind": "residual", "body": [_layer_to_json(unit) for unit in layer.body]}
-    return {"kind": "conv", **dataclasses.asdict(layer)}
+        fields["body"] = [_layer_to_json(unit) for unit in layer.body]
+    elif isinstance(layer, Branches):
+        fields["branches"] = list(fields["branches"])
+    defaults = {field.name: field.default for field in dataclasses.fields(layer)}
+    omitted = [name for name in _OMITTED_AT_DEFAULT.get(type(layer), ()) if fields[name] == defaults[name]]
+    return {"kind": kind, **{name: value for name, value in fields.items() if name not in omitted}}
 
 
 def _layer_from_json(data: Mapping[str, Any]) -> Layer:
     fields = dict(data)
     kind = fields.pop("kind")
-    if kind == "conv":
-        return Conv(**fields)
+    if kind not in _KINDS:
+        raise ArchitectureError(f"A layer is one of {', '.join(_KINDS)}: kind={kind!r}.")
     if kind == "residual":
-        body = tuple(_layer_from_json(unit) for unit in fields["body"])
-        return Residual(tuple(unit for unit in body if isinstance(unit, Conv)))
-    raise ArchitectureError(f"A layer is a conv or a residual: kind={kind!r}.")
+        fields["body"] = tuple(_unit_from_json(unit) for unit in fields["body"])
+    elif kind == "branches":
+        fields["branches"] = tuple(Branch(**branch) for branch in fields["branches"])
+    return _KINDS[kind](**fields)
 
 
-def _trace(architecture: Architecture) -> Iterator[Operation]:
-    shape = (architecture.in_channels, architecture.image_size, architecture.image_size)
-    field, jump = 1, 1
+def _unit_from_json(data: Mapping[str, Any]) -> Unit:
+    unit = _layer_from_json(data)
+    if isinstance(unit, Residual):
+        raise ArchitectureError("The body of a residual block holds no residual blocks.")
+    return unit
+
+
+class _Trace:
+    """Operations so far, and where they lead: shape (C, H, W), receptive field and jump."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self.operations: list[Operation] = []
+        self.shape, self.field, self.jump = shape, 1, 1
+        self.layer, self.run = 0, 0
+        self.unit: int | None = None
+
+    def add(
+        self,
+        name: str,
+        detail: str = "",
+        out_shape: tuple[int, int, int] | None = None,
+        params: int = 0,
+        macs: int = 0,
+        kernel: int = 1,
+        dilation: int = 1,
+        padded: bool = True,
+        groups: int = 1,
+    ) -> None:
+        """Appends an operation that leads to `out_shape` (the same shape, if None) and the current field."""
+        before, self.shape = self.shape, out_shape or self.shape
+        self.operations.append(
+            Operation(
+                self.layer, name, detail, before, self.shape, params, macs, self.field, self.jump,
+                kernel, dilation, padded, groups, self.unit, self.run,
+            )
+        )  # fmt: skip
+
+    def convolve(
+        self,
+        out_channels: int,
+        kernel: int = 1,
+        stride: int = 1,
+        dilation: int = 1,
+        padded: bool = True,
+        bias: bool = False,
+        groups: int = 1,
+        kind: str = "",
+    ) -> None:
+        """Receptive field: r <- r + (k - 1) * dilation * jump, then jump <- jump * stride (Araujo et al. 2019)."""
+        channels, side, _ = self.shape
+        padding = dilation * (kernel - 1) // 2 if padded else 0
+        out_side = (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        if out_side < 1:
+            raise ArchitectureError(
+                f"The map would shrink below 1 pixel in layer {self.layer}: {side}x{side} with "
+                f"{kernel=}, {dilation=}, {padded=}."
+            )
+        self.field += (kernel - 1) * dilation * self.jump
+        self.jump *= stride
+        detail = f"{kernel}x{kernel}"
+        if stride > 1:
+            detail += f", stride {stride}"
+        if kernel > 1 and dilation > 1:
+            detail += f", dilation {dilation}"
+        if not padded:
+            detail += ", unpadded"
+        if kind:
+            detail += f", {kind}"
+        weights = out_channels * channels * kernel**2 // groups
+        params = 0 if self.run else weights + out_channels * bias
+        out = (out_channels, out_side, out_side)
+        self.add("Conv2d", detail, out, params, weights * out_side**2, kernel, dilation, padded, groups)
+
+    def follow(self, unit: Unit) -> None:
+        """Appends the operations of `unit`."""
+        if isinstance(unit, Conv):
+            self._conv(unit)
+        elif isinstance(unit, Branches):
+            self._branches(unit)
+        else:
+            self.convolve(2 * unit.hidden, bias=unit.bias, kind="pointwise")
+            self.add("Gate", ACTIVATION_NAMES[unit.activation_type], (unit.hidden, *self.shape[1:]))
+            self.convolve(unit.out_channels, bias=unit.bias, kind="pointwise")
+        if unit.norm:
+            self.add(NORM_NAMES[unit.norm_type], params=2 * self.shape[0])
+        if not isinstance(unit, Gated) and unit.activation:
+            self.add(ACTIVATION_NAMES[unit.activation_type])
+
+    def _conv(self, unit: Conv) -> None:
+        channels = self.shape[0]
+        geometry = (unit.kernel, unit.stride, unit.dilation, unit.padded, unit.bias)
+        if unit.separable:
+            self.convolve(channels, *geometry, groups=channels, kind="depthwise")
+            self.convolve(unit.out_channels, bias=unit.bias, kind="pointwise")
+        elif unit.groups == 1:
+            self.convolve(unit.out_channels, *geometry)
+        elif channels % unit.groups or unit.out_channels % unit.groups:
+            raise ArchitectureError(
+                f"Groups divide the channels before and after: layer {self.layer} has groups={unit.groups}, "
+                f"in_channels={channels}, out_channels={unit.out_channels}."
+            )
+        else:
+            kind = "depthwise" if unit.groups == channels else f"{unit.groups} groups"
+            self.convolve(unit.out_channels, *geometry, unit.groups, kind)
+
+    def _branches(self, unit: Branches) -> None:
+        shape, start = self.shape, self.field
+        longest = start
+        for branch, channels in zip(unit.branches, unit.channels(shape[0]), strict=True):
+            self.shape, self.field = (channels, *shape[1:]), start
+            if branch.smooth:
+                self.field += 2 * self.jump
+                self.add("AvgPool2d", "3x3, stride 1")
+            if branch.kernel > 1:
+                self.convolve(
+                    channels, branch.kernel, 1, branch.dilation, bias=unit.bias, groups=channels, kind="depthwise"
+                )
+            longest = max(longest, self.field)
+        self.shape, self.field = shape, longest
+        self.add(JOINS[unit.join], ", ".join(map(str, unit.branches)))
+
+    def repeat(self, layer: Residual) -> None:
+        """Appends the operations of all runs of `layer`."""
+        before, jump = self.shape, self.jump
+        for run in range(layer.times):
+            self.run = run
+            for position, unit in enumerate(layer.body):
+                self.unit = position
+                self.follow(unit)
+            self.unit = None
+            if (self.shape, self.jump) != (before, jump):
+                raise ArchitectureError(
+                    f"A residual body keeps its shape: layer {self.layer} turns {before} into {self.shape}."
+                )
+            if layer.scaled:
+                self.add("Scale", layer.scaled, params=0 if run else self.shape[0])
+            self.add("Add", "identity")
+            if layer.activation:
+                self.add(ACTIVATION_NAMES[layer.activation_type])
+        self.run = 0
+
+
+def _trace(architecture: Architecture) -> tuple[Operation, ...]:
+    trace = _Trace((architecture.in_channels, architecture.image_size, architecture.image_size))
     for index, layer in enumerate(architecture.layers):
-        units = layer.body if isinstance(layer, Residual) else (layer,)
-        before = shape
-        for unit in units:
-            for op in _unit_operations(index, unit, shape, field, jump):
-                shape, field, jump = op.out_shape, op.receptive_field, op.jump
-                yield op
+        trace.layer = index
         if isinstance(layer, Residual):
-            if shape != before:
-                raise ArchitectureError(f"A residual body keeps its shape: layer {index} turns {before} into {shape}.")
-            yield Operation(index, "Add", "identity", shape, shape, 0, 0, field, jump)
-            yield Operation(index, "ReLU", "", shape, shape, 0, 0, field, jump)
-    last, channels, side = len(architecture.layers), shape[0], shape[1]
-    pooled = field + (side - 1) * jump
-    yield Operation(last, "AvgPool2d", f"global, {side}x{side}", shape, (channels, 1, 1), 0, 0, pooled, jump)
-    weights = channels * architecture.n_classes
-    yield Operation(
-        last,
-        "Conv2d",
-        "1x1, classifier",
-        (channels, 1, 1),
-        (architecture.n_classes, 1, 1),
-        weights,
-        weights,
-        pooled,
-        jump,
-    )
-
-
-def _unit_operations(index: int, unit: Conv, shape: tuple[int, int, int], field: int, jump: int) -> Iterator[Operation]:
-    """Receptive field: r <- r + (k - 1) * dilation * jump, then jump <- jump * stride (Araujo et al. 2019)."""
-    channels, side, _ = shape
-    out_side = (side + 2 * unit.padding - unit.dilation * (unit.kernel - 1) - 1) // unit.stride + 1
-    if out_side < 1:
-        raise ArchitectureError(
-            f"The map would shrink below 1 pixel in layer {index}: {side}x{side} with "
-            f"kernel={unit.kernel}, dilation={unit.dilation}, padded={unit.padded}."
-        )
-    field += (unit.kernel - 1) * unit.dilation * jump
-    jump *= unit.stride
-    taps = unit.kernel * unit.kernel
-    detail = f"{unit.kernel}x{unit.kernel}"
-    if unit.stride > 1:
-        detail += f", stride {unit.stride}"
-    if unit.is_dilated:
-        detail += f", dilation {unit.dilation}"
-    if not unit.padded:
-        detail += ", unpadded"
-    out = (unit.out_channels, out_side, out_side)
-    if unit.separable:
-        middle = (channels, out_side, out_side)
-        bias = int(unit.bias)
-        yield Operation(
-            index,
-            "Conv2d",
-            detail + ", depthwise",
-            shape,
-            middle,
-            channels * (taps + bias),
-            channels * taps * out_side**2,
-            field,
-            jump,
-            unit.kernel,
-            unit.dilation,
-            unit.padded,
-            channels,
-        )
-        yield Operation(
-            index,
-            "Conv2d",
-            "1x1, pointwise",
-            middle,
-            out,
-            unit.out_channels * (channels + bias),
-            unit.out_channels * channels * out_side**2,
-            field,
-            jump,
-        )
-    else:
-        weights = unit.out_channels * channels * taps
-        yield Operation(
-            index,
-            "Conv2d",
-            detail,
-            shape,
-            out,
-            weights + unit.out_channels * unit.bias,
-            weights * out_side**2,
-            field,
-            jump,
-            unit.kernel,
-            unit.dilation,
-            unit.padded,
-        )
-    if unit.norm:
-        yield Operation(index, "BatchNorm2d", "", out, out, 2 * unit.out_channels, 0, field, jump)
-    if unit.activation:
-        yield Operation(index, "ReLU", "", out, out, 0, 0, field, jump)
+            trace.repeat(layer)
+        else:
+            trace.follow(layer)
+    trace.layer = len(architecture.layers)
+    channels, side, _ = trace.shape
+    trace.field += (side - 1) * trace.jump
+    trace.add("AvgPool2d", f"global, {side}x{side}", (channels, 1, 1))
+    trace.convolve(architecture.n_classes, bias=architecture.classifier_bias, kind="classifier")
+    return tuple(trace.operations)

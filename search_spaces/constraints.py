@@ -85,9 +85,10 @@ def check(architecture: Architecture, limits: Limits, clock: Clock | None = None
     found = [
         _below("parameters", architecture.params, limits.max_params, "parameters"),
         _above("receptive_field", architecture.receptive_field, limits.min_receptive_field),
-        _at_least_one("dilated_convolution", sum(u.is_dilated for u in architecture.convs)),
-        _at_least_one("depthwise_separable_convolution", _n_separable(architecture)),
+        _at_least_one("dilated_convolution", architecture.n_dilated),
+        _at_least_one("depthwise_separable_convolution", architecture.n_separable),
         _dilation_reach(architecture),
+        _no_pooling(architecture),
     ]
     if limits.max_macs is not None:
         found.append(_below("macs", architecture.macs, limits.max_macs, "multiply-accumulates"))
@@ -129,8 +130,9 @@ def _at_least_one(name: str, count: int) -> Constraint:
     return Constraint(name, 1 - count, f"no {noun}" if count < 1 else "")
 
 
-def _n_separable(architecture: Architecture) -> int:
-    return sum(unit.separable and unit.kernel > 1 for unit in architecture.convs)
+def _no_pooling(architecture: Architecture) -> Constraint:
+    count = architecture.n_local_pools
+    return Constraint("pooling", count, f"{count} poolings before the global average" if count else "")
 
 
 def _dilation_reach(architecture: Architecture) -> Constraint:

@@ -18,8 +18,8 @@ class Work:
     Attributes:
         dense_macs: Multiply-accumulates of dense (and pointwise) convolutions.
         depthwise_macs: Multiply-accumulates of 3x3 depthwise convolutions without dilation.
-        depthwise_other_macs: Of larger or dilated depthwise ones, which other kernels serve.
-        activations: Elements written by normalisations, activations and additions.
+        depthwise_other_macs: Of larger or dilated depthwise ones and of grouped ones, which other kernels serve.
+        activations: Elements written by everything but convolutions: norms, activations, gates, additions.
         n_operations: Operations, each of which has a fixed price per batch.
     """
 
@@ -35,12 +35,12 @@ class Work:
         for op in architecture.operations:
             if op.name != "Conv2d":
                 activations += op.out_shape[0] * op.out_shape[1] * op.out_shape[2]
-            elif op.is_depthwise and (op.kernel > 3 or op.dilation > 1):
-                other += op.macs
-            elif op.is_depthwise:
+            elif op.groups == 1:
+                dense += op.macs
+            elif op.is_depthwise and op.kernel <= 3 and op.dilation == 1:
                 depthwise += op.macs
             else:
-                dense += op.macs
+                other += op.macs
         return cls(dense, depthwise, other, activations, len(architecture.operations))
 
 

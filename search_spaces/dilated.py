@@ -31,16 +31,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from search_spaces.architecture import Architecture, Conv, Layer, Residual
-from search_spaces.candidate import Augmentation, Candidate, Optimisation
+from search_spaces.candidate import Candidate
 from search_spaces.constraints import Clock, Limits, certify, check
+from search_spaces.fitting import first_that_sees_enough, fit, round_width
 from search_spaces.reference import REFERENCE, REFERENCE_ARCHITECTURE
 from search_spaces.space import Choice, Decoded, Dimension, Integer, Params, Real, SearchSpace
+from search_spaces.training_dimensions import (
+    DEFAULT_TRAINING,
+    TRAINING_DIMENSIONS,
+    decode_augmentation,
+    decode_optimisation,
+    training_params,
+)
 
 STRIDED, DILATED = "strided", "dilated"
-WIDTH_STEP = 8
-"""Widths are multiples of it: vector units and tensor cores work on channels in groups."""
-MIN_WIDTH = 8
-MAX_BASE_WIDTH = 128
 STAGE_SIDES = (32, 16, 8)
 _TREE = (__doc__ or "").split("\n\n")[1]
 
@@ -119,11 +123,6 @@ class _Plan:
         return (STAGE_SIDES[stage] - 1) // ((kernel - 1) // 2)
 
 
-def round_width(width: float) -> int:
-    """The nearest multiple of WIDTH_STEP (halves up), at least MIN_WIDTH."""
-    return max(MIN_WIDTH, math.floor(width / WIDTH_STEP + 0.5) * WIDTH_STEP)
-
-
 class DilatedSpace(SearchSpace):
     """See the module's tree."""
 
@@ -138,21 +137,9 @@ class DilatedSpace(SearchSpace):
         return _DIMENSIONS
 
     def decode(self, params: Params, limits: Limits, clock: Clock | None = None) -> Decoded:
-        plan, repairs = _repair(_plan(params), limits)
-        budget = math.floor(params["budget_frac"] * (limits.max_params - 1))
-        within = dataclasses.replace(limits, max_params=budget + 1)
-        architecture = _solve_width(plan, within, clock)
-        for simpler, sentence in _simplifications(plan):
-            if architecture is not None:
-                break
-            repairs.append(sentence)
-            plan, more = _repair(simpler, limits)
-            repairs += [repair for repair in more if repair not in repairs]
-            architecture = _solve_width(plan, within, clock) or _solve_width(plan, limits, clock)
-        if architecture is None:
-            architecture = plan.build(MIN_WIDTH)
+        architecture, repairs = fit(_plan(params), limits, params["budget_frac"], clock, _repair, _simplifications)
         certify(architecture, limits, clock)
-        return Decoded(Candidate(architecture, _augmentation(params), _optimisation(params)), tuple(repairs))
+        return Decoded(Candidate(architecture, decode_augmentation(params), decode_optimisation(params)), repairs)
 
     def anchors(self, limits: Limits) -> Mapping[str, Params]:
         anchors = {}
@@ -185,18 +172,7 @@ _DIMENSIONS: dict[str, Dimension] = {
     "separable_3": Choice(("none", "last", "all")),
     "separable_kernel": Choice((3, 5)),
     "head_convs": Integer(0, 2),
-    "flip": Choice((False, True)),
-    "crop_padding": Integer(0, 4),
-    "affine_p": Real(0.0, 0.6),
-    "shift_frac": Real(0.0, 0.125),
-    "scale_frac": Real(0.0, 0.2),
-    "rotate_deg": Real(0.0, 15.0),
-    "dropout_p": Real(0.0, 0.6),
-    "dropout_hole": Integer(4, 12),
-    "lr": Real(0.03, 0.6, log=True),
-    "batch_size": Choice((64, 128, 256)),
-    "weight_decay": Real(1e-4, 3e-3, log=True),
-    "label_smoothing": Real(0.0, 0.15),
+    **TRAINING_DIMENSIONS,
 }
 
 _REFERENCE_PARAMS: dict[str, Any] = {
@@ -218,18 +194,7 @@ _REFERENCE_PARAMS: dict[str, Any] = {
     "separable_3": "none",
     "separable_kernel": 3,
     "head_convs": 2,
-    "flip": REFERENCE.augmentation.flip_p > 0,
-    "crop_padding": REFERENCE.augmentation.crop_padding,
-    "affine_p": REFERENCE.augmentation.affine_p,
-    "shift_frac": REFERENCE.augmentation.shift_frac,
-    "scale_frac": REFERENCE.augmentation.scale_frac,
-    "rotate_deg": REFERENCE.augmentation.rotate_deg,
-    "dropout_p": REFERENCE.augmentation.dropout_p,
-    "dropout_hole": REFERENCE.augmentation.dropout_hole,
-    "lr": REFERENCE.optimisation.lr,
-    "batch_size": REFERENCE.optimisation.batch_size,
-    "weight_decay": REFERENCE.optimisation.weight_decay,
-    "label_smoothing": REFERENCE.optimisation.label_smoothing,
+    **training_params(REFERENCE.augmentation, REFERENCE.optimisation),
 }
 
 _DEFAULT_PARAMS: dict[str, Any] = {
@@ -245,10 +210,7 @@ _DEFAULT_PARAMS: dict[str, Any] = {
     "separable_2": "none",
     "separable_3": "last",
     "head_convs": 0,
-    "crop_padding": 3,
-    "affine_p": 0.1,
-    "dropout_p": 0.2,
-    "lr": 0.2,
+    **DEFAULT_TRAINING,
 }
 
 
@@ -277,11 +239,7 @@ def _repair(plan: _Plan, limits: Limits) -> tuple[_Plan, list[str]]:
         plan = dataclasses.replace(plan, separable=("none", "last", "none"))
         repairs.append("last unit of stage 2 made separable")
     before = plan
-    for lifted in _dilation_lifts(plan):
-        plan = lifted
-        found = {constraint.name: constraint.feasible for constraint in check(plan.build(MIN_WIDTH), limits)}
-        if found["receptive_field"] and found["dilated_convolution"]:
-            break
+    plan = first_that_sees_enough(_dilation_lifts(plan), limits)
     if plan.depths != before.depths:
         repairs.append(f"depths {before.depths} -> {plan.depths}")
     if (plan.dilations, plan.dilate_all) != (before.dilations, before.dilate_all):
@@ -335,47 +293,3 @@ def _with(values: tuple[int, int, int], index: int, value: int) -> tuple[int, in
     changed = list(values)
     changed[index] = value
     return changed[0], changed[1], changed[2]
-
-
-def _solve_width(plan: _Plan, limits: Limits, clock: Clock | None) -> Architecture | None:
-    """The widest network of `plan` within every limit; None if the narrowest breaks one."""
-
-    def fits(eighths: int) -> Architecture | None:
-        architecture = plan.build(eighths / 8)
-        found = check(architecture, limits, clock)
-        return architecture if all(constraint.feasible for constraint in found) else None
-
-    low, high = MIN_WIDTH * 8, MAX_BASE_WIDTH * 8
-    best = fits(low)
-    if best is None:
-        return None
-    while high - low > 1:  # params, macs and seconds never fall as the base width grows
-        middle = (low + high) // 2
-        found = fits(middle)
-        if found is None:
-            high = middle
-        else:
-            low, best = middle, found
-    return best
-
-
-def _augmentation(params: Params) -> Augmentation:
-    return Augmentation(
-        flip_p=0.5 if params["flip"] else 0.0,
-        crop_padding=params["crop_padding"],
-        affine_p=params["affine_p"],
-        shift_frac=params["shift_frac"],
-        scale_frac=params["scale_frac"],
-        rotate_deg=params["rotate_deg"],
-        dropout_p=params["dropout_p"],
-        dropout_hole=params["dropout_hole"],
-    )
-
-
-def _optimisation(params: Params) -> Optimisation:
-    return Optimisation(
-        lr=params["lr"],
-        batch_size=params["batch_size"],
-        weight_decay=params["weight_decay"],
-        label_smoothing=params["label_smoothing"],
-    )

@@ -21,7 +21,7 @@ from typing import Any, cast
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from search_spaces.architecture import Architecture, ArchitectureError
+from search_spaces.architecture import ACTIVATION_NAMES, Architecture, ArchitectureError
 from search_spaces.candidate import Candidate
 from study.storage import METRIC, config_of
 
@@ -228,15 +228,15 @@ def _layer_lines(architecture: Architecture) -> list[str]:
 
 
 def _units(architecture: Architecture) -> Iterator[tuple[str, ...]]:
-    """One row a convolution, addition or pooling; the norm and activation after it are part of its row."""
-    names = {"BatchNorm2d": "BN", "ReLU": "ReLU"}
+    """One row a convolution, join, gate, addition or pooling; the norm and activation after it are part of its row."""
+    names = {"BatchNorm2d": "BN", "LayerNorm2d": "LN", **{name: name for name in ACTIVATION_NAMES.values()}}
     rows: list[tuple[list[str], Any, int, int]] = []
     for op in architecture.operations:
         if op.name in names and rows:
             words, first, params, macs = rows[-1]
             rows[-1] = ([*words, names[op.name]], first, params + op.params, macs + op.macs)
         else:
-            kind = {"Conv2d": "conv", "Add": "add", "AvgPool2d": "average pool"}.get(op.name, op.name)
+            kind = {"Conv2d": "conv", "AvgPool2d": "average pool"}.get(op.name, op.name.lower())
             rows.append(([f"{kind} {op.detail}".strip()], op, op.params, op.macs))
     for words, op, params, macs in rows:
         yield (

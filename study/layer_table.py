@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from search_spaces.architecture import Architecture, Conv, Operation, Residual
+from search_spaces.architecture import Architecture, Operation, Residual
 
 _HEADER = ("#", "Layer (type)", "Details", "Output [C, H, W]", "Params", "MACs", "Receptive field")
 _LEFT_ALIGNED = 3
@@ -17,7 +17,7 @@ def layer_table(architecture: Architecture) -> str:
     """The table of `architecture`, in the style of torchsummary, with totals below it.
 
     `#` counts the layers of `candidate.json` from zero; `7.1` is the second unit in the body of
-    residual layer 7. A unit's number stands beside its first operation.
+    residual layer 7. A unit's number stands beside its first operation, in every run of its block.
 
     Raises:
         ArchitectureError: The description is not a network.
@@ -41,25 +41,19 @@ def weights_mib(architecture: Architecture) -> float:
 
 
 def _rows(architecture: Architecture) -> Iterator[_Row]:
-    operations = iter(architecture.operations)
-    for index, layer in enumerate(architecture.layers):
-        if isinstance(layer, Residual):
-            yield (str(index), "Residual", "", "", "", "", "")
-            for position, unit in enumerate(layer.body):
-                for first, op in _unit(operations, unit):
-                    yield _row(f"{index}.{position}" if first else "", op, "  ")
-            for _ in range(2):  # the addition and the activation after it
-                yield _row("", next(operations), "  ")
-        else:
-            for first, op in _unit(operations, layer):
-                yield _row(str(index) if first else "", op)
-    for position, op in enumerate(operations):  # the global pooling and the classifier
-        yield _row(str(len(architecture.layers)) if position == 0 else "", op)
-
-
-def _unit(operations: Iterator[Operation], unit: Conv) -> Iterator[tuple[bool, Operation]]:
-    for position in range(1 + unit.separable + unit.norm + unit.activation):
-        yield position == 0, next(operations)
+    last_layer, last_place = -1, None
+    for op in architecture.operations:
+        layer = architecture.layers[op.layer] if op.layer < len(architecture.layers) else None
+        residual = isinstance(layer, Residual)
+        if isinstance(layer, Residual) and op.layer != last_layer:
+            detail = f"{layer.times} runs, shared weights" if layer.times > 1 else ""
+            yield (str(op.layer), "Residual", detail, "", "", "", "")
+        place = (op.layer, op.unit, op.run)
+        number = ""
+        if place != last_place and not (residual and op.unit is None):
+            number = f"{op.layer}.{op.unit}" if residual else str(op.layer)
+        yield _row(number, op, "  " if residual else "")
+        last_layer, last_place = op.layer, place
 
 
 def _row(number: str, op: Operation, indent: str = "") -> _Row:

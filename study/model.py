@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from search_spaces.architecture import Architecture, Conv, Residual
+from search_spaces.architecture import Architecture, Branches, Conv, Gated, Residual, Unit
 from search_spaces.constraints import Constraint, InfeasibleError, Limits
 from study.data import MEAN, STD
 
@@ -57,15 +57,162 @@ class DepthwiseConv2d(nn.Conv2d):
             return super().forward(x.float())
 
 
-class ResidualBlock(nn.Module):
-    """`relu(body(x) + x)`, [N, C, H, W] -> [N, C, H, W]."""
+class GroupedConv2d(nn.Conv2d):
+    """A convolution in groups of channels, [N, C, H, W] -> [N, C', H', W'].
 
-    def __init__(self, body: nn.Sequential) -> None:
-        super().__init__()
-        self.body = body
+    On a CPU in float32 even under autocast, for the reason that `DepthwiseConv2d` is.
+    """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.relu(self.body(x) + x)
+        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float())
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer norm over the channels of each pixel, [N, C, H, W] -> [N, C, H, W].
+
+    In channels_last memory, in which networks train, both permutations are free.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class RunNorms(nn.ModuleList):
+    """One norm for every run of a repeated block: the runs share weights, but not statistics."""
+
+    def forward(self, x: torch.Tensor, run: int) -> torch.Tensor:
+        out: torch.Tensor = self[run](x)
+        return out
+
+
+class TanhExp(nn.Module):
+    """x * tanh(exp(x)) (Liu and Di 2020)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # tanh(exp(5)) is 1 in float32; beyond that the exponential would only overflow.
+        return x * torch.tanh(torch.exp(x.clamp(max=5.0)))
+
+
+class Gate(nn.Module):
+    """activation(a) * b for the halves (a, b) of the channels, [N, 2 C, H, W] -> [N, C, H, W]."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = x.chunk(2, dim=1)
+        out: torch.Tensor = self.activation(first) * second
+        return out
+
+
+class SumOfHalves(nn.Module):
+    """What stands for a `Gate` where receptive fields are measured.
+
+    A product of two positive sums depends on the pixels of both, and so does their sum; the sum stays
+    linear, so that a gradient neither vanishes nor overflows. Both halves see the same pixels, so
+    nothing is added that the product does not depend on.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = x.chunk(2, dim=1)
+        return first + second
+
+
+class ParallelBranches(nn.Module):
+    """Depthwise convolutions side by side, summed or concatenated, [N, C, H, W] -> [N, C, H, W]."""
+
+    def __init__(self, channels: int, unit: Branches) -> None:
+        super().__init__()
+        self.sizes = list(unit.channels(channels))
+        self.join = unit.join
+        branches: list[nn.Module] = []
+        for branch, size in zip(unit.branches, self.sizes, strict=True):
+            steps: list[nn.Module] = []
+            if branch.smooth:
+                steps.append(nn.AvgPool2d(3, stride=1, padding=1))
+            if branch.kernel > 1:
+                padding = branch.dilation * (branch.kernel - 1) // 2
+                steps.append(DepthwiseConv2d(size, branch.kernel, 1, padding, branch.dilation, unit.bias))
+            branches.append(nn.Sequential(*steps))
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.join == "sum":
+            first, *others = self.branches
+            out: torch.Tensor = first(x)
+            for branch in others:
+                out = out + branch(x)
+            return out
+        # A slice of channels has gaps between its pixels, for which torch has no fast convolution.
+        parts = [part.contiguous(memory_format=torch.channels_last) for part in torch.split(x, self.sizes, dim=1)]
+        return torch.cat([branch(part) for branch, part in zip(self.branches, parts, strict=True)], dim=1)
+
+
+class Scale(nn.Module):
+    """A learned scale per channel, [N, C, H, W] -> [N, C, H, W]."""
+
+    def __init__(self, channels: int, initial: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((channels,), initial))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight.to(x.dtype).view(1, -1, 1, 1)
+
+
+class Add(nn.Module):
+    """body + identity, [N, C, H, W] twice -> [N, C, H, W]."""
+
+    def forward(self, body: torch.Tensor, identity: torch.Tensor) -> torch.Tensor:
+        return body + identity
+
+
+class ResidualBlock(nn.Module):
+    """`activation(body(x) + x)`, one of both perhaps scaled, `times` times, [N, C, H, W] -> [N, C, H, W]."""
+
+    INITIAL_BODY_SCALE = 0.1
+    """Small, so that every block starts near the identity (Touvron et al. 2021, LayerScale)."""
+
+    def __init__(self, channels: int, layer: Residual) -> None:
+        super().__init__()
+        self.times = layer.times
+        body: list[nn.Module] = []
+        for unit in layer.body:
+            body += _unit(channels, unit, layer.times)
+            channels = _out_channels(channels, unit)
+        self.body = nn.Sequential(*body)
+        self.body_scale = Scale(channels, self.INITIAL_BODY_SCALE) if layer.scaled == "body" else None
+        self.identity_scale = Scale(channels, 1.0) if layer.scaled == "identity" else None
+        self.add = Add()
+        self.activation = _activation(layer.activation_type) if layer.activation else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for run in range(self.times):
+            body = x
+            for module in self.body:
+                body = module(body, run) if isinstance(module, RunNorms) else module(body)
+            if self.body_scale is not None:
+                body = self.body_scale(body)
+            if self.identity_scale is not None:
+                x = self.identity_scale(x)
+            x = self.add(body, x)
+            if self.activation is not None:
+                x = self.activation(x)
+        return x
+
+    def start_as_identity(self) -> None:
+        """Sets the body's last weights to zero, unless a small scale does the same."""
+        if self.body_scale is not None:
+            return
+        for module in reversed(self.body):
+            last = [child for child in module.modules() if isinstance(child, (*_NORMS, nn.Conv2d))]
+            for child in last:
+                nn.init.zeros_(child.weight)
+            if last:
+                return
 
 
 class Network(nn.Module):
@@ -77,15 +224,12 @@ class Network(nn.Module):
         layers: list[nn.Module] = []
         for layer in architecture.layers:
             if isinstance(layer, Residual):
-                body: list[nn.Module] = []
-                for unit in layer.body:
-                    body += _unit(channels, unit)
-                layers.append(ResidualBlock(nn.Sequential(*body)))
+                layers.append(ResidualBlock(channels, layer))
             else:
                 layers += _unit(channels, layer)
-                channels = layer.out_channels
+                channels = _out_channels(channels, layer)
         self.layers = nn.Sequential(*layers)
-        self.classifier = nn.Conv2d(channels, architecture.n_classes, 1, bias=False)
+        self.classifier = nn.Conv2d(channels, architecture.n_classes, 1, bias=architecture.classifier_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.layers(x)
@@ -115,7 +259,8 @@ def build(architecture: Architecture, seed: int | None = None) -> Network:
     """The module of `architecture`, freshly initialised (from `seed`, if given, on the CPU).
 
     Convolutions start from He et al.'s normal distribution (2015, fan out), and the last norm of a
-    residual body from zero, so that every block starts as the identity (Goyal et al. 2017, 5.1).
+    residual body from zero (or its last convolution, where no norm follows it, or a learned scale of
+    the body from 0.1), so that every block starts as the identity (Goyal et al. 2017, 5.1).
     """
     context = torch.random.fork_rng(devices=[]) if seed is not None else contextlib.nullcontext()
     with context:
@@ -129,9 +274,7 @@ def build(architecture: Architecture, seed: int | None = None) -> Network:
                     nn.init.zeros_(module.bias)
         for module in network.modules():
             if isinstance(module, ResidualBlock):
-                norms = [child for child in module.body if isinstance(child, nn.BatchNorm2d)]
-                for norm in norms[-1:]:
-                    nn.init.zeros_(norm.weight)
+                module.start_as_identity()
     return network
 
 
@@ -164,9 +307,10 @@ def count_params(module: nn.Module) -> int:
 def measure_receptive_field(network: Network, architecture: Architecture) -> int:
     """Side in pixels of what one output before the global pooling depends on, by gradient.
 
-    All weights are set positive and norms and activations to the identity, so that nothing can
-    cancel; the input is larger than the field, so that nothing is cut off; the answer is the side
-    of the bounding box of the non-zero gradient of the centre output (float64, on a copy).
+    All weights are set positive, norms and activations to the identity and gates to the sum of their
+    halves (see `SumOfHalves`), so that nothing can cancel; the input is larger than the field, so that
+    nothing is cut off; the answer is the side of the bounding box of the non-zero gradient of the
+    centre output (float64, on a copy).
     """
     import copy
 
@@ -174,14 +318,18 @@ def measure_receptive_field(network: Network, architecture: Architecture) -> int
 
     def linear(module: nn.Module) -> None:
         for name, child in module.named_children():
-            if isinstance(child, (nn.BatchNorm2d, nn.ReLU)):
+            if isinstance(child, (RunNorms, *_NORMS, *_ACTIVATIONS.values())):
                 setattr(module, name, nn.Identity())
+            elif isinstance(child, Gate):
+                setattr(module, name, SumOfHalves())
             else:
                 linear(child)
 
     linear(layers)
-    for parameter in layers.parameters():
-        nn.init.constant_(parameter, 1.0 / parameter[0].numel() if parameter.ndim > 1 else 0.0)
+    for module in layers.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            positive = 1.0 / parameter[0].numel() if parameter.ndim > 1 else 1.0
+            nn.init.constant_(parameter, 0.0 if name == "bias" else positive)
     jump = max(op.jump for op in architecture.operations)
     # At least one output more than the field on either side, whatever unpadded layers take away.
     lost = sum(2 * op.kernel * op.dilation * jump for op in architecture.operations if not op.padded)
@@ -229,21 +377,53 @@ def certify_module(network: Network, architecture: Architecture, limits: Limits)
         raise InfeasibleError(broken)
 
 
-def _unit(in_channels: int, unit: Conv) -> list[nn.Module]:
+def _unit(in_channels: int, unit: Unit, runs: int = 1) -> list[nn.Module]:
+    """The modules of `unit`; its norm once for every run."""
     modules: list[nn.Module]
-    if unit.separable:
+    if isinstance(unit, Branches):
+        modules = [ParallelBranches(in_channels, unit)]
+    elif isinstance(unit, Gated):
         modules = [
-            DepthwiseConv2d(in_channels, unit.kernel, unit.stride, unit.padding, unit.dilation, unit.bias),
-            nn.Conv2d(in_channels, unit.out_channels, 1, bias=unit.bias),
+            nn.Conv2d(in_channels, 2 * unit.hidden, 1, bias=unit.bias),
+            Gate(_activation(unit.activation_type, inplace=False)),
+            nn.Conv2d(unit.hidden, unit.out_channels, 1, bias=unit.bias),
         ]
     else:
-        modules = [
-            DenseConv2d(
-                in_channels, unit.out_channels, unit.kernel, unit.stride, unit.padding, unit.dilation, bias=unit.bias
-            )
-        ]
+        modules = _convolution(in_channels, unit)
     if unit.norm:
-        modules.append(nn.BatchNorm2d(unit.out_channels))
-    if unit.activation:
-        modules.append(nn.ReLU(inplace=True))
+        norms = [_norm(unit.norm_type, _out_channels(in_channels, unit)) for _ in range(runs)]
+        modules.append(RunNorms(norms) if runs > 1 else norms[0])
+    if not isinstance(unit, Gated) and unit.activation:
+        modules.append(_activation(unit.activation_type))
     return modules
+
+
+def _convolution(in_channels: int, unit: Conv) -> list[nn.Module]:
+    geometry = (unit.kernel, unit.stride, unit.padding, unit.dilation)
+    if unit.separable:
+        return [
+            DepthwiseConv2d(in_channels, *geometry, unit.bias),
+            nn.Conv2d(in_channels, unit.out_channels, 1, bias=unit.bias),
+        ]
+    if unit.groups == 1:
+        return [DenseConv2d(in_channels, unit.out_channels, *geometry, bias=unit.bias)]
+    if unit.groups == in_channels == unit.out_channels:
+        return [DepthwiseConv2d(in_channels, *geometry, unit.bias)]
+    return [GroupedConv2d(in_channels, unit.out_channels, *geometry, unit.groups, unit.bias)]
+
+
+def _out_channels(in_channels: int, unit: Unit) -> int:
+    return in_channels if isinstance(unit, Branches) else unit.out_channels
+
+
+_NORMS = (nn.BatchNorm2d, LayerNorm2d)
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanhexp": TanhExp}
+
+
+def _norm(norm_type: str, channels: int) -> nn.Module:
+    return nn.BatchNorm2d(channels) if norm_type == "batch" else LayerNorm2d(channels)
+
+
+def _activation(activation_type: str, inplace: bool = True) -> nn.Module:
+    """In place where the gradient needs nothing but the result."""
+    return nn.ReLU(inplace=inplace) if activation_type == "relu" else _ACTIVATIONS[activation_type]()

@@ -258,10 +258,8 @@ def _limit_rows(facts: _Facts, record: Record | None) -> list[tuple[str, ...]]:
         return label, required, value, distance, "yes" if found[name].feasible else "no"
 
     a = architecture
-    convs = a.convs if a else ()
     params, field = (a.params, a.receptive_field) if a else (0, 0)
-    n_dilated = sum(unit.is_dilated for unit in convs)
-    n_separable = sum(unit.separable and unit.kernel > 1 for unit in convs)
+    n_dilated, n_separable = (a.n_dilated, a.n_separable) if a else (0, 0)
     spare = limits.max_params - 1 - params
     rows = [
         row("parameters", "Parameters", f"< {limits.max_params:,}", whole(params), f"{spare:,} left"),

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from search_spaces.architecture import Architecture, ArchitectureError, Conv, Residual, identifier
+from search_spaces.architecture import (
+    Architecture,
+    ArchitectureError,
+    Branch,
+    Branches,
+    Conv,
+    Gated,
+    Layer,
+    Residual,
+    identifier,
+)
 from search_spaces.candidate import Augmentation, Candidate, Optimisation
+from study.paths import RESULTS
 
 
 @pytest.mark.parametrize(
@@ -78,10 +90,26 @@ EVERYTHING = Candidate(
         (
             Conv(8, 5, 2, 3, padded=True, separable=True, bias=True, norm=False, activation=False),
             Residual((Conv(8), Conv(8, dilation=2, activation=False))),
+            Conv(8, 4, 2, groups=8, norm_type="layer", activation_type="gelu"),
+            Residual(
+                (
+                    Branches(
+                        (Branch(1), Branch(3), Branch(5, 2, smooth=True)), "sum", False, True, True, "layer", "silu"
+                    ),
+                    Gated(8, 16, False, True, "layer", "tanhexp"),
+                ),
+                activation_type="gelu",
+                scaled="body",
+                times=2,
+            ),
+            Branches((Branch(1), Branch(3))),
+            Gated(8, 4),
+            Residual((Conv(8),), activation=False, scaled="identity"),
         ),
         in_channels=1,
         image_size=28,
         n_classes=7,
+        classifier_bias=True,
     ),
     Augmentation(0.1, 2, 0.3, 0.04, 0.05, 6.0, 0.7, 8),
     Optimisation(0.11, 64, 0.8, 1e-3, 0.1, 0.3),
@@ -128,3 +156,96 @@ def test_missing_fields_and_unknown_layers_are_refused() -> None:
     ):
         with pytest.raises(ArchitectureError):
             Architecture.from_json(broken)
+
+
+GRADED = Branches((Branch(1), Branch(3), Branch(5, dilation=2), Branch(3, smooth=True)), norm=False)
+SUMMED = Branches((Branch(1), Branch(3), Branch(5, dilation=2)), join="sum", bias=False, norm_type="layer")
+
+
+@pytest.mark.parametrize(
+    ("layers", "params", "macs", "field"),
+    [
+        ((Conv(8, kernel=5, groups=8, norm=False),), 200, 200 * 1024, 7),
+        ((Conv(16, kernel=4, stride=2, groups=4, bias=True, norm=False),), 512 + 16, 512 * 256, 6),
+        ((Conv(16, kernel=2, stride=2, norm=False),), 512, 512 * 256, 4),
+        ((GRADED,), 2 * (9 + 1 + 25 + 1 + 9 + 1), 2 * 43 * 1024, 11),
+        ((SUMMED,), 8 * 34 + 16, 8 * 34 * 1024, 11),
+        ((Gated(12, hidden=20),), 8 * 40 + 40 + 20 * 12 + 12, (8 * 40 + 20 * 12) * 1024, 3),
+        ((Residual((Conv(8),), scaled="body"),), 576 + 16 + 8, 576 * 1024, 5),
+        ((Residual((Conv(8),), scaled="identity", times=3),), 576 + 3 * 16 + 8, 3 * 576 * 1024, 9),
+    ],
+    ids=["depthwise", "grouped", "patch", "concat", "sum", "gated", "scaled", "repeated"],
+)
+def test_figures_of_known_units(layers: tuple[Layer, ...], params: int, macs: int, field: int) -> None:
+    stem = Conv(8, norm=False)
+    before, after = Architecture((stem,)), Architecture((stem, *layers))
+    n_out = after.operations[-2].in_shape[0]
+    assert after.params - before.params - 10 * (n_out - 8) == params
+    assert after.macs - before.macs - 10 * (n_out - 8) == macs
+    assert after.receptive_field == field
+
+
+@pytest.mark.parametrize("layers", [(GRADED, Conv(8, kernel=1)), (SUMMED, Gated(8, 8)), (Conv(8, separable=True),)])
+def test_depthwise_followed_by_pointwise_is_separable(layers: tuple[Layer, ...]) -> None:
+    assert Architecture((Conv(8), *layers)).n_separable == 1
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (SUMMED,),  # the classifier after the pooling does not count
+        (SUMMED, Conv(8)),
+        (Residual((Conv(8, groups=8),)), Conv(8, kernel=1)),  # an addition stands between
+        (Conv(8, groups=4), Conv(8, kernel=1)),
+        (Gated(8, 8),),
+    ],
+)
+def test_depthwise_alone_is_not_separable(layers: tuple[Layer, ...]) -> None:
+    assert Architecture((Conv(8), *layers)).n_separable == 0
+
+
+def test_repeated_blocks_count_once() -> None:
+    block = Residual((Conv(8, dilation=2, separable=True, activation=False),), times=3)
+    architecture = Architecture((Conv(8), block))
+    assert (architecture.n_dilated, architecture.n_separable) == (1, 1)
+    assert [op.params for op in architecture.operations if "depthwise" in op.detail] == [72, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["best", "reference"])
+def test_published_candidates_keep_their_json_and_ids(kind: str) -> None:
+    text = (RESULTS / "dilated" / kind / "candidate.json").read_text()
+    candidate = Candidate.from_json(json.loads(text))
+    assert json.dumps(candidate.to_json(), indent=2) + "\n" == text
+    ids = {"best": ("d8ecb5c5e6b5", "79cb18e82eba"), "reference": ("ce05d1e08130", "f7cb885423d3")}[kind]
+    assert (candidate.candidate_id, candidate.architecture.architecture_id) == ids
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Conv(8, kernel=4),
+        lambda: Conv(8, kernel=2, stride=2, dilation=2),
+        lambda: Conv(8, groups=0),
+        lambda: Conv(8, separable=True, groups=8),
+        lambda: Conv(8, norm_type="group"),
+        lambda: Conv(8, activation_type="swish"),
+        lambda: Branch(kernel=2),
+        lambda: Branches((Branch(3),)),
+        lambda: Branches((Branch(1), Branch(1))),
+        lambda: Branches((Branch(1), Branch(3)), join="product"),
+        lambda: Gated(8, hidden=0),
+        lambda: Residual((Conv(8),), scaled="both"),
+        lambda: Residual((Conv(8),), times=0),
+        lambda: Architecture((Conv(8), Conv(8, groups=3))).operations,
+        lambda: Architecture((Branches((Branch(1), Branch(3), Branch(3), Branch(3))),)).operations,
+        lambda: Architecture.from_json(
+            {
+                **Architecture((Conv(8),)).to_json(),
+                "layers": [{"kind": "residual", "body": [{"kind": "residual", "body": []}]}],
+            }
+        ),
+    ],
+)
+def test_impossible_blocks_are_refused(make: Callable[[], object]) -> None:
+    with pytest.raises(ArchitectureError):
+        make()

@@ -19,7 +19,20 @@ from search_spaces.candidate import Candidate
 from search_spaces.constraints import Clock, InfeasibleError, Limits, certify
 from search_spaces.cost import CostModel
 from search_spaces.space import SearchSpace
-from study.model import Network, ResidualBlock, build, certify_module, count_params, measure_receptive_field
+from search_spaces.training_dimensions import TRAINING_DIMENSIONS
+from study.model import (
+    Add,
+    Gate,
+    LayerNorm2d,
+    Network,
+    ParallelBranches,
+    Scale,
+    TanhExp,
+    build,
+    certify_module,
+    count_params,
+    measure_receptive_field,
+)
 from study.paths import REPOSITORY
 
 LIMITS = {"default": Limits(), "small": Limits(max_params=100_000)}
@@ -43,6 +56,22 @@ ODD_LIMITS = {
     "3,000,000 multiply-accumulates": Limits(max_macs=3_000_000),
     "4 s an epoch": Limits(max_epoch_s=4.0),
 }
+
+
+WATCHED = (
+    nn.Conv2d,
+    nn.BatchNorm2d,
+    LayerNorm2d,
+    nn.ReLU,
+    nn.GELU,
+    nn.SiLU,
+    TanhExp,
+    Gate,
+    Scale,
+    Add,
+    ParallelBranches,
+)
+"""Modules that are one operation each."""
 
 
 @pytest.fixture(params=sorted(SPACES))
@@ -200,6 +229,27 @@ def test_default_limits_need_only_small_repairs() -> None:
     assert kinds <= {"last unit of stage 2 made separable", "dilations", "width ratios lowered to 1"}
 
 
+def test_samples_of_the_published_space_stay_what_they_were() -> None:
+    space, rng = get_space("dilated"), random.Random(0)
+    found = [space.decode(space.sample(rng), Limits()).candidate.candidate_id for _ in range(3)]
+    assert found == ["c777a483d943", "5acee38f6b08", "5216c848247a"]
+
+
+def test_spaces_share_the_dimensions_of_training(space: SearchSpace) -> None:
+    names = list(TRAINING_DIMENSIONS)
+    assert list(space.dimensions)[-len(names) :] == names
+    assert all(space.dimensions[name] == dimension for name, dimension in TRAINING_DIMENSIONS.items())
+
+
+@pytest.mark.parametrize("name", ["best", "multiscale", "separable"])
+def test_new_spaces_are_rarely_simplified_under_the_default_limits(name: str) -> None:
+    space, rng = get_space(name), random.Random(9)
+    repairs = [space.decode(space.sample(rng), Limits()).repairs for _ in range(200)]
+    kinds = [repair.partition(" (")[0] for found in repairs for repair in found]
+    assert set(kinds) <= {"dilations", "dilations inside the map", "width ratios lowered to 1"}
+    assert kinds.count("width ratios lowered to 1") < 0.05 * 200
+
+
 def test_half_of_the_samples_reduce_by_dilation() -> None:
     n_dilated = sum(a.n_dilated_reductions > 0 for a in _samples(get_space("dilated"), Limits(), 600, seed=5))
     assert 0.42 < n_dilated / 600 < 0.58
@@ -255,19 +305,25 @@ def _python(code: str) -> str:
 def _observed(network: Network) -> list[tuple[str, tuple[int, ...], tuple[int, ...], int, int]]:
     """Name, shapes, parameters and multiply-accumulates of every operation, as run on one image."""
     rows: list[tuple[str, tuple[int, ...], tuple[int, ...], int, int]] = []
+    counted: set[nn.Module] = set()
 
     def watch(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        shapes = tuple(inputs[0].shape[1:]), tuple(output.shape[1:])
+        name = type(module).__name__
         if isinstance(module, nn.Conv2d):
-            macs = module.weight.numel() * output.shape[2] * output.shape[3]
-            rows.append(("Conv2d", *shapes, count_params(module), macs))
-        elif isinstance(module, (nn.BatchNorm2d, nn.ReLU)):
-            rows.append((type(module).__name__, *shapes, count_params(module), 0))
-        elif isinstance(module, ResidualBlock):
-            rows.extend([("Add", *shapes, 0, 0), ("ReLU", *shapes, 0, 0)])
+            name = "Conv2d"
+        elif isinstance(module, ParallelBranches):
+            name = {"sum": "Sum", "concat": "Concat"}[module.join]
+        elif isinstance(module, nn.AvgPool2d):
+            return  # the description's rows are compared without any pooling
+        macs = module.weight.numel() * output.shape[2] * output.shape[3] if isinstance(module, nn.Conv2d) else 0
+        params = 0 if module in counted or isinstance(module, ParallelBranches) else count_params(module)
+        counted.add(module)
+        rows.append((name, tuple(inputs[0].shape[1:]), tuple(output.shape[1:]), params, macs))
 
+    inside_gates = {child for gate in network.modules() if isinstance(gate, Gate) for child in gate.children()}
     for module in network.modules():
-        module.register_forward_hook(watch)
+        if isinstance(module, WATCHED) and module not in inside_gates:
+            module.register_forward_hook(watch)
     device = next(network.parameters()).device
     with torch.no_grad():
         network.eval()(torch.zeros(1, 3, 32, 32, device=device))

@@ -13,7 +13,7 @@ import optuna
 import pytest
 
 from search_spaces import SPACES, get_space
-from search_spaces.architecture import Architecture, Conv, Residual
+from search_spaces.architecture import Architecture, Branch, Branches, Conv, Gated, Residual
 from search_spaces.candidate import Candidate
 from search_spaces.constraints import Limits
 from search_spaces.reference import REFERENCE, REFERENCE_ARCHITECTURE
@@ -103,7 +103,7 @@ def test_trial(out: str, capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], "not neither"),
         (["reference", "--trial", "0"], "not both"),
-        (["nonsense"], "'nonsense'. Name 'reference', a search space (dilated"),
+        (["nonsense"], "'nonsense'. Name 'reference', a search space (best, dilated"),
         (["{out}"], "must hold candidate.json"),
         (["{out}/study.db"], "is a file"),
         (["--trial", "9", "--out", "{out}"], "between 0 and 3"),
@@ -181,3 +181,21 @@ def test_table_shows_residual_bodies() -> None:
         ("3", "AvgPool2d"),
         ("", "Conv2d"),
     ]
+
+
+def test_table_numbers_every_run_of_a_repeated_block() -> None:
+    body = (Branches((Branch(1), Branch(3)), norm_type="layer"), Gated(8, 4))
+    architecture = Architecture((Conv(8), Residual(body, activation=False, scaled="identity", times=2)))
+    lines = layer_table(architecture).splitlines()[2:-6]
+    found = [(line[:3].strip(), *line[5:].split()[:2]) for line in lines]
+    run = [
+        ("1.0", "Conv2d", "3x3,"),
+        ("", "Concat", "identity,"),
+        ("", "LayerNorm2d", "[8,"),
+        ("1.1", "Conv2d", "1x1,"),
+        ("", "Gate", "SiLU"),
+        ("", "Conv2d", "1x1,"),
+        ("", "Scale", "identity"),
+        ("", "Add", "identity"),
+    ]
+    assert found[3:] == [("1", "Residual", "2"), *run, *run, ("2", "AvgPool2d", "global,"), ("", "Conv2d", "1x1,")]

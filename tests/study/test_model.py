@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from search_spaces.architecture import Architecture, Conv, Layer, Residual
+from search_spaces.architecture import Architecture, Branch, Branches, Conv, Gated, Layer, Residual
 from search_spaces.constraints import InfeasibleError, Limits
 from search_spaces.reference import REFERENCE_ARCHITECTURE
 from study.batches import normalise
+from study.bundle import _export
 from study.data import MEAN, STD
 from study.model import (
     Deployable,
     DepthwiseConv2d,
+    LayerNorm2d,
     ResidualBlock,
+    TanhExp,
     build,
     certify_module,
     count_params,
@@ -185,3 +189,131 @@ def test_deployable_normalises_as_training_does() -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     by_hand = (pixels[0, 0, 0, 2].item() / 255 - MEAN[2]) / STD[2]
     assert normalise(pixels)[0, 2, 0, 0].item() == pytest.approx(by_hand, abs=1e-5)
+
+
+BRANCHES = (Branch(1), Branch(3), Branch(5, dilation=2))
+EVERY_MODULE = Architecture(
+    (
+        Conv(12, bias=True, activation=False, norm_type="layer"),
+        Residual(
+            (Branches(BRANCHES, norm_type="layer"), Gated(12, 16, activation_type="tanhexp")),
+            activation=False,
+            scaled="identity",
+        ),
+        Conv(24, kernel=4, stride=2, groups=4, activation_type="silu"),
+        Residual(
+            (Branches(BRANCHES, "sum", activation=True), Gated(24, 8, norm=True, activation_type="relu")), scaled="body"
+        ),
+        Conv(32, kernel=2, stride=2, activation_type="gelu"),
+        Residual(
+            (
+                Conv(48, kernel=1, norm_type="layer", activation_type="gelu"),
+                Conv(48, kernel=3, groups=48, activation_type="silu"),
+                Conv(32, kernel=1, activation=False),
+            ),
+            activation=False,
+            times=3,
+        ),
+    ),
+    classifier_bias=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("layer", "field"),
+    [
+        (Branches(BRANCHES), 9),
+        (Branches(BRANCHES, "sum"), 9),
+        (Branches((Branch(1), Branch(3, smooth=True), Branch(3))), 5),
+        (Gated(8, 8), 1),
+        (Residual((Branches(BRANCHES), Gated(8, 8)), scaled="identity"), 9),
+        (Residual((Conv(8, groups=8, norm_type="layer"),), scaled="body", times=3), 7),
+        (Conv(8, kernel=4, stride=2, groups=4), 4),
+    ],
+)
+def test_measured_receptive_field_of_new_blocks(layer: Layer, field: int) -> None:
+    architecture = Architecture((Conv(8, kernel=1), layer))
+    assert architecture.receptive_field == field
+    assert measure_receptive_field(build(architecture), architecture) == field
+
+
+def test_figures_of_every_module_agree() -> None:
+    network = build(EVERY_MODULE)
+    assert count_params(network) == EVERY_MODULE.params
+    assert measure_receptive_field(network, EVERY_MODULE) == EVERY_MODULE.receptive_field
+    certify_module(network, EVERY_MODULE, Limits())
+
+
+def test_runs_share_weights_and_have_norms_of_their_own() -> None:
+    block = Residual((Conv(8, activation=False),), activation=False, times=3)
+    network = build(Architecture((Conv(8), block)), seed=0).train()
+    repeated = next(module for module in network.modules() if isinstance(module, ResidualBlock))
+    conv, norms = repeated.body
+    for norm in norms:  # started at zero
+        nn.init.ones_(norm.weight)
+    x = torch.randn(4, 8, 16, 16)
+    wanted = x
+    for _ in norms:
+        copied = nn.BatchNorm2d(8).train()
+        wanted = copied(conv(wanted)) + wanted
+    torch.testing.assert_close(repeated(x), wanted)
+    means = [norm.running_mean for norm in norms]
+    assert not torch.allclose(means[0], means[1])
+    tensors = network.state_dict(keep_vars=True).values()
+    assert len({id(tensor) for tensor in tensors}) == len(tensors)  # an average over them counts none twice
+
+
+@pytest.mark.parametrize("scaled", [None, "body", "identity"])
+@pytest.mark.parametrize("norm", [False, True])
+def test_every_kind_of_block_starts_near_the_identity_and_learns(scaled: str | None, norm: bool) -> None:
+    body = (Branches(BRANCHES), Gated(12, 16, norm=norm))
+    network = build(Architecture((Conv(12), Residual(body, activation=False, scaled=scaled))), seed=0)
+    block = next(module for module in network.modules() if isinstance(module, ResidualBlock))
+    x = torch.randn(4, 12, 16, 16)
+    if scaled == "body":
+        assert (block(x) - x).norm() < 0.3 * x.norm()
+    else:
+        assert torch.equal(block(x), x)
+    optimizer = torch.optim.SGD(block.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (block(x) ** 2).mean().backward()
+        optimizer.step()
+    still = [
+        name for name, p in block.named_parameters() if "weight" in name and p.grad is not None and not p.grad.any()
+    ]
+    assert still == []
+
+
+def test_every_module_in_bfloat16_and_channels_last_is_close_to_float32() -> None:
+    network = build(EVERY_MODULE, seed=0)
+    x = torch.randn(4, 3, 32, 32)
+    wanted = network(x)
+    network = network.to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = network(x.to(memory_format=torch.channels_last)).float()
+    assert (found - wanted).norm() < 0.1 * wanted.norm()
+    found.sum().backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in network.parameters())
+
+
+def test_every_module_exports_with_any_batch(tmp_path: Path) -> None:
+    network = build(EVERY_MODULE, seed=0).eval()
+    _export(tmp_path / "model.pt2", Deployable(network).eval().requires_grad_(False), 3, 32)  # compares itself
+
+
+def test_tanhexp_is_finite_for_large_inputs() -> None:
+    x = torch.tensor([-100.0, -1.0, 0.0, 1.0, 4.0, 100.0], requires_grad=True)
+    y = TanhExp()(x)
+    y.sum().backward()
+    wanted = x.detach().double() * torch.tanh(torch.exp(x.detach().double()))
+    torch.testing.assert_close(y, wanted.float())
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+def test_layer_norm_normalises_the_channels_of_each_pixel() -> None:
+    x = torch.randn(2, 6, 4, 5) * 3 + 1
+    y = LayerNorm2d(6)(x)
+    torch.testing.assert_close(y.mean(1), torch.zeros(2, 4, 5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(y.var(1, unbiased=False), torch.ones(2, 4, 5), atol=1e-3, rtol=0)

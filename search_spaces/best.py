@@ -1,0 +1,86 @@
+"""The `best` space: the few dimensions of `multiscale` that are worth 50 trials.
+
+    best
+    |- architecture             `multiscale` with most of its structure fixed: layer norm, grouped reduction,
+    |   |                       identity | 3x3 | 7x7 | 7x7 dilated on a quarter of the channels each
+    |   |- stage 1, 32x32       depth_1 blocks, w1 wide, dilation_1
+    |   |- stage 2, 16x16       depth_2 blocks, w2 = width_ratio * w1, dilation_2
+    |   |- expansion            width of each half of the gated pair, relative to the block's
+    |   |- activation           of the gate: gelu | silu
+    |   |- residual_scale       learned, per channel: body (starts small) | identity (starts at 1)
+    |   `- budget_frac          share of the parameter limit; w1 is solved to spend it
+    |- augmentation             flip, crop_padding, affine_p, shift_frac, scale_frac, rotate_deg,
+    |                           dropout_p, dropout_hole
+    `- optimisation             lr (per 128 images), batch_size, weight_decay, label_smoothing
+
+Studies decide what belongs here: the family is the one of the strongest public network of this size
+(`search_spaces.yardstick`), and what is fixed is as it is there until a study shows better. Where a
+limit on the predicted seconds of an epoch is set, as on a CPU, it narrows the networks, as in every space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from search_spaces.constraints import Clock, Limits
+from search_spaces.multiscale import GROUPED, MultiscaleSpace
+from search_spaces.space import Choice, Decoded, Dimension, Integer, Params, Real, SearchSpace
+from search_spaces.training_dimensions import DEFAULT_TRAINING, TRAINING_DIMENSIONS
+
+_TREE = (__doc__ or "").split("\n\n")[1]
+
+_FIXED: dict[str, Any] = {
+    "reduction": GROUPED,
+    "identity": True,
+    "small_kernel": 3,
+    "large_kernel": 7,
+    "dilated_kernel": 7,
+    "join": "concat",
+    "norm": "layer",
+}
+"""What `multiscale` samples and this space does not."""
+
+_DIMENSIONS: dict[str, Dimension] = {
+    "budget_frac": Real(0.4, 1.0),
+    "depth_1": Integer(2, 5),
+    "depth_2": Integer(2, 6),
+    "width_ratio": Real(1.25, 2.25),
+    "dilation_1": Integer(2, 5),
+    "dilation_2": Integer(2, 5),
+    "expansion": Real(0.75, 2.0),
+    "activation": Choice(("gelu", "silu")),
+    "residual_scale": Choice(("body", "identity")),
+    **TRAINING_DIMENSIONS,
+}
+
+_DEFAULT_PARAMS: dict[str, Any] = {
+    "budget_frac": 1.0,
+    "depth_1": 3,
+    "depth_2": 4,
+    "width_ratio": 5 / 3,
+    "dilation_1": 3,
+    "dilation_2": 2,
+    "expansion": 1.0,
+    "activation": "silu",
+    "residual_scale": "identity",
+    **DEFAULT_TRAINING,
+}
+
+
+class BestSpace(SearchSpace):
+    """See the module's tree."""
+
+    name = "best"
+    version = 1
+    tree = _TREE
+
+    @property
+    def dimensions(self) -> Mapping[str, Dimension]:
+        return _DIMENSIONS
+
+    def decode(self, params: Params, limits: Limits, clock: Clock | None = None) -> Decoded:
+        return MultiscaleSpace().decode({**_FIXED, **params}, limits, clock)
+
+    def anchors(self, limits: Limits) -> Mapping[str, Params]:
+        return {"default": dict(_DEFAULT_PARAMS)}
