@@ -19,7 +19,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from study.errors import run_command
 from study.paths import RESULTS
 
-BENCHMARKS = ("throughput", "throughput-ours")
+BENCHMARKS = (
+    "throughput",
+    "throughput-ours",
+    "slots",
+    "epoch",
+    "busy",
+    "neighbour",
+    "accuracy",
+    "trials-per-hour",
+    "memory",
+    "startup",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,6 @@
 """Does a short trial rank candidates as a fuller training does?
 
-    python scripts/fidelity.py [--study-name dilated] [--candidates 10] [--epochs 3] [--train-images 45000]
+    python scripts/fidelity.py [--study-name dilated] [--candidates 12] [--epochs 3] [--train-images 45000]
 
 Takes complete trials of a study, evenly spread over its ranking, trains each at a higher fidelity on the
 same split and from the same seeds, and compares the two rankings on validation accuracy. Every result is
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from study.storage import candidate_of, config_of, open_study
 
     add_study_options(parser)
-    parser.add_argument("--candidates", type=int, default=10, metavar="N", help="(default: 10)")
+    parser.add_argument("--candidates", type=int, default=12, metavar="N", help="(default: 12)")
     parser.add_argument("--epochs", type=int, default=3, help="of the fuller training (default: 3)")
     parser.add_argument("--train-images", type=int, default=45_000, metavar="N", help="(default: 45,000)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")

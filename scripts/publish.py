@@ -77,6 +77,7 @@ def publish(study: Any, run: Path, folder: Path) -> None:
         "versions": study.user_attrs["versions"],
         "cost_model": study.user_attrs["cost_model"],
         "created": study.user_attrs["created"],
+        "searching_s": searching_seconds(study.get_trials(deepcopy=False)),
         "trials": [
             {
                 **row,
@@ -111,6 +112,20 @@ def _row(trial: Any) -> dict[str, Any]:
         "val_accuracy": trial.value if trial.value is not None else (values[max(values)] if values else None),
         "epochs_run": len(values),
     }
+
+
+def searching_seconds(trials: Sequence[Any]) -> float:
+    """Seconds in which at least one trial ran: pauses do not count, and trials at once count once."""
+    spans = sorted(
+        (trial.datetime_start.timestamp(), trial.datetime_complete.timestamp())
+        for trial in trials
+        if trial.datetime_start and trial.datetime_complete
+    )
+    seconds, reached = 0.0, float("-inf")
+    for start, end in spans:
+        seconds += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return seconds
 
 
 def draw_history(record: dict[str, Any], file: Path) -> None:
@@ -167,9 +182,15 @@ def readme_block(name: str) -> str:
     Raises:
         KeyError: No block has that name.
     """
-    return {"headline": _headline, "study": _study, "benchmarks": _benchmarks, "fidelity": _fidelity, "audit": _audit}[
-        name
-    ]()
+    blocks = {
+        "headline": _headline,
+        "study": _study,
+        "benchmarks": _benchmarks,
+        "fidelity": _fidelity,
+        "pruners": _pruners,
+        "audit": _audit,
+    }
+    return blocks[name]()
 
 
 def _load(*parts: str) -> Any:
@@ -224,7 +245,7 @@ def _study() -> str:
     n_failed = sum(trial["state"] == "FAIL" for trial in trials)
     spent = sum(trial["epochs_run"] for trial in complete + pruned)
     possible = config["epochs"] * len(complete + pruned)
-    minutes = sum(trial["wall_s"] or 0 for trial in trials) / 60
+    minutes = record["searching_s"] / 60
     anchors = {trial["anchor"]: trial for trial in complete if trial["anchor"]}
     best = max(complete, key=lambda trial: trial["val_accuracy"])
     dilated = max((t for t in complete if t["n_dilated_reductions"]), key=lambda t: t["val_accuracy"], default=None)
@@ -254,15 +275,19 @@ def _benchmarks() -> str:
     rows = []
     for file in sorted((RESULTS / "benchmarks").glob("*.json")):
         b = json.loads(file.read_text())
-        sides = [f"{_spread(b[side])} {b['unit']}" for side in ("ours", "peer")]
-        rows.append(
-            (b["title"], *sides, f"**{b['ratio']:.2f}**", b["goal"], _machine(b["hardware"]), f"`{b['command']}`")
-        )
+        sides = [f"{_spread(b[side])} {b['unit']}" if side in b else "" for side in ("ours", "peer")]
+        ratio = f"**{b['ratio']:.2f}**" if "ratio" in b else ""
+        rows.append((b["title"], *sides, ratio, b["goal"] or "", _machine(b["hardware"]), f"`{b['command']}`"))
     return _table(("benchmark", "ours", "peer", "ratio", "goal", "machine", "command"), rows)
 
 
 def _spread(side: dict[str, Any]) -> str:
-    return f"{side['median']:,.0f} ({side['min']:,.0f} to {side['max']:,.0f})"
+    """Median and range, with as many digits as they deserve."""
+
+    def shown(value: float) -> str:
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+    return f"{shown(side['median'])} ({shown(side['min'])} to {shown(side['max'])})"
 
 
 def _fidelity() -> str:
@@ -275,6 +300,35 @@ def _fidelity() -> str:
         f"Spearman's rank correlation between the validation accuracy of trials ({short}) and that of a fuller "
         f"training of the same candidates ({fuller}): **{found['spearman']:.2f}** over "
         f"{len(found['candidates'])} candidates (95% bootstrap interval {low:.2f} to {high:.2f}; `{found['command']}`)."
+    )
+
+
+def _pruners() -> str:
+    found = _load("pruners", "curves.json")
+    if found is None:
+        return "Not measured yet."
+    from study.search import PRUNERS
+
+    rows = []
+    for row in found["settings"]:
+        names = [row["name"], *row["same_as"]]
+        if found["winner"] not in names and not set(names) & set(PRUNERS):
+            continue
+        low, high = row["regret_interval_95"]
+        rows.append(
+            (
+                f"**{row['name']}**" if found["winner"] in names else row["name"],
+                f"{row['epochs_share']:.0%}",
+                f"{100 * row['regret']:.2f} ({100 * low:.2f} to {100 * high:.2f})",
+                f"{row['kept_best']:.0%}",
+                f"{100 * row['budget_val_accuracy']:.2f}%",
+            )
+        )
+    head = ("pruner", "epochs spent", "points lost (95%)", "kept the best trial", "best within half of all epochs")
+    return (
+        f"{_table(head, rows)}\n\n{found['n_curves']} whole curves of {found['epochs']} epochs, replayed in "
+        f"{found['replays']} random orders each; {len(found['settings'])} settings compared, those that have a "
+        f"name and the winner shown (`{found['command']}`; the rule is in the script)."
     )
 
 

@@ -1,10 +1,12 @@
-"""Augmented batches: albumentations on uint8 all the way, exact for a seed.
+"""Augmented images: albumentations on uint8 all the way, exact for a seed.
 
-They are made in processes of their own beside a GPU, and between the training steps on a CPU.
+Affine transform and dropout are albumentations', freshly for every image and epoch. Crops and flips only
+move pixels: they are drawn here and carried out for the whole batch at once where the training runs
+(`study.batches.place`), at a tenth of the price.
 
 Every batch is seeded by (training seed, epoch, batch) just before it is augmented, so images differ
-within a batch and between epochs, and are the same whatever the number of worker processes.
-No torch model code here: this runs in the loader's processes.
+within a batch and between epochs, and are the same whatever the number of processes that augment.
+No torch here: this runs in those processes.
 """
 
 from __future__ import annotations
@@ -37,11 +39,17 @@ class BatchSpec:
     indices: np.ndarray
 
 
-def compose(augmentation: Augmentation, size: int) -> Any:
-    """The albumentations pipeline for uint8 [H, W, 3] images of side `size`.
+def needs_albumentations(augmentation: Augmentation) -> bool:
+    """Whether anything is left to do beside crops and flips."""
+    a = augmentation
+    return (a.affine_p > 0 and max(a.shift_frac, a.scale_frac, a.rotate_deg) > 0) or a.dropout_p > 0
+
+
+def compose(augmentation: Augmentation) -> Any:
+    """The albumentations pipeline for uint8 [H, W, 3] images.
 
     Transforms that cannot change an image are left out. `A.Compose(seed=...)` is never used: it
-    gives all transforms the same random stream, which correlates flips with crops.
+    gives all transforms the same random stream, which correlates them.
     """
     import albumentations as A
     import cv2
@@ -49,11 +57,6 @@ def compose(augmentation: Augmentation, size: int) -> Any:
     cv2.setNumThreads(0)  # parallelism is over processes, each on one core
     a = augmentation
     transforms: list[Any] = []
-    if a.flip_p > 0:
-        transforms.append(A.HorizontalFlip(p=a.flip_p))
-    if a.crop_padding > 0:
-        transforms.append(A.Pad(a.crop_padding, border_mode=cv2.BORDER_REFLECT_101, p=1.0))
-        transforms.append(A.RandomCrop(size, size, p=1.0))
     if a.affine_p > 0 and max(a.shift_frac, a.scale_frac, a.rotate_deg) > 0:
         transforms.append(
             A.Affine(
@@ -79,8 +82,19 @@ def batch_seed(seed: int, epoch: int, batch: int) -> np.random.SeedSequence:
     return np.random.SeedSequence([seed, epoch, batch])
 
 
+def draw_moves(augmentation: Augmentation, n: int, rng: np.random.Generator) -> np.ndarray:
+    """How crops and flips move the pixels of `n` images: int64 [n, 3], (down, right, flipped).
+
+    A crop out of the image padded by `crop_padding` pixels is a shift by at most as many.
+    """
+    padding = augmentation.crop_padding
+    shifts = rng.integers(-padding, padding + 1, (n, 2))
+    flipped = rng.random((n, 1)) < augmentation.flip_p
+    return np.concatenate([shifts, flipped], axis=1)
+
+
 class AugmentedBatches:
-    """Turns a `BatchSpec` into (uint8 [N, H, W, 3], int64 [N]) arrays; picklable, a map-style data set."""
+    """Turns a `BatchSpec` into arrays: uint8 [N, H, W, 3] images, int64 [N] labels, int64 [N, 3] moves."""
 
     def __init__(self, images: Images, augmentation: Augmentation, seed: int) -> None:
         self.images = images
@@ -88,17 +102,32 @@ class AugmentedBatches:
         self.seed = seed
         self._compose: Any = None
 
-    def __getitem__(self, spec: BatchSpec) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, spec: BatchSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        pixels = np.empty((len(spec.indices), *self.images.pixels.shape[1:]), dtype=np.uint8)
+        self.augment(spec, pixels)
+        return pixels, self.labels(spec), self.moves(spec)
+
+    def labels(self, spec: BatchSpec) -> np.ndarray:
+        return np.asarray(self.images.labels[spec.indices])
+
+    def moves(self, spec: BatchSpec) -> np.ndarray:
+        # A child of the batch's seed: independent of what albumentations draws.
+        (child,) = batch_seed(self.seed, spec.epoch, spec.batch).spawn(1)
+        return draw_moves(self.augmentation, len(spec.indices), np.random.default_rng(child))
+
+    def augment(self, spec: BatchSpec, out: np.ndarray) -> None:
+        """Writes the batch's images, not yet moved, into `out`, uint8 [N, H, W, 3]."""
+        source = self.images.pixels
+        if not needs_albumentations(self.augmentation):
+            np.take(source, spec.indices, axis=0, out=out)
+            return
         if self._compose is None:
-            self._compose = compose(self.augmentation, self.images.pixels.shape[1])
+            self._compose = compose(self.augmentation)
         sequence = batch_seed(self.seed, spec.epoch, spec.batch)
         state = np.random.default_rng(sequence)
         self._compose.set_random_state(state, random.Random(int(sequence.generate_state(1, np.uint64)[0])))
-        source = self.images.pixels
-        batch = np.empty((len(spec.indices), *source.shape[1:]), dtype=np.uint8)
         for row, index in enumerate(spec.indices):
-            batch[row] = self._compose(image=source[index])["image"]
-        return batch, self.images.labels[spec.indices]
+            out[row] = self._compose(image=source[index])["image"]
 
 
 class EpochOrder(Sequence[BatchSpec]):
@@ -119,3 +148,11 @@ class EpochOrder(Sequence[BatchSpec]):
 
     def __iter__(self) -> Iterator[BatchSpec]:
         return iter(self._specs)
+
+
+def training_order(
+    n_images: int, batch_size: int, seed: int, epochs: int, first_epoch: int = 0, first_batch: int = 0
+) -> Iterator[BatchSpec]:
+    """The batches of a whole training, from (`first_epoch`, `first_batch`) on."""
+    for epoch in range(first_epoch, epochs):
+        yield from EpochOrder(n_images, batch_size, seed, epoch, first_batch if epoch == first_epoch else 0)

@@ -43,6 +43,8 @@ class Calibration:
         precision: The faster of "bfloat16" and "float32" for the reference network.
         cost: Seconds per unit of work in that precision.
         fit_error: Median relative error of the cost model on the networks it was fitted to.
+        probe: Seconds, forward and backward, of one convolution of each class in each precision and memory
+            layout, a batch of 128: "dense float32 channels_last" and so on.
     """
 
     device: str
@@ -50,6 +52,7 @@ class Calibration:
     precision: str
     cost: CostModel
     fit_error: float
+    probe: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -67,10 +70,10 @@ def n_cores() -> int:
 def n_loaders(device: str, jobs: int) -> int:
     """Augmenting processes for each of `jobs` trainings at once.
 
-    None on a CPU: there the training's own threads fill all cores, and a process more makes every one of
-    its barriers wait. It then augments between its steps, which costs less.
+    On a CPU they and the training itself use the same cores, but never at once (`study.batches`).
     """
-    return 0 if device == "cpu" else max(1, min(8, n_cores() // jobs - 1))
+    beside = n_cores() // jobs - 1
+    return max(0, beside) if device == "cpu" else max(1, beside)
 
 
 def resolve_device(asked: str) -> str:
@@ -88,6 +91,18 @@ def resolve_device(asked: str) -> str:
     if asked == "cuda":
         raise UserError("--device cuda needs a CUDA device, and torch finds none. Use --device cpu or auto.")
     return "cpu"
+
+
+def gpus(device: str) -> list[str]:
+    """The visible GPUs as CUDA_VISIBLE_DEVICES names them; none on a CPU."""
+    if device != "cuda":
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible:
+        return visible.split(",")
+    import torch
+
+    return [str(index) for index in range(torch.cuda.device_count())]
 
 
 def hardware(device: str) -> dict[str, Any]:
@@ -108,9 +123,24 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
+def memory(device: str) -> dict[str, float]:
+    """MiB that this process holds now: `rss_mib` of main memory, on a GPU `device_mib` allocated there."""
+    found = {}
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        found["rss_mib"] = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    except (OSError, ValueError):  # not Linux
+        pass
+    if device == "cuda":
+        import torch
+
+        found["device_mib"] = torch.cuda.memory_allocated() / 2**20
+    return found
+
+
 def calibrate(device: str) -> Calibration:
     """Measures, or reads what was measured on this machine before."""
-    key = identifier([hardware(device), versions(), "cost-5"])
+    key = identifier([hardware(device), versions(), "cost-7"])
     file = cache_dir() / f"calibration-{key}.json"
     try:
         return Calibration.from_json(json.loads(file.read_text()))
@@ -159,23 +189,25 @@ def _measure(device: str) -> Calibration:
 
     if device == "cpu":
         torch.set_num_threads(n_cores())
-    precisions = ("bfloat16", "float32")
-    timed = dict.fromkeys(precisions, float("inf"))
-    for _ in range(N_ROUNDS):  # in turns, so that a busy moment of the machine hits both
-        for name in precisions:
+    timed = dict.fromkeys(("bfloat16", "float32"), float("inf"))
+    probe: dict[str, float] = {}
+    for _ in range(N_ROUNDS):  # in turns, so that a busy moment of the machine hits all
+        for name in timed:
             timed[name] = min(timed[name], _seconds_per_image(REFERENCE_ARCHITECTURE, device, name))
-    precision = min(precisions, key=timed.__getitem__)
+        for name, seconds in _probe(device).items():
+            probe[name] = min(probe.get(name, seconds), seconds)
+    precision = min(timed, key=timed.__getitem__)
     # Depthwise convolutions alone: in a network their price drowns in that of everything else.
     depthwise = statistics.mean(
         _depthwise_seconds(device, precision, kernel=3, dilation=1, side=s) for s in (8, 16, 32)
     )
     other = statistics.mean(_depthwise_seconds(device, precision, k, d, 16) for k, d in ((3, 2), (5, 1), (5, 2)))
     probes = _probes()
-    rounds = [[_seconds_per_image(probe, device, precision) for probe in probes] for _ in range(2)]
+    rounds = [[_seconds_per_image(network, device, precision) for network in probes] for _ in range(2)]
     seconds = np.array(rounds).min(0)
     rows, fixed = [], []
-    for probe in probes:
-        work = Work.of(probe)
+    for network in probes:
+        work = Work.of(network)
         rows.append([work.dense_macs, work.activations, work.n_operations / BATCH])
         fixed.append(work.depthwise_macs * depthwise + work.depthwise_other_macs * other)
     # Relative errors are what matters, so every row is divided by its time; prices are never negative.
@@ -190,11 +222,35 @@ def _measure(device: str) -> Calibration:
         depthwise_other_mac_s=other,
         activation_s=float(prices[1]),
         operation_s=float(prices[2]),
-        # Augmentation runs beside a GPU, but in turns with the training on a CPU.
-        image_s=_augmentation_seconds(REFERENCE.augmentation) if device == "cpu" else 0.0,
+        # Augmentation runs beside a GPU, but on all cores in turns with the training on a CPU.
+        image_s=_augmentation_seconds(REFERENCE.augmentation) / n_cores() if device == "cpu" else 0.0,
         device=device,
     )
-    return Calibration(device, hardware(device), precision, cost, error)
+    return Calibration(device, hardware(device), precision, cost, error, probe)
+
+
+def _probe(device: str) -> dict[str, float]:
+    """Seconds of one convolution of each class, 64 channels at 16x16."""
+    import torch
+
+    from study.step import autocast
+
+    found = {}
+    for kind, groups in (("dense", 1), ("depthwise", 64)):
+        for precision in ("float32", "bfloat16"):
+            for layout, memory_format in (
+                ("channels_last", torch.channels_last),
+                ("contiguous", torch.contiguous_format),
+            ):
+                module = torch.nn.Conv2d(64, 64, 3, padding=1, groups=groups, bias=False).to(device)
+                module = module.to(memory_format=memory_format)  # type: ignore[call-overload]
+                x = torch.randn(BATCH, 64, 16, 16, device=device).to(memory_format=memory_format).requires_grad_()
+
+                def step(module: Any = module, x: Any = x, precision: str = precision) -> None:
+                    _forward_backward(module, x, autocast(device, precision))
+
+                found[f"{kind} {precision} {layout}"] = _fastest_seconds(device, step)
+    return found
 
 
 def _depthwise_seconds(device: str, precision: str, kernel: int, dilation: int, side: int) -> float:
@@ -202,7 +258,7 @@ def _depthwise_seconds(device: str, precision: str, kernel: int, dilation: int, 
     import torch
 
     from study.model import DepthwiseConv2d
-    from study.training import autocast
+    from study.step import autocast
 
     channels = 64
     module = DepthwiseConv2d(channels, kernel, 1, dilation * (kernel - 1) // 2, dilation, bias=True)
@@ -238,8 +294,9 @@ def _seconds_per_image(architecture: Architecture, device: str, precision: str) 
     import torch
     from torch.nn import functional as F
 
+    from study.batches import normalise
     from study.model import build
-    from study.training import autocast, normalise
+    from study.step import autocast
 
     network = build(architecture, seed=0).to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, fused=True)

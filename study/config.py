@@ -12,7 +12,7 @@ from search_spaces.constraints import Limits
 from study.data import SPLIT_SEED
 from study.errors import UserError
 
-AUGMENTATION_ORDER = "flip,crop,affine,dropout"
+AUGMENTATION_ORDER = "affine,dropout,crop,flip"
 """The order of `study.augmentation.compose`; another order is another study."""
 
 

@@ -13,7 +13,7 @@ import optuna
 from search_spaces import SearchSpace
 from search_spaces.constraints import Clock, InfeasibleError, certify
 from search_spaces.cost import CostModel
-from study.calibration import versions
+from study.calibration import memory, versions
 from study.config import StudyConfig
 from study.data import Images
 from study.errors import TrialFailed
@@ -74,6 +74,7 @@ class Objective:
             "sampler_seed": slot.sampler_seed,
             "training_seed": slot.training_seed,
             "versions": versions(),
+            **memory(self.device),  # what the trials before left behind
             **({"anchor": slot.anchor} if slot.anchor else {}),
         }.items():
             trial.set_user_attr(name, value)

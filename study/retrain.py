@@ -366,14 +366,23 @@ def _seed_config(epochs: int, seed: int, device: str, precision: str, shipped: b
     from study.training import TrainingConfig
 
     snapshots = MAX_SNAPSHOTS if shipped else 0
-    return TrainingConfig(epochs, seed, device, precision, n_loaders, snapshots)
+    return TrainingConfig(epochs, seed, device, precision, n_loaders, snapshots, compiled=True)
 
 
 def _key(candidate: Candidate, config: TrainingConfig, n_train: int) -> str:
     """Names a checkpoint by everything that its training depends on."""
     from search_spaces.architecture import identifier
+    from study.config import AUGMENTATION_ORDER
 
-    what = [candidate.to_json(), config.epochs, config.seed, config.precision, config.n_snapshots, n_train]
+    what = [
+        candidate.to_json(),
+        config.epochs,
+        config.seed,
+        config.precision,
+        config.n_snapshots,
+        n_train,
+        AUGMENTATION_ORDER,
+    ]
     return f"{candidate.candidate_id}-seed{config.seed}-{identifier(what)}"
 
 

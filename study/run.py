@@ -80,7 +80,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--trials", type=int, default=50, metavar="N", help="finished trials to reach (default: 50)")
     parser.add_argument("--timeout", type=float, metavar="S", help="start no trial after S seconds (default: none)")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trials at once (default: 1)")
+    parser.add_argument(
+        "--jobs",
+        type=_jobs,
+        default="auto",
+        metavar="N",
+        help="trials at once; auto measures once on this machine what is fastest, 1 makes a study repeatable "
+        "(default: auto)",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     parser.add_argument(
         "--data", metavar="DIR", help="folder with cifar-10-batches-py (default: $STUDY_DATA, else downloaded)"
@@ -93,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--seed", type=int, help="base of all seeds (default: 0)")
     search.add_argument("--sampler", choices=("tpe", "random", "gp"), help="(default: tpe)")
     search.add_argument(
-        "--pruner", choices=("percentile", "halving", "hyperband", "median", "none"), help="(default: percentile)"
+        "--pruner", choices=("halving", "percentile", "hyperband", "median", "none"), help="(default: halving)"
     )
     fidelity = parser.add_argument_group("fidelity of a trial (fixed when a study is created)")
     cpu, cuda = FIDELITY["cpu"], FIDELITY["cuda"]
@@ -122,12 +129,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _jobs(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
 def _check(options: argparse.Namespace) -> None:
     """Refuses values that cannot be meant, before anything is opened."""
     at_least_one = ("trials", "jobs", "epochs", "max_params", "max_macs")
     for name in at_least_one:
         value = getattr(options, name)
-        if value is not None and value < 1:
+        if isinstance(value, int) and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1: {value}.")
     for name in ("timeout", "max_epoch_s"):
         value = getattr(options, name)
@@ -155,17 +166,18 @@ class _Run:
         import optuna
         import sqlalchemy
 
-        from study.calibration import calibrate, n_cores, n_loaders, resolve_device
+        from study.calibration import calibrate, gpus, n_cores, n_loaders, resolve_device
         from study.data import find_folder, load_train
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
 
         device = resolve_device(options.device)
-        if options.jobs > n_cores():
+        if options.jobs != "auto" and options.jobs > n_cores():
             raise UserError(f"--jobs must not exceed the cores: {options.jobs} > {n_cores()}.")
         data = find_folder(options.data)
         load_train(str(data))  # decoded and checked once, before any worker needs it
         calibration = calibrate(device)
+        rates = self._choose_jobs(device, calibration.precision)
         study, storage = existing or self._create(device, calibration)
         from study.slots import SlotTable
         from study.storage import config_of
@@ -173,7 +185,7 @@ class _Run:
         slots = SlotTable(study, storage)
         freed = slots.recover()
         config = config_of(study)
-        self._banner(config, calibration, slots, existing is None, freed)
+        self._banner(config, calibration, slots, existing is None, freed, rates)
         from study.workers import WorkerSetup
 
         setup = WorkerSetup(
@@ -185,7 +197,7 @@ class _Run:
             n_loaders=n_loaders(device, options.jobs),
             artifacts=str(self.out / "artifacts"),
         )
-        supervisor = _Supervisor(options, config, study, slots, setup)
+        supervisor = _Supervisor(options, config, study, slots, setup, gpus(device))
         try:
             stopped = supervisor.run()
         except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.OperationalError) as error:
@@ -207,6 +219,22 @@ class _Run:
             print(f"{options.trials - n_finished} trials are run by other processes.", flush=True)
         return 0
 
+    def _choose_jobs(self, device: str, precision: str) -> dict[int, float]:
+        """Settles `--jobs auto`. Returns images per second by trials at once, as far as they are known."""
+        from study.calibration import gpus, n_cores
+        from study.concurrency import best_jobs, known_rates
+
+        options = self.options
+        if options.jobs != "auto" or options.trials == 1 or n_cores() == 1:
+            options.jobs = 1 if options.jobs == "auto" else options.jobs
+            return known_rates(device, precision)
+        if not known_rates(device, precision):
+            print("Measuring once how many trials at once are fastest here (some seconds for each number)", flush=True)
+        options.jobs, rates = best_jobs(device, precision)
+        n_gpus = max(1, len(gpus(device)))  # measured on one
+        options.jobs = min(n_cores(), options.jobs * n_gpus)
+        return rates if n_gpus == 1 else {}
+
     def _explicit(self) -> dict[str, Any]:
         """The fingerprint's fields that the user gave."""
         fields = ("space", "epochs", "train_images", "val_images", "seed", "pruner", "sampler", "precision")
@@ -223,13 +251,13 @@ class _Run:
         """Everything that can be refused without the storage, the data or a calibration."""
         from study.config import open_space
         from study.data import N_SEARCH, N_VALIDATION, check_sizes
-        from study.search import check_names
+        from study.search import DEFAULT_PRUNER, check_names
 
         options = self.options
         open_space(options.space or DEFAULT_SPACE)
         n_train = N_SEARCH if options.train_images is None else options.train_images
         check_sizes(n_train, N_VALIDATION if options.val_images is None else options.val_images)
-        check_names(options.sampler or "tpe", options.pruner or ("none" if options.sampler == "gp" else "percentile"))
+        check_names(options.sampler or "tpe", options.pruner or ("none" if options.sampler == "gp" else DEFAULT_PRUNER))
 
     def _existing(self) -> tuple[optuna.Study, optuna.storages.RDBStorage] | None:
         """The stored study, if there is one and the options are its own.
@@ -282,6 +310,7 @@ class _Run:
         from study.config import StudyConfig, open_space
         from study.dashboard import publish_study
         from study.data import N_VALIDATION
+        from study.search import DEFAULT_PRUNER
         from study.storage import METRIC, open_storage
 
         options = self.options
@@ -293,7 +322,7 @@ class _Run:
             "train_images": train_images,
             "val_images": N_VALIDATION,
             "seed": 0,
-            "pruner": "none" if options.sampler == "gp" else "percentile",
+            "pruner": "none" if options.sampler == "gp" else DEFAULT_PRUNER,
             "sampler": "tpe",
             "precision": calibration.precision,
         }
@@ -327,7 +356,13 @@ class _Run:
         return study, storage
 
     def _banner(
-        self, config: StudyConfig, calibration: Calibration, slots: SlotTable, created: bool, freed: list[int]
+        self,
+        config: StudyConfig,
+        calibration: Calibration,
+        slots: SlotTable,
+        created: bool,
+        freed: list[int],
+        rates: dict[int, float],
     ) -> None:
         from study.storage import dashboard_command, hide_password
 
@@ -336,6 +371,10 @@ class _Run:
         seconds = expected_seconds(config, calibration.cost) * max(0, wanted - done)
         limits = {name: value for name, value in config.limits.to_json().items() if value is not None}
         hardware = calibration.hardware
+        jobs = self.options.jobs
+        # Trials at once share the cores of a CPU: without a measurement they gain nothing.
+        gain = rates[jobs] / rates[1] if jobs in rates else 1.0 if calibration.device == "cpu" else jobs
+        measured = "; ".join(f"{n}: {rate:,.0f}" for n, rate in sorted(rates.items()))
         lines = {
             "study": f"{self.name} ({state})",
             "space": f"{config.space} (version {config.space_version})",
@@ -344,9 +383,9 @@ class _Run:
             f"{config.precision}",
             "search": f"{config.sampler} sampler, {config.pruner} pruner, seed {config.seed}",
             "device": f"{hardware.get('gpu', hardware['cpu'])}, {hardware['n_cores']} cores, "
-            f"{self.options.jobs} trials at once",
+            f"{jobs} trial{'s' * (jobs > 1)} at once" + (f" (images/s by trials: {measured})" if measured else ""),
             "storage": hide_password(self.url),
-            "expected": f"about {duration(seconds / self.options.jobs)} for {max(0, wanted - done)} more trials",
+            "expected": f"about {duration(seconds / gain)} for {max(0, wanted - done)} more trials",
             "watch": dashboard_command(self.url, self.out / "artifacts"),
         }
         if freed:
@@ -379,7 +418,7 @@ class _Run:
 
 def expected_seconds(config: StudyConfig, cost: CostModel) -> float:
     """Predicted seconds of an average trial: the reference's time, less what pruning usually saves."""
-    share = 1.0 if config.pruner == "none" else 0.7
+    share = 1.0 if config.pruner == "none" else 0.5
     epoch = cost.epoch_seconds(REFERENCE_ARCHITECTURE, config.train_images, config.val_images)
     return share * config.epochs * epoch
 
@@ -426,8 +465,10 @@ class _Supervisor:
         study: optuna.Study,
         slots: SlotTable,
         setup: WorkerSetup,
+        gpus: Sequence[str] = (),
     ) -> None:
         self.options, self.config, self.study, self.slots, self.setup = options, config, study, slots, setup
+        self.gpus = gpus
         from study.config import open_space
 
         cost = CostModel.from_json(study.user_attrs["cost_model"])
@@ -477,10 +518,17 @@ class _Supervisor:
             if idle is None:
                 from study.workers import Worker
 
-                idle = Worker(self.setup)
+                idle = Worker(dataclasses.replace(self.setup, gpu=self._free_gpu()))
                 self.workers.append(idle)
             idle.run(self._slot(claim.slot, claim.attempt, claim.trial_number))
             n_busy += 1
+
+    def _free_gpu(self) -> str | None:
+        """The GPU that the fewest workers work on; None where there is no choice."""
+        if len(self.gpus) < 2:
+            return None
+        used = [worker.gpu for worker in self.workers]
+        return min(self.gpus, key=used.count)
 
     def _slot(self, index: int, attempt: int, trial_number: int | None) -> Any:
         from study.objective import Slot

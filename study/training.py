@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,10 +16,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from search_spaces.candidate import Candidate, Optimisation
-from study.augmentation import AugmentedBatches, BatchSpec, EpochOrder
-from study.data import MEAN, STD, Images
+from study.augmentation import AugmentedBatches, EpochOrder, needs_albumentations, training_order
+from study.batches import Batch, batches, normalise
+from study.data import Images
 from study.errors import TrialFailed
-from study.model import Network, build
+from study.model import Network, build, folded
+from study.step import Ema, Step, autocast
 
 EVALUATION_BATCH = 500
 
@@ -33,16 +35,21 @@ class TrainingConfig:
         seed: Seeds the initial weights, the order of images and every augmentation.
         device: "cpu" or "cuda".
         precision: "bfloat16" (autocast; depthwise convolutions in float32 on a CPU) or "float32".
-        n_loaders: Processes that augment; 0 augments in this one.
+        n_loaders: Processes that augment: ahead of the steps beside a GPU; together with this one,
+            between the steps, on a CPU. 0 augments in this one alone.
         n_snapshots: EMA states kept, evenly spread over the epochs and always the last one.
+        capture: Whether a GPU runs the step as one CUDA graph.
+        compiled: Whether the graph may be that of the compiled network, where that pays back its cost.
     """
 
     epochs: int
     seed: int
     device: str = "cpu"
     precision: str = "bfloat16"
-    n_loaders: int = 1
+    n_loaders: int = 0
     n_snapshots: int = 0
+    capture: bool = True
+    compiled: bool = False
 
     @property
     def ema_half_life(self) -> float:
@@ -65,7 +72,8 @@ class EpochRecord:
         val_loss, val_accuracy: Of the EMA weights; None where nothing is validated on.
         lr: Learning rate of the epoch's last step.
         wall_s: Seconds the epoch took, validation included.
-        wait_frac: Share of them in which training waited for augmented batches.
+        wait_frac: Share of them in which training waited for augmented batches (on a CPU, made them).
+        val_frac: Share of them in which it validated.
     """
 
     epoch: int
@@ -76,6 +84,7 @@ class EpochRecord:
     lr: float
     wall_s: float
     wait_frac: float
+    val_frac: float = 0.0
 
 
 @dataclass
@@ -152,7 +161,7 @@ def train(
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise TrialFailed(f"out of memory: {str(error).splitlines()[0] if str(error) else 'MemoryError'}") from error
     except RuntimeError as error:
-        if "can't allocate memory" in str(error) or "DataLoader worker" in str(error):
+        if "can't allocate memory" in str(error):
             raise TrialFailed(f"out of memory or killed: {str(error).splitlines()[0]}") from error
         raise
 
@@ -163,26 +172,24 @@ def evaluate(network: nn.Module, images: Images, device: str, precision: str = "
     float32 is the precision of every reported test figure, so that devices agree.
     """
     network = network.to(memory_format=torch.channels_last)
-    logits = []
-    with torch.inference_mode(), autocast(device, precision):
-        for start in range(0, len(images), EVALUATION_BATCH):
-            batch = torch.from_numpy(np.array(images.pixels[start : start + EVALUATION_BATCH]))
-            logits.append(network(normalise(batch.to(device))).float().cpu())
-    found = torch.cat(logits)
+    found = _logits(network, torch.from_numpy(np.array(images.pixels)), device, precision)
     loss = F.cross_entropy(found, torch.from_numpy(np.array(images.labels)))
     return float(loss), found.numpy()
+
+
+def _logits(network: nn.Module, pixels: torch.Tensor, device: str, precision: str) -> torch.Tensor:
+    """Logits float32 [N, n_classes], on the CPU, of uint8 `pixels` [N, H, W, 3] wherever they are."""
+    found = []
+    with torch.inference_mode(), autocast(device, precision):
+        for start in range(0, len(pixels), EVALUATION_BATCH):
+            batch = pixels[start : start + EVALUATION_BATCH].to(device)
+            found.append(network(normalise(batch)).float())
+    return torch.cat(found).cpu()  # once: every copy makes the host wait for a GPU
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     """Share of rows whose largest logit is the label's."""
     return float((logits.argmax(1) == labels).mean())
-
-
-def normalise(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 [N, H, W, 3] -> standardised float32 [N, 3, H, W] in channels_last memory."""
-    mean = torch.tensor([255 * value for value in MEAN], device=pixels.device)
-    scale = torch.tensor([1 / (255 * value) for value in STD], device=pixels.device)
-    return ((pixels.float() - mean) * scale).permute(0, 3, 1, 2)
 
 
 def learning_rate(optimisation: Optimisation, step: int, n_steps: int) -> float:
@@ -196,26 +203,6 @@ def learning_rate(optimisation: Optimisation, step: int, n_steps: int) -> float:
         return peak * (step + 1) / warmup
     done = (step + 1 - warmup) / max(1.0, n_steps - warmup)
     return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-class Ema:
-    """Exponential moving average of weights and of the floating buffers of norms.
-
-    The decay per step is 0.5 ** (1 / half_life), but never more than (1 + t) / (10 + t): early
-    averages must forget the initial weights.
-    """
-
-    def __init__(self, network: Network, half_life_steps: float) -> None:
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self._decay = 0.5 ** (1 / max(half_life_steps, 1e-9))
-        live, kept = network.state_dict(keep_vars=True), self.network.state_dict(keep_vars=True)
-        names = [name for name, tensor in kept.items() if tensor.is_floating_point()]
-        self._live = [live[name].detach() for name in names]
-        self._kept = [kept[name].detach() for name in names]
-
-    def update(self, step: int) -> None:
-        decay = min(self._decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._kept, self._live, 1 - decay)
 
 
 class _Training:
@@ -237,6 +224,18 @@ class _Training:
         self.steps_per_epoch = len(EpochOrder(len(images), o.batch_size, config.seed, 0))
         self.n_steps = self.steps_per_epoch * config.epochs
         self.ema = Ema(self.network, config.ema_half_life * self.steps_per_epoch)
+        on_gpu = config.device == "cuda"
+        resident = on_gpu and not needs_albumentations(candidate.augmentation)
+        self.step = Step(
+            self.network,
+            self.ema,
+            self.optimizer,
+            o.label_smoothing,
+            config.precision,
+            config.device,
+            _pixels(images).to(config.device) if resident else None,
+        )
+        self.val_pixels = None if validation is None else _pixels(validation).to(config.device)
         self.progress = Progress()
 
     def run(
@@ -247,88 +246,98 @@ class _Training:
     ) -> Trained:
         if resume is not None:
             self._restore(resume)
-        for epoch in range(self.progress.epoch, self.config.epochs):
-            record = self._epoch(epoch, on_checkpoint)
-            self.progress.records.append(record)
-            if self.config.keeps_snapshot(epoch):
-                self.progress.snapshots[epoch] = _to_cpu(self.ema.network.state_dict())
-            self.progress.epoch, self.progress.batch, self.progress.sums = epoch + 1, 0, {}
-            if on_epoch is not None:
-                on_epoch(record)
-            if on_checkpoint is not None:
-                on_checkpoint(self._capture)
-        return Trained(self.ema.network, self.progress.records, self.progress.snapshots)
+        if self.config.device == "cuda" and self.config.capture:
+            self.network.train()
+            done = self.progress.epoch * self.steps_per_epoch + self.progress.batch
+            n_steps = self.n_steps - done if self.config.compiled else 0
+            self.step.capture(self._example(), n_steps)  # before the loaders start: they must not disturb it
+        progress = self.progress
+        with contextlib.closing(self.batches(progress.epoch, progress.batch)) as source:
+            for epoch in range(progress.epoch, self.config.epochs):
+                record = self._epoch(epoch, source, on_checkpoint)
+                progress.records.append(record)
+                if self.config.keeps_snapshot(epoch):
+                    progress.snapshots[epoch] = _to_cpu(self.ema.network.state_dict())
+                progress.epoch, progress.batch, progress.sums = epoch + 1, 0, {}
+                if on_epoch is not None:
+                    on_epoch(record)
+                if on_checkpoint is not None:
+                    on_checkpoint(self._capture)
+        return Trained(self.ema.network, progress.records, progress.snapshots)
 
-    def _epoch(self, epoch: int, on_checkpoint: Callable[[Callable[[], Progress]], None] | None) -> EpochRecord:
-        config, o, progress = self.config, self.candidate.optimisation, self.progress
+    def _epoch(
+        self, epoch: int, source: Iterator[Batch], on_checkpoint: Callable[[Callable[[], Progress]], None] | None
+    ) -> EpochRecord:
+        o, progress, step = self.candidate.optimisation, self.progress, self.step
         started, waited = time.perf_counter(), 0.0
         before = progress.sums or {"loss": 0.0, "correct": 0.0, "seen": 0.0, "wall_s": 0.0, "wait_s": 0.0}
-        # Sums stay on the device: reading them every step would make the CPU wait for a GPU.
-        loss_sum = torch.tensor(before["loss"], device=config.device, dtype=torch.float64)
-        correct = torch.tensor(before["correct"], device=config.device, dtype=torch.float64)
+        step.sums.copy_(torch.tensor([before["loss"], before["correct"]], dtype=torch.float64))
         seen, lr = before["seen"], 0.0
         self.network.train()
-        batches = iter(self._loader(epoch, progress.batch))
-        for batch in range(progress.batch, self.steps_per_epoch):
+        for number in range(progress.batch, self.steps_per_epoch):
             asked = time.perf_counter()
-            pixels, labels = next(batches)
+            batch = next(source)
             waited += time.perf_counter() - asked
-            step = epoch * self.steps_per_epoch + batch
-            lr = learning_rate(o, step, self.n_steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            pixels = pixels.to(config.device, non_blocking=True)
-            labels = labels.to(config.device, non_blocking=True)
-            with autocast(config.device, config.precision):
-                logits = self.network(normalise(pixels)).float()
-            loss = F.cross_entropy(logits, labels, label_smoothing=o.label_smoothing)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            self.ema.update(step)
-            loss_sum += loss.detach().double() * len(labels)
-            correct += (logits.detach().argmax(1) == labels).sum()
-            seen += len(labels)
-            if on_checkpoint is not None and batch + 1 < self.steps_per_epoch:
-                progress.batch = batch + 1
+            position = epoch * self.steps_per_epoch + number
+            lr = learning_rate(o, position, self.n_steps)
+            step(batch, lr, self.ema.weight(position))
+            seen += len(batch[1])
+            if on_checkpoint is not None and number + 1 < self.steps_per_epoch:
+                progress.batch = number + 1
                 progress.sums = {
-                    "loss": loss_sum,  # type: ignore[dict-item]  # read by _capture, when it is called at all
-                    "correct": correct,  # type: ignore[dict-item]
+                    # On the device until _capture reads them, if it is called at all.
+                    "loss": step.sums[0],  # type: ignore[dict-item]
+                    "correct": step.sums[1],  # type: ignore[dict-item]
                     "seen": seen,
                     "wall_s": before["wall_s"] + time.perf_counter() - started,
                     "wait_s": before["wait_s"] + waited,
                 }
                 on_checkpoint(self._capture)
-        mean_loss = float(loss_sum) / seen
-        if not math.isfinite(mean_loss):
-            raise TrialFailed(f"diverged: the training loss became {mean_loss} in epoch {epoch} (lr={o.lr:.4g})")
+        loss_sum, n_correct = step.sums.tolist()
+        if not math.isfinite(loss_sum):
+            raise TrialFailed(f"diverged: the training loss became {loss_sum} in epoch {epoch} (lr={o.lr:.4g})")
         val_loss = val_accuracy = None
+        trained = time.perf_counter()
         if self.validation is not None:
-            val_loss, found = evaluate(self.ema.network, self.validation, config.device, config.precision)
-            val_accuracy = accuracy(found, self.validation.labels)
-            if not np.isfinite(found).all():
-                raise TrialFailed(f"diverged: the averaged network gives NaN after epoch {epoch} (lr={o.lr:.4g})")
+            val_loss, val_accuracy = self._validate(epoch)
         wall = before["wall_s"] + time.perf_counter() - started
-        wait = (before["wait_s"] + waited) / wall
-        return EpochRecord(epoch, mean_loss, float(correct) / seen, val_loss, val_accuracy, lr, wall, wait)
-
-    def _loader(self, epoch: int, first_batch: int) -> Any:
-        config = self.config
-        batches = AugmentedBatches(self.images, self.candidate.augmentation, config.seed)
-        order = EpochOrder(len(self.images), self.candidate.optimisation.batch_size, config.seed, epoch, first_batch)
-        if config.n_loaders == 0:
-            return (_tensors(batches[spec]) for spec in order)
-        return torch.utils.data.DataLoader(
-            _TensorBatches(batches),  # type: ignore[arg-type]
-            batch_size=None,
-            sampler=order,  # type: ignore[arg-type]
-            num_workers=config.n_loaders,
-            prefetch_factor=8,
-            pin_memory=config.device == "cuda",
-            # Forked: the arrays and imports are shared, so a loader starts within milliseconds.
-            multiprocessing_context="fork",
-            worker_init_fn=_loader_starts,
+        return EpochRecord(
+            epoch=epoch,
+            train_loss=loss_sum / seen,
+            train_accuracy=n_correct / seen,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            lr=lr,
+            wall_s=wall,
+            wait_frac=(before["wait_s"] + waited) / wall,
+            val_frac=(time.perf_counter() - trained) / wall,
         )
+
+    def _validate(self, epoch: int) -> tuple[float, float]:
+        """Mean loss and accuracy of the averaged weights."""
+        assert self.validation is not None
+        assert self.val_pixels is not None
+        found = _logits(folded(self.ema.network), self.val_pixels, self.config.device, self.config.precision)
+        if not bool(torch.isfinite(found).all()):
+            lr = self.candidate.optimisation.lr
+            raise TrialFailed(f"diverged: the averaged network gives NaN after epoch {epoch} (lr={lr:.4g})")
+        loss = F.cross_entropy(found, torch.from_numpy(np.array(self.validation.labels)))
+        return float(loss), accuracy(found.numpy(), self.validation.labels)
+
+    def batches(self, first_epoch: int, first_batch: int = 0) -> Generator[Batch]:
+        """All batches from there to the end of the training: an epoch's first ones are made during validation."""
+        config, size = self.config, self.candidate.optimisation.batch_size
+        source = AugmentedBatches(self.images, self.candidate.augmentation, config.seed)
+        order = training_order(len(self.images), size, config.seed, config.epochs, first_epoch, first_batch)
+        return batches(source, order, config.device, config.n_loaders)
+
+    def _example(self) -> Batch:
+        """Zeros, shaped like every batch."""
+        n = min(self.candidate.optimisation.batch_size, len(self.images))
+        labels, moves = torch.zeros(n, dtype=torch.int64), torch.zeros(n, 3, dtype=torch.int64)
+        if self.step.resident is not None:
+            return labels.clone(), labels, moves
+        return torch.zeros((n, *self.images.pixels.shape[1:]), dtype=torch.uint8), labels, moves
 
     def _capture(self) -> Progress:
         progress = self.progress
@@ -350,31 +359,8 @@ class _Training:
         self.optimizer.load_state_dict(progress.optimizer)
 
 
-class _TensorBatches:
-    """`AugmentedBatches` as tensors, which the loader's processes hand over in shared memory."""
-
-    def __init__(self, batches: AugmentedBatches) -> None:
-        self.batches = batches
-
-    def __getitem__(self, spec: BatchSpec) -> tuple[torch.Tensor, torch.Tensor]:
-        return _tensors(self.batches[spec])
-
-
-def _tensors(batch: tuple[np.ndarray, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(batch[0]), torch.from_numpy(np.ascontiguousarray(batch[1]))
-
-
-def _loader_starts(_: int) -> None:
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
-    torch.set_num_threads(1)
-
-
-def autocast(device: str, precision: str) -> contextlib.AbstractContextManager[Any]:
-    if precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(device, dtype=torch.bfloat16)
+def _pixels(images: Images) -> torch.Tensor:
+    return torch.from_numpy(np.array(images.pixels))
 
 
 def _to_cpu(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -11,6 +11,8 @@ import os
 import signal
 import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,6 +32,7 @@ class WorkerSetup:
         n_threads: Threads of torch in this worker.
         n_loaders: Its augmenting processes.
         artifacts: Folder of the dashboard's artifacts.
+        gpu: What CUDA_VISIBLE_DEVICES is to say in this worker; None leaves it as it is.
     """
 
     storage_url: str
@@ -39,6 +42,7 @@ class WorkerSetup:
     n_threads: int
     n_loaders: int
     artifacts: str
+    gpu: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,13 +93,16 @@ class Worker:
     Attributes:
         slot: What it works on; None if idle.
         trial_number: Of the running trial, once known.
+        gpu: The one it works on; None without a choice.
     """
 
     def __init__(self, setup: WorkerSetup) -> None:
         self.connection, theirs = _CONTEXT.Pipe()
         self.process = _CONTEXT.Process(target=_main, args=(theirs, setup), name="trial-worker")
-        self.process.start()
+        with _visible(setup.gpu):
+            self.process.start()
         theirs.close()
+        self.gpu = setup.gpu
         self.slot: Slot | None = None
         self.trial_number: int | None = None
 
@@ -126,6 +133,23 @@ class Worker:
 
 
 _CONTEXT = multiprocessing.get_context("spawn")
+
+
+@contextmanager
+def _visible(gpu: str | None) -> Iterator[None]:
+    """Lets a process that is started meanwhile see this GPU alone: torch reads the setting when it loads,
+    which in a spawned process is before any code of ours."""
+    name = "CUDA_VISIBLE_DEVICES"
+    before = os.environ.get(name)
+    if gpu is not None:
+        os.environ[name] = gpu
+    try:
+        yield
+    finally:
+        if gpu is not None:
+            os.environ.pop(name)
+            if before is not None:
+                os.environ[name] = before
 
 
 def _main(connection: Connection, setup: WorkerSetup) -> None:
@@ -188,6 +212,8 @@ def _serve(connection: Connection, setup: WorkerSetup) -> None:
             slot, space, config, cost, images, validation, setup.device, setup.n_loaders, on_start, on_epoch
         )
         study.optimize(objective, n_trials=1, catch=(TrialFailed,), gc_after_trial=True)
+        if setup.device == "cuda":
+            torch.cuda.empty_cache()  # others share the device
         trial = study._storage.get_trial(
             study._storage.get_trial_id_from_study_id_trial_number(study._study_id, numbers[0])
         )

@@ -66,7 +66,7 @@ def made_study(_made_cifar10: dict[str, str], tmp_path_factory: pytest.TempPathF
     before = dict(os.environ)
     os.environ.update(_made_cifar10)
     try:
-        assert run.main(["--trials", "3", *TINY, "--out", str(out)]) == 0
+        assert run.main(["--trials", "3", "--jobs", "1", *TINY, "--out", str(out)]) == 0
         assert retrain.main(["--epochs", "2", "--train-images", "300", "--out", str(out)]) == 0
         yield out
     finally:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import pickle
 
 import numpy as np
 import pytest
+import torch
 
-from search_spaces.architecture import Architecture, Conv
-from search_spaces.candidate import Augmentation, Candidate, Optimisation
-from study.augmentation import AugmentedBatches, BatchSpec, EpochOrder, compose
+from search_spaces.candidate import Augmentation
+from study.augmentation import (
+    AugmentedBatches,
+    BatchSpec,
+    EpochOrder,
+    compose,
+    needs_albumentations,
+    training_order,
+)
+from study.batches import batches, place
 from study.data import MEAN, Images
-from study.training import TrainingConfig, _Training
+from study.errors import TrialFailed
 
 NONE = Augmentation(flip_p=0.0, crop_padding=0)
 ALL = Augmentation(0.5, 4, 0.5, 0.1, 0.1, 10.0, 0.5, 8)
@@ -26,8 +36,13 @@ def _gradient(n: int) -> Images:
 
 
 def _augment(augmentation: Augmentation, n: int, epoch: int = 0, batch: int = 0, seed: int = 3) -> np.ndarray:
-    batches = AugmentedBatches(_gradient(n), augmentation, seed)
-    return batches[BatchSpec(epoch, batch, np.arange(n))][0]
+    return _images(AugmentedBatches(_gradient(n), augmentation, seed)[BatchSpec(epoch, batch, np.arange(n))])
+
+
+def _images(batch: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
+    """A batch's images as a network sees them."""
+    pixels, _, moves = map(torch.from_numpy, batch)
+    return place(pixels, torch.arange(len(pixels)), moves).numpy()
 
 
 def _flips_and_shifts(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -39,13 +54,14 @@ def _flips_and_shifts(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
 
 def test_nothing_to_do_leaves_images_alone() -> None:
     assert np.array_equal(_augment(NONE, 20), _gradient(20).pixels)
-    assert len(compose(NONE, 32).transforms) == 0
+    assert len(compose(NONE).transforms) == 0
+    assert not needs_albumentations(NONE)
 
 
 def test_images_come_back_as_uint8_with_their_labels() -> None:
     images = _gradient(30)
     indices = np.array([7, 3, 29, 3])
-    pixels, labels = AugmentedBatches(images, ALL, 1)[BatchSpec(0, 0, indices)]
+    pixels, labels, _ = AugmentedBatches(images, ALL, 1)[BatchSpec(0, 0, indices)]
     assert pixels.dtype == np.uint8
     assert pixels.shape == (4, 32, 32, 3)
     assert labels.dtype == np.int64
@@ -74,26 +90,59 @@ def test_a_batch_does_not_depend_on_those_before_it() -> None:
     batches = AugmentedBatches(_gradient(64), ALL, 3)
     for batch in range(3):
         batches[BatchSpec(0, batch, np.arange(64))]
-    late = batches[BatchSpec(0, 3, np.arange(64))][0]
+    late = _images(batches[BatchSpec(0, 3, np.arange(64))])
     assert np.array_equal(late, _augment(ALL, 64, batch=3))
     copied = pickle.loads(pickle.dumps(AugmentedBatches(_gradient(64), ALL, 3)))
-    assert np.array_equal(late, copied[BatchSpec(0, 3, np.arange(64))][0])
+    assert np.array_equal(late, _images(copied[BatchSpec(0, 3, np.arange(64))]))
 
 
-def _batches(n_loaders: int, epoch: int, first_batch: int = 0) -> list[tuple[bytes, list[int]]]:
-    candidate = Candidate(Architecture((Conv(8),)), ALL, Optimisation(batch_size=16))
-    config = TrainingConfig(epochs=2, seed=11, n_loaders=n_loaders)
-    training = _Training(candidate, _gradient(112), config, None)
-    return [(pixels.numpy().tobytes(), labels.tolist()) for pixels, labels in training._loader(epoch, first_batch)]
+ORDER = (112, 16, 11, 2)
+"""Images, batch size, seed, epochs."""
 
 
-def test_batches_are_the_same_whatever_the_number_of_loaders() -> None:
-    alone = [_batches(0, epoch) for epoch in (0, 1)]
-    assert len(alone[0]) == 7
-    assert len({pixels for epoch in alone for pixels, _ in epoch}) == 14
-    for n_loaders in (1, 2):
-        assert [_batches(n_loaders, epoch) for epoch in (0, 1)] == alone
-    assert _batches(2, 1, first_batch=3) == alone[1][3:]
+def _batches(
+    device: str, n_loaders: int, epoch: int = 0, batch: int = 0, augmentation: Augmentation = ALL
+) -> list[list[bytes]]:
+    source = AugmentedBatches(_gradient(112), augmentation, seed=11)
+    with contextlib.closing(batches(source, training_order(*ORDER, epoch, batch), device, n_loaders)) as found:
+        return [[tensor.numpy().tobytes() for tensor in given] for given in found]
+
+
+# The loaders of a GPU need none to make their batches.
+@pytest.mark.parametrize(("device", "n_loaders"), [("cpu", 1), ("cpu", 2), ("cpu", 20), ("cuda", 0), ("cuda", 2)])
+def test_batches_are_the_same_whoever_makes_them(device: str, n_loaders: int) -> None:
+    alone = _batches("cpu", 0)
+    assert len(alone) == 14
+    assert len({pixels for pixels, *_ in alone}) == 14
+    before = {child.pid for child in multiprocessing.active_children()}
+    assert _batches(device, n_loaders) == alone
+    assert _batches(device, n_loaders, 1, 3) == alone[10:]
+    assert {child.pid for child in multiprocessing.active_children()} <= before
+
+
+@pytest.mark.parametrize("n_loaders", [0, 2])
+def test_a_gpu_holds_images_that_only_move(n_loaders: int) -> None:
+    """It is given their rows, and makes the same images of them."""
+    moving = Augmentation(flip_p=0.5, crop_padding=4)
+    images = torch.from_numpy(_gradient(112).pixels)
+    rows = _batches("cuda", n_loaders, augmentation=moving)
+    pixels = _batches("cpu", n_loaders, augmentation=moving)
+    for (given, labels, moves), (made, *rest) in zip(rows, pixels, strict=True):
+        assert [labels, moves] == rest
+        row, move = (torch.from_numpy(np.frombuffer(raw, np.int64).copy()) for raw in (given, moves))
+        drawn = torch.from_numpy(np.frombuffer(made, np.uint8).copy().reshape(16, 32, 32, 3))
+        assert torch.equal(place(images, row, move.view(-1, 3)), place(drawn, torch.arange(16), move.view(-1, 3)))
+
+
+def test_a_helper_that_dies_fails_the_trial() -> None:
+    before = set(multiprocessing.active_children())
+    found = batches(AugmentedBatches(_gradient(112), ALL, 11), training_order(*ORDER), "cpu", 2)
+    next(found)
+    for child in set(multiprocessing.active_children()) - before:
+        child.kill()
+    with pytest.raises(TrialFailed, match=r"a process that augments died \(exit code -9\)"):
+        list(found)
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_flips_are_uncorrelated_with_crops() -> None:
@@ -128,7 +177,7 @@ def test_dropout_fills_one_hole_with_the_mean() -> None:
     fill = np.round(255 * np.array(MEAN))
     source = Images(np.full((400, 32, 32, 3), 255, np.uint8), np.zeros(400, np.int64))
     augmentation = Augmentation(flip_p=0.0, crop_padding=0, dropout_p=0.5, dropout_hole=6)
-    pixels = AugmentedBatches(source, augmentation, 0)[BatchSpec(0, 0, np.arange(400))][0]
+    pixels = _images(AugmentedBatches(source, augmentation, 0)[BatchSpec(0, 0, np.arange(400))])
     changed = (pixels != 255).any(-1)
     has_hole = changed.any((1, 2))
     assert 0.4 < has_hole.mean() < 0.6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from search_spaces.architecture import Architecture, Branch, Branches, Conv, Gated, Layer, Residual
 from search_spaces.constraints import InfeasibleError, Limits
 from search_spaces.reference import REFERENCE_ARCHITECTURE
+from study.batches import normalise
 from study.bundle import _export
 from study.data import MEAN, STD
 from study.model import (
@@ -22,9 +24,9 @@ from study.model import (
     build,
     certify_module,
     count_params,
+    folded,
     measure_receptive_field,
 )
-from study.training import normalise
 
 SMALL = Architecture(
     (
@@ -124,6 +126,20 @@ def test_depthwise_runs_in_float32_under_cpu_autocast() -> None:
     assert from_half.dtype == torch.float32
     assert (from_half - wanted).abs().max() < 0.05
     assert plain.dtype == torch.bfloat16  # so the module's own handling is what the test sees
+
+
+def test_folding_the_norms_changes_nothing_but_rounding() -> None:
+    network = build(REFERENCE_ARCHITECTURE, seed=0)
+    network(torch.randn(64, 3, 32, 32))  # running statistics that are no longer the initial ones
+    for norm in [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]:
+        nn.init.normal_(norm.weight, 1.0, 0.2)
+        nn.init.normal_(norm.bias)
+    before = copy.deepcopy(network.state_dict())
+    x = torch.randn(8, 3, 32, 32)
+    found = folded(network.eval())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in found.modules())
+    assert torch.allclose(found(x), network(x), rtol=1e-3, atol=1e-4)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
 def test_the_network_under_autocast_is_close_to_float32() -> None:
@@ -301,3 +317,12 @@ def test_layer_norm_normalises_the_channels_of_each_pixel() -> None:
     y = LayerNorm2d(6)(x)
     torch.testing.assert_close(y.mean(1), torch.zeros(2, 4, 5), atol=1e-5, rtol=0)
     torch.testing.assert_close(y.var(1, unbiased=False), torch.ones(2, 4, 5), atol=1e-3, rtol=0)
+
+
+def test_folding_norms_changes_no_block() -> None:
+    network = build(EVERY_MODULE, seed=0).train()
+    network(torch.randn(16, 3, 32, 32))  # moves the running statistics
+    network.eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(network)(x), network(x), rtol=1e-3, atol=1e-4)

@@ -16,12 +16,12 @@ from PIL import Image
 
 from search_spaces.architecture import Architecture, Conv
 from search_spaces.candidate import Candidate
+from study.batches import normalise
 from study.data import CLASSES
 from study.errors import UserError
 from study.model import build
 from study.paths import REPOSITORY
 from study.predict import UnreadableImageError, main, read_image
-from study.training import normalise
 
 CANDIDATE = Candidate(Architecture((Conv(8, stride=2), Conv(8, dilation=2, separable=True))))
 

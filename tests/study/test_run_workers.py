@@ -37,7 +37,7 @@ from search_spaces.constraints import Limits
 from search_spaces.cost import CostModel
 from search_spaces.dilated import DilatedSpace
 from search_spaces.space import Decoded
-from study import calibration, data, run
+from study import calibration, data, run, workers
 from study.calibration import Calibration
 from study.config import StudyConfig
 from study.data import FOLDER, Images
@@ -54,7 +54,7 @@ from study.workers import Crashed, Ended, Started, WorkerSetup
 EPOCHS = 3
 TINY = (
     "--device", "cpu", "--precision", "float32", "--epochs", str(EPOCHS), "--train-images", "40",
-    "--val-images", "20", "--study-name", "tiny",
+    "--val-images", "20", "--study-name", "tiny", "--jobs", "1",
 )  # fmt: skip
 PATIENCE_S = 600  # a cap for busy machines; nothing waits that long otherwise
 
@@ -101,7 +101,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
         def submit(self, _: Callable[..., Any], device: str) -> Future[Calibration]:
             done: Future[Calibration] = Future()
-            done.set_result(Calibration(device, calibration.hardware(device), "float32", COST, 0.0))
+            done.set_result(Calibration(device, calibration.hardware(device), "float32", COST, 0.0, {}))
             return done
 
     with pytest.MonkeyPatch.context() as patch:
@@ -545,6 +545,7 @@ class ScriptedWorker:
         self.process = SimpleNamespace(sentinel=self.sentinel, is_alive=lambda: self.alive)
         self.slot: Slot | None = None
         self.trial_number: int | None = None
+        self.gpu = setup.gpu
         self.made.append(self)
 
     def run(self, slot: Slot) -> None:
@@ -610,11 +611,19 @@ class Stage:
         self.n_anchors = len(run.anchors(get_space("dilated"), CONFIG, COST))
         ScriptedWorker.study = self.study
 
-    def play(self, script: Sequence[str], trials: int, jobs: int = 1, timeout: float | None = None) -> str:
+    def play(
+        self,
+        script: Sequence[str],
+        trials: int,
+        jobs: int = 1,
+        timeout: float | None = None,
+        gpus: Sequence[str] = (),
+    ) -> str:
         ScriptedWorker.script = list(script)
         ScriptedWorker.made, ScriptedWorker.slots = [], []
         options = argparse.Namespace(trials=trials, jobs=jobs, timeout=timeout)
-        self.supervisor = run._Supervisor(options, CONFIG, self.study, self.slots, cast(WorkerSetup, None))
+        setup = WorkerSetup("", "stage", "", "cpu", 1, 0, "")
+        self.supervisor = run._Supervisor(options, CONFIG, self.study, self.slots, setup, gpus)
         return self.supervisor.run()
 
     def skip_anchors(self) -> None:
@@ -645,6 +654,30 @@ def stage(empty_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     found = Stage(Path(shutil.copy(empty_study, tmp_path)))
     yield found
     found.storage.engine.dispose()
+
+
+def test_workers_spread_over_the_gpus(stage: Stage) -> None:
+    assert stage.play(["complete"] * 4, trials=4, jobs=4, gpus=("2", "5")) == "done"
+    assert [worker.gpu for worker in ScriptedWorker.made] == ["2", "5", "2", "5"]
+    # Those that die leave their GPUs to the next.
+    assert stage.play(["dies", "dies", "complete", "complete"], trials=6, jobs=2, gpus=("2", "5")) == "done"
+    assert [worker.gpu for worker in ScriptedWorker.made[:2]] == ["2", "5"]
+    assert sorted(str(worker.gpu) for worker in ScriptedWorker.made[2:]) == ["2", "5"]
+    assert stage.play(["complete"], trials=7, jobs=1, gpus=("0",)) == "done"
+    assert ScriptedWorker.made[0].gpu is None
+
+
+def test_a_started_process_sees_its_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    with workers._visible("1"):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2"
+    with workers._visible(None):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    with workers._visible("3"):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 3])

@@ -209,6 +209,22 @@ def test_a_slot_taken_between_look_and_claim_is_not_taken_twice(
     assert raced[1] == Claim(0, 0, 3)
 
 
+def test_finished_slots_are_not_read_again(slots: SlotTable) -> None:
+    # Thousands of them must not make every further trial wait.
+    for slot in range(40):
+        slots.claim(100)
+        if slot not in (7, 30):
+            slots.finish(slot)
+    slots.interrupted(30, 12)
+    assert sorted(slots._rows()) == [7, 30, 39]
+    assert slots.claim(100) == Claim(30, 0, 12)
+    assert slots.claim(100) == Claim(40, 0, None)
+    slots.finish(40)
+    assert slots.claim(41) is None
+    assert slots.claim(42) == Claim(41, 0, None)
+    assert slots.n_finished() == 39
+
+
 # Recovery
 
 

@@ -14,11 +14,12 @@ import torch
 
 from search_spaces.architecture import Architecture, Conv, Residual
 from search_spaces.candidate import Augmentation, Candidate, Optimisation
+from study.batches import normalise
 from study.data import Images
 from study.errors import TrialFailed
-from study.model import build
+from study.model import build, folded
+from study.step import Ema
 from study.training import (
-    Ema,
     EpochRecord,
     Progress,
     Trained,
@@ -27,7 +28,6 @@ from study.training import (
     accuracy,
     evaluate,
     learning_rate,
-    normalise,
     train,
 )
 
@@ -67,7 +67,7 @@ def _train(images: Images, candidate: Candidate = CANDIDATE, **options: Any) -> 
 
 
 def _what_is_seeded(records: list[EpochRecord]) -> list[dict[str, Any]]:
-    timed = ("wall_s", "wait_frac")
+    timed = ("wall_s", "wait_frac", "val_frac")
     return [{k: v for k, v in dataclasses.asdict(record).items() if k not in timed} for record in records]
 
 
@@ -113,7 +113,7 @@ def _ema_of_a_jump(half_life: float, n_steps: int, first_step: int) -> float:
     for parameter in network.parameters():
         torch.nn.init.zeros_(parameter)
     for step in range(first_step, first_step + n_steps):
-        ema.update(step)
+        ema.update(ema.weight(step))
     left = {round(float(parameter.mean()), 6) for parameter in ema.network.parameters()}
     assert len(left) == 1
     return left.pop()
@@ -139,7 +139,7 @@ def test_ema_averages_running_statistics_too_and_leaves_the_network_alone() -> N
     for norm in norms:
         norm.running_mean.fill_(4.0)  # type: ignore[union-attr]
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    ema.update(100_000)
+    ema.update(ema.weight(100_000))
     found = [tensor for name, tensor in ema.network.named_buffers() if name.endswith("running_mean")]
     assert len(found) == len(norms)
     assert all(torch.allclose(mean, torch.full_like(mean, 2.0)) for mean in found)
@@ -185,7 +185,7 @@ def test_snapshots_hold_the_averaged_weights_of_their_epoch(tiny_images: Images)
     network = build(TINY).eval()
     network.load_state_dict(found.snapshots[1])
     loss, _ = evaluate(network, tiny_images, "cpu", "bfloat16")
-    assert loss == pytest.approx(found.records[1].val_loss, rel=1e-5)
+    assert loss == pytest.approx(found.records[1].val_loss, rel=1e-2)  # there with folded norms, in bfloat16
 
 
 def test_the_same_seed_gives_the_same_training_and_another_does_not(tiny_images: Images) -> None:
@@ -230,13 +230,13 @@ def test_records_say_what_happened(tiny_images: Images) -> None:
     found = _train(tiny_images, on_epoch=seen.append)
     assert seen == found.records
     assert [record.epoch for record in seen] == list(range(EPOCHS))
-    logits = evaluate(found.ema, tiny_images, "cpu", "bfloat16")[1]
+    logits = evaluate(folded(found.ema), tiny_images, "cpu", "bfloat16")[1]
     assert seen[-1].val_accuracy == accuracy(logits, tiny_images.labels)
     last_steps = range(4, 5 * EPOCHS, 5)
     assert [record.lr for record in seen] == [
         learning_rate(CANDIDATE.optimisation, step, 5 * EPOCHS) for step in last_steps
     ]
-    assert all(0 <= record.wait_frac <= 1 and record.wall_s > 0 for record in seen)
+    assert all(0 <= record.wait_frac <= 1 and 0 < record.val_frac < 1 and record.wall_s > 0 for record in seen)
     alone = train(CANDIDATE, tiny_images, TrainingConfig(epochs=1, seed=0, n_loaders=0))
     assert alone.records[0].val_accuracy is None
 

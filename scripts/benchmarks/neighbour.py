@@ -1,0 +1,82 @@
+"""Images per second on a machine that is busy: the collapse of threads that wait for each other, and its cure.
+
+The threads of a training wait for each other at the end of every operation, so one that shares its core with a
+neighbour stops them all; two trainings with a thread on every core each stop each other. Workers that own their
+cores, with a thread for each, do not. Ours is as many workers as `--jobs auto` chooses; the peer is torch as it
+comes, with a thread on every core. Beside them runs a process that never sleeps. Samples take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from benchmarks.record import printed_number, write
+from study.errors import UserError
+from study.paths import REPOSITORY
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--samples", type=int, default=5, help="of each kind (default: 5)")
+    parser.add_argument("--images", type=int, default=3200, help="per training and sample (default: 3,200)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="our workers (default: what --jobs auto chooses)")
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.samples < 1 or options.images < 128:
+        raise UserError(f"--samples must be at least 1 and --images at least 128: {options.samples}, {options.images}.")
+    if options.device != "cpu":
+        raise UserError(f"neighbour is about waiting threads on a CPU: --device {options.device}. Add --device cpu.")
+    from study.calibration import calibrate, n_cores
+    from study.concurrency import best_jobs
+
+    precision = calibrate("cpu").precision
+    jobs = options.jobs or best_jobs("cpu", precision)[0]
+    sample = [sys.executable, str(REPOSITORY / "scripts" / "benchmark.py"), "throughput-ours", "--data", options.data]
+    sample += ["--device", "cpu", "--images", str(options.images)]
+    ours = [*sample, "--threads", str(max(1, n_cores() // jobs))]
+    torchs = [*sample, "--torch-waiting"]
+    kinds = {
+        "ours alone": (ours, jobs, False),
+        "torch alone": (torchs, 1, False),
+        "ours beside": (ours, jobs, True),
+        "torch beside": (torchs, 1, True),
+        "two of torch": (torchs, 2, False),
+    }
+    found: dict[str, list[float]] = {name: [] for name in kinds}
+    for _ in range(options.samples):
+        for name, (command, n, busy) in kinds.items():
+            found[name].append(_together(command, n, busy))
+        print(", ".join(f"{name}: {values[-1]:,.0f}" for name, values in found.items()), flush=True)
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    write(
+        options,
+        "neighbour-cpu",
+        f"training beside a busy process, {jobs} worker{'s' * (jobs > 1)}; peer: torch's own threads and waiting",
+        "cpu",
+        "images/s",
+        found["ours beside"],
+        found["torch beside"],
+        "no collapse",
+        more={
+            "kinds": found,
+            "kept": {side: medians[f"{side} beside"] / medians[f"{side} alone"] for side in ("ours", "torch")},
+            "kept_by_two_of_torch": medians["two of torch"] / medians["torch alone"],
+        },
+    )
+    return 0
+
+
+def _together(command: list[str], n: int, busy: bool) -> float:
+    """Images per second of `n` samples at once, all together, beside a busy process if asked."""
+    neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
+    try:
+        with ThreadPoolExecutor(n) as pool:
+            return sum(pool.map(printed_number, [command] * n))
+    finally:
+        if neighbour is not None:
+            neighbour.kill()
+            neighbour.wait()

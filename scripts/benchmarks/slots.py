@@ -1,0 +1,46 @@
+"""Images per second of several trainings at once on one device, against one at a time.
+
+`study.run --jobs auto` decides by the same measurement, made once. Every number takes its turn in every round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+
+from benchmarks.record import summary, write
+from study.errors import UserError
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--samples", type=int, default=5, help="of each number (default: 5)")
+    parser.add_argument("--images", type=int, help="an epoch of each training (default: as --jobs auto)")
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.samples < 1 or (options.images is not None and options.images < 128):
+        raise UserError(f"--samples must be at least 1 and --images at least 128: {options.samples}, {options.images}.")
+    from study.calibration import calibrate, n_cores
+    from study.concurrency import N_IMAGES, candidates, choose, images_per_second
+
+    device = options.device
+    precision, n_images = calibrate(device).precision, options.images or N_IMAGES[device]
+    found: dict[int, list[float]] = {jobs: [] for jobs in candidates(n_cores(), device)}
+    for _ in range(options.samples):
+        for jobs, rates in found.items():
+            rates.append(images_per_second(device, precision, jobs, n_images))
+        print(", ".join(f"{jobs} at once: {rates[-1]:,.0f} images/s" for jobs, rates in found.items()), flush=True)
+    chosen = choose({jobs: statistics.median(rates) for jobs, rates in found.items()})
+    write(
+        options,
+        f"throughput-slots-{device}",
+        f"{chosen} training{'s' * (chosen > 1)} of the reference network at once (what --jobs auto chooses); "
+        "peer: one at a time",
+        device,
+        "images/s",
+        found[chosen],
+        found[1],
+        "best number chosen",
+        more={"chosen": chosen, "by_number": {str(jobs): summary(rates) for jobs, rates in found.items()}},
+    )
+    return 0

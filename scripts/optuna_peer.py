@@ -1,0 +1,240 @@
+"""The peer of the trials-per-hour benchmark: how a plain Optuna script searches.
+
+In the manner of Optuna's PyTorch example: one process, a per-image Dataset with albumentations' Normalize
+and ToTensorV2, a DataLoader, float32, NCHW, plain modules, Optuna's defaults on sqlite. What it trains is
+read from a file, so that both sides train the same candidates; nothing is pruned, for the same reason.
+Imports nothing of `study` or `search_spaces`, so that none of their settings help or hinder.
+
+    python scripts/optuna_peer.py DATA --candidates candidates.json --storage sqlite:///peer.db
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import albumentations as A
+import cv2
+import numpy as np
+import optuna
+import torch
+from albumentations.pytorch import ToTensorV2
+from torch import nn
+from torchvision.datasets import CIFAR10
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+STUDY_NAME = "peer"
+
+CONV = {"kind", "out_channels", "kernel", "stride", "dilation", "padded", "separable", "bias", "norm", "activation"}
+AUGMENTATION = {
+    "flip_p", "crop_padding", "affine_p", "shift_frac", "scale_frac", "rotate_deg", "dropout_p", "dropout_hole",
+}  # fmt: skip
+OPTIMISATION = {"lr", "batch_size", "momentum", "weight_decay", "label_smoothing", "warmup_frac"}
+
+
+class Residual(nn.Module):
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.body(x) + x)
+
+
+def convolution(inputs: int, layer: Mapping[str, Any]) -> nn.Sequential:
+    """One convolution unit of a candidate."""
+    known(layer, CONV)
+    outputs, kernel, bias = layer["out_channels"], layer["kernel"], layer["bias"]
+    options = {
+        "stride": layer["stride"],
+        "dilation": layer["dilation"],
+        "padding": layer["dilation"] * (kernel - 1) // 2 if layer["padded"] else 0,
+        "bias": bias,
+    }
+    modules: list[nn.Module]
+    if layer["separable"]:
+        modules = [
+            nn.Conv2d(inputs, inputs, kernel, groups=inputs, **options),
+            nn.Conv2d(inputs, outputs, 1, bias=bias),
+        ]
+    else:
+        modules = [nn.Conv2d(inputs, outputs, kernel, **options)]
+    if layer["norm"]:
+        modules.append(nn.BatchNorm2d(outputs))
+    if layer["activation"]:
+        modules.append(nn.ReLU())
+    return nn.Sequential(*modules)
+
+
+def define_model(architecture: Mapping[str, Any]) -> nn.Sequential:
+    """The network of a candidate: images [N, 3, 32, 32] -> logits [N, 10].
+
+    Raises:
+        ValueError: It uses something that this script cannot build.
+    """
+    known(architecture, {"version", "in_channels", "image_size", "n_classes", "layers"})
+    channels = architecture["in_channels"]
+    modules: list[nn.Module] = []
+    for layer in architecture["layers"]:
+        if layer["kind"] == "residual":
+            known(layer, {"kind", "body"})
+            modules.append(Residual(nn.Sequential(*(convolution(channels, unit) for unit in layer["body"]))))
+        else:
+            modules.append(convolution(channels, layer))
+            channels = layer["out_channels"]
+    classifier = nn.Conv2d(channels, architecture["n_classes"], 1, bias=False)
+    return nn.Sequential(*modules, nn.AdaptiveAvgPool2d(1), classifier, nn.Flatten())
+
+
+def known(data: Mapping[str, Any], fields: set[str]) -> None:
+    """Refuses what would otherwise be left out in silence.
+
+    Raises:
+        ValueError: `data` has a field beside `fields`.
+    """
+    if unknown := sorted(set(data) - fields):
+        raise ValueError(f"This script can read {sorted(fields)} of a candidate: it also has {unknown}.")
+
+
+def training_transform(a: Mapping[str, Any]) -> A.Compose:
+    known(a, AUGMENTATION)
+    transforms: list[Any] = []
+    if a["affine_p"]:
+        transforms.append(
+            A.Affine(
+                translate_percent=(-a["shift_frac"], a["shift_frac"]),
+                scale=(1 - a["scale_frac"], 1 + a["scale_frac"]),
+                rotate=(-a["rotate_deg"], a["rotate_deg"]),
+                border_mode=cv2.BORDER_REFLECT_101,
+                p=a["affine_p"],
+            )
+        )
+    if a["dropout_p"]:
+        hole = (a["dropout_hole"], a["dropout_hole"])
+        fill = tuple(round(255 * value) for value in MEAN)
+        transforms.append(
+            A.CoarseDropout(
+                num_holes_range=(1, 1), hole_height_range=hole, hole_width_range=hole, fill=fill, p=a["dropout_p"]
+            )
+        )
+    if a["crop_padding"]:
+        transforms += [A.Pad(a["crop_padding"], border_mode=cv2.BORDER_REFLECT_101), A.RandomCrop(32, 32)]
+    if a["flip_p"]:
+        transforms.append(A.HorizontalFlip(p=a["flip_p"]))
+    return A.Compose([*transforms, A.Normalize(MEAN, STD), ToTensorV2()])
+
+
+class Images(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """`rows` of the training images, each decoded, augmented and normalised when it is asked for."""
+
+    def __init__(self, base: CIFAR10, rows: range, transform: A.Compose) -> None:
+        self.base, self.rows, self.transform = base, rows, transform
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = self.base[self.rows[index]]
+        return self.transform(image=np.array(image))["image"], label
+
+
+class Objective:
+    def __init__(self, options: argparse.Namespace, candidates: Sequence[Mapping[str, Any]]) -> None:
+        self.options, self.candidates = options, candidates
+        self.device = torch.device(options.device)
+        self.base = CIFAR10(options.data, train=True)
+
+    def __call__(self, trial: optuna.Trial) -> float:
+        candidate = self.candidates[trial.suggest_int("index", 0, len(self.candidates) - 1)]
+        known(candidate, {"architecture", "augmentation", "optimisation"})
+        o = candidate["optimisation"]
+        known(o, OPTIMISATION)
+        model = define_model(candidate["architecture"]).to(self.device)
+        trial.set_user_attr("params", sum(parameter.numel() for parameter in model.parameters()))
+        training, validation = self.loaders(candidate)
+        epochs, peak = self.options.epochs, o["lr"] * o["batch_size"] / 128
+        optimizer = torch.optim.SGD(
+            model.parameters(), peak, o["momentum"], weight_decay=o["weight_decay"], nesterov=o["momentum"] > 0
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            peak,
+            total_steps=epochs * len(training),
+            pct_start=o["warmup_frac"],
+            cycle_momentum=False,
+        )
+        loss_function = nn.CrossEntropyLoss(label_smoothing=o["label_smoothing"])
+        accuracy = 0.0
+        for epoch in range(epochs):
+            model.train()
+            for images, labels in training:
+                images, labels = images.to(self.device), labels.to(self.device)
+                optimizer.zero_grad()
+                loss_function(model(images), labels).backward()
+                optimizer.step()
+                schedule.step()
+            accuracy = self.evaluate(model, validation)
+            trial.report(accuracy, epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return accuracy
+
+    def loaders(self, candidate: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Batches to train on (the incomplete last one dropped) and to validate on."""
+        options = self.options
+        n_train, n_val = options.train_images, options.val_images
+        images = Images(self.base, range(n_train), training_transform(candidate["augmentation"]))
+        validation = Images(
+            self.base, range(n_train, n_train + n_val), A.Compose([A.Normalize(MEAN, STD), ToTensorV2()])
+        )
+        shared: dict[str, Any] = {
+            "batch_size": min(candidate["optimisation"]["batch_size"], n_train),
+            "num_workers": options.workers,
+            "pin_memory": self.device.type == "cuda",
+        }
+        return (
+            torch.utils.data.DataLoader(images, shuffle=True, drop_last=True, **shared),
+            torch.utils.data.DataLoader(validation, **shared),
+        )
+
+    def evaluate(self, model: nn.Module, validation: Any) -> float:
+        model.eval()
+        correct = 0
+        with torch.no_grad():
+            for images, labels in validation:
+                predicted = model(images.to(self.device)).argmax(1)
+                correct += (predicted == labels.to(self.device)).sum().item()
+        return correct / len(validation.dataset)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="folder with cifar-10-batches-py")
+    parser.add_argument("--candidates", type=Path, required=True, help="JSON list of what study.run stores per trial")
+    parser.add_argument("--storage", required=True, metavar="URL")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--train-images", type=int, default=10_000)
+    parser.add_argument("--val-images", type=int, default=2_000)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    candidates = json.loads(options.candidates.read_text())
+    study = optuna.create_study(
+        study_name=STUDY_NAME,
+        storage=options.storage,
+        direction="maximize",
+        pruner=optuna.pruners.NopPruner(),  # the default one could prune the sixth trial
+    )
+    for index in range(len(candidates)):
+        study.enqueue_trial({"index": index})
+    study.optimize(Objective(options, candidates), n_trials=len(candidates))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The benchmarks at tiny size: they run, and their files hold what they measured."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from benchmarks import accuracy, busy, epoch, neighbour, record, slots, throughput_ours
+from study.errors import UserError
+from study.paths import REPOSITORY
+
+Options = Callable[..., argparse.Namespace]
+
+
+def written(options: argparse.Namespace) -> dict[str, Any]:
+    (file,) = options.out.glob("*.json")
+    found: dict[str, Any] = json.loads(file.read_text())
+    assert found["name"] == file.stem
+    assert found["command"] == "the command"
+    assert found["versions"]["torch"]
+    assert found["hardware"]["n_cores"] >= 1
+    return found
+
+
+@pytest.mark.parametrize(
+    ("ours", "peer", "higher", "ratio"),
+    [([4.0, 6.0, 5.0], [2.0, 1.0, 9.0], True, 2.5), ([2.0], [4.0], False, 2.0), ([2.0], [4.0], True, 0.5)],
+)
+def test_a_ratio_above_one_means_that_ours_is_better(
+    benchmark_options: Options, ours: list[float], peer: list[float], higher: bool, ratio: float
+) -> None:
+    options = benchmark_options(slots)
+    record.write(options, "made-cpu", "made", "cpu", "s", ours, peer, "a goal", higher)
+    found = written(options)
+    assert found["ratio"] == pytest.approx(ratio)
+    assert found["ours"]["samples"] == ours
+    assert (found["ours"]["min"], found["ours"]["max"]) == (min(ours), max(ours))
+
+
+def test_nothing_to_compare_has_no_ratio(benchmark_options: Options) -> None:
+    options = benchmark_options(slots)
+    record.write(options, "made-cpu", "made", "cpu", "s", [1.0], more={"extra": 3})
+    found = written(options)
+    assert "ratio" not in found
+    assert "peer" not in found
+    assert found["extra"] == 3
+
+
+def test_slots(benchmark_options: Options) -> None:
+    options = benchmark_options(slots, "--samples", "1", "--images", "128")
+    assert slots.run(options) == 0
+    found = written(options)
+    assert found["ours"]["median"] == found["by_number"][str(found["chosen"])]["median"] > 0
+    assert found["peer"]["median"] == found["by_number"]["1"]["median"]
+
+
+def test_epoch(benchmark_options: Options) -> None:
+    options = benchmark_options(epoch, "--epochs", "2", "--images", "250", "--val-images", "50")
+    assert epoch.run(options) == 0
+    found = written(options)
+    assert len(found["ours"]["samples"]) == 1
+    assert 0 < found["validation_share"] < 1
+    assert 0 < found["ema_share"] < 1
+    assert found["augmentation_ceiling_images_per_s"] > 1_000
+    expected = 250 / found["ours"]["median"] / found["augmentation_ceiling_images_per_s"]
+    assert found["share_of_ceiling"] == pytest.approx(expected)
+
+
+def test_busy(benchmark_options: Options) -> None:
+    options = benchmark_options(busy, "--images", "256")
+    assert busy.run(options) == 0
+    largest = written(options)["largest"]
+    assert len(largest) == 3
+    assert any("convolution" in cost["name"] for cost in largest)
+    assert 0 < sum(cost["share"] for cost in largest) <= 1
+
+
+def test_neighbour(benchmark_options: Options) -> None:
+    options = benchmark_options(neighbour, "--samples", "1", "--images", "128", "--jobs", "1")
+    assert neighbour.run(options) == 0
+    found = written(options)
+    assert set(found["kept"]) == {"ours", "torch"}
+    assert found["kept"]["ours"] == pytest.approx(found["ours"]["median"] / found["kinds"]["ours alone"][0])
+
+
+def test_accuracy_against_a_revision(benchmark_options: Options) -> None:
+    """This revision against itself: the same seeds give the same accuracies."""
+    if subprocess.run(["git", "-C", str(REPOSITORY), "rev-parse", "HEAD"], capture_output=True, check=False).returncode:
+        pytest.skip("this is no git clone")
+    sizes = ("--seeds", "2", "--epochs", "1", "--train-images", "100", "--val-images", "100")
+    options = benchmark_options(accuracy, "--before", "HEAD", *sizes)
+    assert accuracy.run(options) == 0
+    found = written(options)
+    assert len(found["ours"]["samples"]) == len(found["peer"]["samples"]) == 2
+    low, high = found["loss_interval_95"]
+    assert low <= found["loss"] <= high
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "message"),
+    [
+        (slots, ["--samples", "0"], "--samples must be at least 1"),
+        (epoch, ["--epochs", "1"], "--epochs must be at least 2"),
+        (busy, ["--images", "1"], "--images must be at least 128"),
+        (neighbour, ["--images", "1"], "--images at least 128"),
+        (accuracy, ["--seeds", "1"], "--seeds must be at least 2"),
+        (accuracy, ["--before", "nothing-like-that"], "--before must name a revision"),
+    ],
+)
+def test_mistakes_get_a_line(benchmark_options: Options, module: Any, words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        module.run(benchmark_options(module, *words))
+
+
+def test_our_side_of_throughput(benchmark_options: Options, capsys: pytest.CaptureFixture[str]) -> None:
+    assert throughput_ours.run(benchmark_options(throughput_ours, "--images", "256")) == 0
+    assert float(capsys.readouterr().out.strip().splitlines()[-1]) > 0

@@ -1,0 +1,183 @@
+"""What only a GPU can show. Skipped where there is none."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import statistics
+
+import numpy as np
+import pytest
+import torch
+
+from search_spaces.architecture import Architecture, Conv, Residual
+from search_spaces.candidate import Augmentation, Candidate, Optimisation
+from search_spaces.reference import REFERENCE
+from study.concurrency import images_per_second
+from study.data import Images, load_train, search_split
+from study.errors import TrialFailed
+from study.training import EpochRecord, TrainingConfig, _Training, train
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+SMALL = Architecture(
+    (
+        Conv(32, stride=2),
+        Residual((Conv(32, separable=True, bias=True), Conv(32, dilation=2, activation=False))),
+        Conv(64, stride=2),
+    )
+)
+MOVED = Augmentation(0.5, 4)
+CHANGED = Augmentation(0.5, 4, 0.5, 0.1, 0.1, 10.0, 0.5, 8)
+
+
+class PrunedHereError(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def images() -> Images:
+    """2,560 made images of 10 colours: uint8 [2560, 32, 32, 3]."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(2_560) % 10
+    colours = rng.integers(0, 256, (10, 1, 1, 3))
+    pixels = np.clip(colours[labels] + rng.normal(0, 40, (2_560, 32, 32, 3)), 0, 255).astype(np.uint8)
+    return Images(pixels, labels.astype(np.int64))
+
+
+def candidate(augmentation: Augmentation, lr: float = 0.05) -> Candidate:
+    return Candidate(SMALL, augmentation, Optimisation(lr=lr, batch_size=128))
+
+
+def gpu(epochs: int = 2, **options: object) -> TrainingConfig:
+    return TrainingConfig(epochs, seed=3, device="cuda", **{"n_loaders": 2, **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("augmentation", [MOVED, CHANGED], ids=["resident", "loaded"])
+def test_twenty_graph_steps_are_twenty_eager_steps(images: Images, augmentation: Augmentation) -> None:
+    found = []
+    for capture in (True, False):
+        # In float32 without tf32, so that only the order of sums may differ.
+        torch.backends.cudnn.allow_tf32 = False
+        each = _Training(candidate(augmentation), images, gpu(epochs=1, precision="float32", capture=capture), None)
+        each.run(None, None, None)
+        found.append(each)
+    graph, eager = found
+    assert graph.n_steps == 20
+    assert graph.step._graph is not None
+    assert eager.step._graph is None
+    for name, tensor in eager.ema.network.state_dict().items():
+        assert torch.allclose(graph.ema.network.state_dict()[name].float(), tensor.float(), rtol=2e-2, atol=2e-3), name
+    assert graph.progress.records[0].train_loss == pytest.approx(eager.progress.records[0].train_loss, rel=1e-3)
+
+
+def test_a_compiled_graph_trains_as_well(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("study.step.COMPILING_S", 0.0)
+    found = train(candidate(MOVED), images, gpu(compiled=True), images)
+    plain = train(candidate(MOVED), images, gpu(), images)
+    assert found.records[-1].train_loss == pytest.approx(plain.records[-1].train_loss, rel=0.1)
+
+
+def test_no_step_waits_for_the_device(images: Images) -> None:
+    each = _Training(candidate(MOVED), images, gpu(epochs=1), None)
+    each.network.train()
+    each.step.capture(each._example())
+    source = each.batches(0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number in range(5):
+            each.step(next(source), 0.05, each.ema.weight(number))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    assert torch.isfinite(each.step.sums).all()
+
+
+def test_interrupted_and_resumed_goes_on(images: Images) -> None:
+    """Same position, same momenta: the losses of the second epoch agree with those of an uninterrupted run."""
+    kept = []
+
+    def keep(capture: object) -> None:
+        progress = capture()  # type: ignore[operator]
+        if (progress.epoch, progress.batch) == (1, 0):
+            kept.append(progress)
+
+    whole = train(candidate(CHANGED), images, gpu(precision="float32"), on_checkpoint=keep)
+    resumed = train(candidate(CHANGED), images, gpu(precision="float32"), resume=kept[0])
+    assert resumed.records[1].train_loss == pytest.approx(whole.records[1].train_loss, rel=2e-2)
+
+
+def allocated() -> int:
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    return int(torch.cuda.memory_allocated())
+
+
+def test_every_end_of_a_training_leaves_the_memory_as_it_was(images: Images) -> None:
+    def prune(record: EpochRecord) -> None:
+        raise PrunedHereError
+
+    train(candidate(MOVED), images, gpu(epochs=1), images)  # what libraries keep for good
+    before = allocated()
+    train(candidate(CHANGED), images, gpu(epochs=1), images)
+    assert allocated() == before
+    with pytest.raises(PrunedHereError):
+        train(candidate(CHANGED), images, gpu(), images, on_epoch=prune)
+    assert allocated() == before
+    with pytest.raises(TrialFailed, match="diverged"):
+        train(candidate(MOVED, lr=1e12), images, gpu(precision="float32"), images)
+    assert allocated() == before
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((before + 30 * 2**20) / total)
+    try:
+        with pytest.raises(TrialFailed, match="out of memory"):
+            train(candidate(MOVED), images, gpu(), images)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert allocated() == before
+
+
+def test_dilated_depthwise_convolutions_run_cudnn_kernels() -> None:
+    from study.model import DepthwiseConv2d
+
+    conv = DepthwiseConv2d(64, 5, 1, 4, 2, bias=False).cuda().to(memory_format=torch.channels_last)
+    x = torch.randn(128, 64, 16, 16, device="cuda").to(memory_format=torch.channels_last).requires_grad_()
+
+    def step() -> None:
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            out = conv(x)
+        out.sum().backward()
+
+    step()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        step()
+        torch.cuda.synchronize()
+    names = {event.key for event in profile.key_averages()}
+    assert any("cudnn_convolution" in name for name in names), sorted(names)
+    assert not any("conv_depthwise2d" in name for name in names), sorted(names)
+
+
+@pytest.mark.cifar10
+def test_a_gpu_and_a_cpu_learn_alike(cifar10_folder: str) -> None:
+    """The reference network, a few epochs from the same seeds: accuracies within the noise of seeds."""
+    everything = load_train(cifar10_folder)
+    for_training, for_validation = search_split(everything.labels, 5_000, 2_000)
+    images, validation = everything.take(for_training), everything.take(for_validation)
+    quick = dataclasses.replace(REFERENCE, augmentation=Augmentation(0.5, 4))
+    found: dict[str, list[float]] = {}
+    for device in ("cpu", "cuda"):
+        for seed in range(3):
+            config = TrainingConfig(4, seed, device)
+            found.setdefault(device, []).append(train(quick, images, config, validation).records[-1].val_accuracy or 0)
+    spread = max(statistics.stdev(values) for values in found.values())
+    assert abs(statistics.mean(found["cpu"]) - statistics.mean(found["cuda"])) < 3 * max(spread, 0.01)
+    assert min(found["cuda"]) > 0.2
+
+
+def test_trainings_share_the_device() -> None:
+    assert images_per_second("cuda", "bfloat16", 2, 2_560) > 0

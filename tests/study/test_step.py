@@ -1,0 +1,140 @@
+"""One step: moving pixels, averages, and a capture that leaves no trace."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from search_spaces.architecture import Architecture, Conv, Residual
+from search_spaces.candidate import Augmentation, Candidate, Optimisation
+from study.batches import place
+from study.data import Images
+from study.training import TrainingConfig, _Training
+
+TINY = Architecture(
+    (
+        Conv(8, stride=2),
+        Residual((Conv(8, separable=True, bias=True), Conv(8, dilation=2, activation=False))),
+        Conv(16, stride=2),
+    )
+)
+CANDIDATE = Candidate(TINY, Augmentation(0.5, 2), Optimisation(lr=0.05, batch_size=40, label_smoothing=0.05))
+
+
+def training(images: Images, epochs: int = 2, resume: _Training | None = None) -> _Training:
+    found = _Training(CANDIDATE, images, TrainingConfig(epochs, seed=5, precision="float32"), images)
+    if resume is not None:
+        found._restore(resume._capture())
+    found.network.train()
+    return found
+
+
+def state(of: _Training) -> list[torch.Tensor]:
+    momenta = [s["momentum_buffer"] for s in of.optimizer.state.values() if "momentum_buffer" in s]
+    tensors = [*of.network.state_dict().values(), *of.ema.network.state_dict().values(), of.step.sums, *momenta]
+    return [tensor.clone() for tensor in tensors]
+
+
+def test_place_shifts_mirrors_and_flips() -> None:
+    image = torch.arange(5 * 5, dtype=torch.uint8).view(1, 5, 5, 1).expand(1, 5, 5, 3).contiguous()
+    images = torch.cat([torch.zeros_like(image), image])
+    moves = torch.tensor([[0, 0, 0], [0, 0, 1], [1, 0, 0], [0, -2, 0], [0, -2, 1], [-1, 1, 0]])
+    found = place(images, torch.ones(6, dtype=torch.int64), moves)
+    assert found.shape == (6, 5, 5, 3)
+    still, flipped, down, left, left_flipped, both = found[..., 0]
+    assert torch.equal(still, image[0, :, :, 0])
+    assert torch.equal(flipped, still.flip(1))
+    assert down[:, 0].tolist() == [5, 10, 15, 20, 15]  # one row further down; the border mirrors
+    assert left[0].tolist() == [2, 1, 0, 1, 2]
+    assert torch.equal(left_flipped, left.flip(1))  # a flip comes last
+    assert both[0].tolist() == [6, 7, 8, 9, 8]
+    assert both[1].tolist() == [1, 2, 3, 4, 3]
+
+
+def test_a_capture_leaves_no_trace_of_its_warm_up(tiny_images: Images) -> None:
+    fresh = training(tiny_images)
+    before = state(fresh)
+    fresh.step.capture(fresh._example())
+    after = state(fresh)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=False))
+    assert len(after) > len(before)  # momenta, which a first step would have made
+    assert all(not momentum.any() for momentum in after[len(before) :])
+
+
+def test_a_capture_keeps_what_a_resumed_training_brings(tiny_images: Images) -> None:
+    begun = training(tiny_images)
+    source = begun.batches(0)
+    for number in range(3):
+        begun.step(next(source), 0.05, begun.ema.weight(number))
+    resumed = training(tiny_images, resume=begun)
+    before = state(resumed)
+    assert any(tensor.any() for tensor in before[-5:])
+    resumed.step.capture(resumed._example())
+    assert all(torch.equal(a, b) for a, b in zip(before, state(resumed), strict=True))
+
+
+def test_a_captured_step_trains_as_any_other(tiny_images: Images) -> None:
+    """Rates and weights are tensors then; they must follow the schedule, not freeze."""
+    plain, captured = training(tiny_images), training(tiny_images)
+    captured.step.capture(captured._example())
+    results = [each.run(None, None, None) for each in (plain, captured)]
+    for name, tensor in results[0].ema.state_dict().items():
+        assert torch.allclose(tensor.float(), results[1].ema.state_dict()[name].float(), rtol=1e-3, atol=1e-4), name
+    losses = [[record.train_loss for record in result.records] for result in results]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0][1] < losses[0][0]
+
+
+@pytest.mark.parametrize(
+    ("plain_s", "compiled_s", "n_steps", "compiles", "keeps"),
+    [
+        (0.01, 0.005, 100_000, True, True),
+        (0.01, 0.02, 100_000, True, False),  # it came out slower
+        (0.01, None, 100_000, True, False),  # the compiler failed
+        (0.01, 0.005, 10_000, False, False),  # too short to pay it back
+        (0.01, 0.005, 0, False, False),
+    ],
+)
+def test_the_network_is_compiled_where_that_pays(
+    tiny_images: Images,
+    monkeypatch: pytest.MonkeyPatch,
+    plain_s: float,
+    compiled_s: float | None,
+    n_steps: int,
+    compiles: bool,
+    keeps: bool,
+) -> None:
+    made = training(tiny_images)
+    asked = []
+
+    def compiled(network: torch.nn.Module) -> Any:
+        asked.append(network)
+        if compiled_s is None:
+            raise RuntimeError("no compiler")
+        return lambda x: network(x)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(made.step, "_seconds", lambda: compiled_s if asked else plain_s)
+    before = state(made)
+    made.step.capture(made._example(), n_steps)
+    assert bool(asked) == compiles
+    assert (made.step._forward is not made.network) == keeps
+    assert all(torch.equal(a, b) for a, b in zip(before, state(made), strict=False))
+
+
+def test_sums_are_of_the_whole_epoch(tiny_images: Images) -> None:
+    alone = training(tiny_images, epochs=1)
+    record = alone.run(None, None, None).records[0]
+    assert record.train_accuracy == float(alone.step.sums[1]) / 200
+    assert record.train_loss == pytest.approx(float(alone.step.sums[0]) / 200)
+    assert 0 < record.train_accuracy < 1
+
+
+def test_label_smoothing_reaches_the_step(tiny_images: Images) -> None:
+    smooth = dataclasses.replace(CANDIDATE.optimisation, label_smoothing=0.3)
+    candidate = dataclasses.replace(CANDIDATE, optimisation=smooth)
+    made = _Training(candidate, tiny_images, TrainingConfig(1, seed=5), None)
+    assert made.step.label_smoothing == 0.3
