@@ -190,7 +190,7 @@ def test_impossible_limits_are_named(space: SearchSpace, limits: Limits, name: s
 @pytest.mark.parametrize(
     "of_limit",
     [
-        lambda n: Limits(max_params=n),
+        lambda n: Limits(max_params=n // 2),
         lambda n: Limits(max_macs=n * 50),
         lambda n: Limits(max_epoch_s=n / 3_000),
         lambda n: Limits(min_receptive_field=2_000_000 // n),

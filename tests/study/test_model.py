@@ -317,3 +317,12 @@ def test_layer_norm_normalises_the_channels_of_each_pixel() -> None:
     y = LayerNorm2d(6)(x)
     torch.testing.assert_close(y.mean(1), torch.zeros(2, 4, 5), atol=1e-5, rtol=0)
     torch.testing.assert_close(y.var(1, unbiased=False), torch.ones(2, 4, 5), atol=1e-3, rtol=0)
+
+
+def test_folding_norms_changes_no_block() -> None:
+    network = build(EVERY_MODULE, seed=0).train()
+    network(torch.randn(16, 3, 32, 32))  # moves the running statistics
+    network.eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(network)(x), network(x), rtol=1e-3, atol=1e-4)
