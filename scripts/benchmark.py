@@ -28,6 +28,7 @@ BENCHMARKS = (
     "neighbour",
     "accuracy",
     "trials-per-hour",
+    "overhead",
     "memory",
     "startup",
 )

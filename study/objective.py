@@ -11,8 +11,10 @@ from typing import Any
 import optuna
 
 from search_spaces import SearchSpace
+from search_spaces.candidate import Candidate
 from search_spaces.constraints import Clock, InfeasibleError, certify
 from search_spaces.cost import CostModel
+from search_spaces.space import Decoded
 from study.calibration import memory, versions
 from study.config import StudyConfig
 from study.data import Images
@@ -33,6 +35,8 @@ class Slot:
         fixed: Parameters to use instead of sampling: an anchor's, or an interrupted trial's.
         anchor: Name of the anchor, if it is one.
         repeats: Number of the trial whose parameters are `fixed`, if it is one.
+        candidate: A stored candidate to train as it is, instead of the one that its parameters decode to
+            here: limits and predicted times differ between studies.
     """
 
     index: int
@@ -42,6 +46,7 @@ class Slot:
     fixed: dict[str, Any] | None = None
     anchor: str | None = None
     repeats: int | None = None
+    candidate: dict[str, Any] | None = None
 
 
 class Objective:
@@ -92,7 +97,10 @@ class Objective:
         clock = Clock(self.cost, config.train_images, config.val_images)
         params = suggest(trial, self.space)
         try:
-            decoded = self.space.decode(params, config.limits, clock)
+            if self.slot.candidate is None:
+                decoded = self.space.decode(params, config.limits, clock)
+            else:
+                decoded = Decoded(Candidate.from_json(self.slot.candidate))
             architecture = decoded.candidate.architecture
             certified = certify(architecture, config.limits, clock)
             network = build(architecture)

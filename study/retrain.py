@@ -107,6 +107,7 @@ class _Target:
 
 def _find_target(options: argparse.Namespace) -> _Target:
     from study.options import storage_url, study_name
+    from study.rerank import find_rerank
     from study.storage import best_trial, candidate_of, config_of, get_trial, open_study
 
     name = study_name(options)
@@ -116,8 +117,20 @@ def _find_target(options: argparse.Namespace) -> _Target:
         return _Target(REFERENCE, out / "reference", facts, None, options.target_accuracy or 0.85, None, None)
     study = open_study(storage_url(options), name)
     config = config_of(study)
-    trial = best_trial(study) if options.trial is None else get_trial(study, options.trial)
-    facts = {"name": "best" if options.trial is None else f"trial-{trial.number}", "study": name, "trial": trial.number}
+    rerank = find_rerank(study) if options.trial is None else None
+    if rerank is not None:
+        trial = best_trial(rerank)
+        number = rerank.user_attrs["given"][trial.user_attrs["slot"]]["trial"]
+        facts = {"name": "best", "study": name, "trial": number, "reranked_epochs": config_of(rerank).epochs}
+        print(
+            f"  reranked  trial {number} is the best of {len(rerank.user_attrs['given'])} after "
+            f"{config_of(rerank).epochs} epochs; that of the search is trial {best_trial(study).number} "
+            "(--trial N retrains another)"
+        )
+    else:
+        trial = best_trial(study) if options.trial is None else get_trial(study, options.trial)
+        title = "best" if options.trial is None else f"trial-{trial.number}"
+        facts = {"name": title, "study": name, "trial": trial.number}
     facts["val_accuracy"] = trial.value
     return _Target(
         candidate_of(trial),

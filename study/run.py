@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from multiprocessing import connection as mp_connection
 from pathlib import Path
@@ -49,7 +50,7 @@ FIDELITY = {
     "cpu": (6, 15_000),
     "cuda": (16, 45_000),
 }
-_ATTRIBUTES = frozenset({"cost_model", "hardware", "versions", "created", "target_accuracy"})
+_ATTRIBUTES = frozenset({"cost_model", "hardware", "versions", "created", "target_accuracy", "rerank_of", "given"})
 """What a new study is given before its configuration, which makes it whole."""
 
 CPU_EPOCH_FACTOR = 2.0
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     url, name = storage_url(options), study_name(options)
     out = run_dir(name, options.out)
-    return _Run(options, url, name, out).run()
+    return Run(options, url, name, out).run()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--timeout", type=float, metavar="S", help="start no trial after S seconds (default: none)")
     parser.add_argument(
         "--jobs",
-        type=_jobs,
+        type=jobs_option,
         default="auto",
         metavar="N",
         help="trials at once; auto measures once on this machine what is fastest, 1 makes a study repeatable "
@@ -129,7 +130,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _jobs(text: str) -> int | str:
+def jobs_option(text: str) -> int | str:
+    """The value of `--jobs`: a number or "auto"."""
     return text if text == "auto" else int(text)
 
 
@@ -153,7 +155,22 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"--target-accuracy is a fraction between 0 and 1: {target:g}. For 85% write 0.85.")
 
 
-class _Run:
+@dataclass(frozen=True)
+class Given:
+    """A candidate that a slot is to train, instead of sampling one.
+
+    Attributes:
+        name: For people; stored as the trial's anchor.
+        params: Its parameters in the space.
+        candidate: The candidate itself, as JSON.
+    """
+
+    name: str
+    params: dict[str, Any]
+    candidate: dict[str, Any]
+
+
+class Run:
     """One call of the command, from its options to the report."""
 
     def __init__(self, options: argparse.Namespace, url: str, name: str, out: Path) -> None:
@@ -197,7 +214,7 @@ class _Run:
             n_loaders=n_loaders(device, options.jobs),
             artifacts=str(self.out / "artifacts"),
         )
-        supervisor = _Supervisor(options, config, study, slots, setup, gpus(device))
+        supervisor = _Supervisor(options, config, study, slots, setup, gpus(device), self._given(study))
         try:
             stopped = supervisor.run()
         except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.OperationalError) as error:
@@ -218,6 +235,10 @@ class _Run:
         elif n_finished < options.trials:
             print(f"{options.trials - n_finished} trials are run by other processes.", flush=True)
         return 0
+
+    def _given(self, study: optuna.Study) -> list[Given] | None:
+        """The candidates of a study that samples none."""
+        return None
 
     def _choose_jobs(self, device: str, precision: str) -> dict[int, float]:
         """Settles `--jobs auto`. Returns images per second by trials at once, as far as they are known."""
@@ -304,14 +325,12 @@ class _Run:
         Raises:
             UserError: Nothing can meet its limits.
         """
-        import optuna
-
         from study.calibration import versions
         from study.config import StudyConfig, open_space
         from study.dashboard import publish_study
         from study.data import N_VALIDATION
         from study.search import DEFAULT_PRUNER
-        from study.storage import METRIC, open_storage
+        from study.storage import open_storage
 
         options = self.options
         epochs, train_images = FIDELITY[device]
@@ -334,15 +353,7 @@ class _Run:
             config = dataclasses.replace(config, limits=limits)
         _refuse_impossible(space, config, calibration.cost)
         storage = open_storage(self.url)
-        try:
-            study = optuna.create_study(study_name=self.name, storage=storage, direction="maximize")
-        except optuna.exceptions.DuplicatedStudyError as error:
-            raise UserError(
-                f"The study {self.name!r} was just created by another process. Run the same command again to join it."
-            ) from error
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names([METRIC])
+        study = new_study(storage, self.name)
         for name, value in {
             "cost_model": calibration.cost.to_json(),
             "hardware": calibration.hardware,
@@ -402,6 +413,10 @@ class _Run:
         html, markdown = write_report(study, self.out)
         print(f"Report: {html}\n        {markdown}\nNext:   {self._next_command()}", flush=True)
 
+    def _retrained_name(self) -> str:
+        """Name of the study that `study.retrain` is to be given next."""
+        return self.name
+
     def _next_command(self) -> str:
         """The retrain of this study, with the options that lead to it."""
         from study.storage import hide_password
@@ -409,11 +424,33 @@ class _Run:
         words = ["python -m study.retrain"]
         if self.options.storage:
             words.append(f"--storage {shlex.quote(hide_password(self.url))}")
-        if self.name != DEFAULT_SPACE:
-            words.append(f"--study-name {shlex.quote(self.name)}")
+        if self._retrained_name() != DEFAULT_SPACE:
+            words.append(f"--study-name {shlex.quote(self._retrained_name())}")
         if self.options.out:
             words.append(f"--out {shlex.quote(self.options.out)}")
         return " ".join(words)
+
+
+def new_study(storage: optuna.storages.RDBStorage, name: str) -> optuna.Study:
+    """An empty study with our direction and metric.
+
+    Raises:
+        UserError: Another process was faster.
+    """
+    import optuna
+
+    from study.storage import METRIC
+
+    try:
+        study = optuna.create_study(study_name=name, storage=storage, direction="maximize")
+    except optuna.exceptions.DuplicatedStudyError as error:
+        raise UserError(
+            f"The study {name!r} was just created by another process. Run the same command again to join it."
+        ) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names([METRIC])
+    return study
 
 
 def expected_seconds(config: StudyConfig, cost: CostModel) -> float:
@@ -466,9 +503,10 @@ class _Supervisor:
         slots: SlotTable,
         setup: WorkerSetup,
         gpus: Sequence[str] = (),
+        given: Sequence[Given] | None = None,
     ) -> None:
         self.options, self.config, self.study, self.slots, self.setup = options, config, study, slots, setup
-        self.gpus = gpus
+        self.gpus, self.given = gpus, given
         from study.config import open_space
 
         cost = CostModel.from_json(study.user_attrs["cost_model"])
@@ -534,14 +572,24 @@ class _Supervisor:
         from study.objective import Slot
         from study.search import sampler_seed, training_seed
 
-        fixed, anchor = None, None
-        if index < len(self.anchors) and attempt == 0:
+        fixed, anchor, candidate = None, None, None
+        if self.given is not None:  # whatever became of it before, there is nothing else to run
+            given = self.given[index]
+            anchor, fixed, candidate = given.name, given.params, given.candidate
+        elif index < len(self.anchors) and attempt == 0:
             anchor, fixed = self.anchors[index][0], dict(self.anchors[index][1])
         elif trial_number is not None:
             fixed = dict(self.study.trials[trial_number].params)
         seed = self.config.seed
         return Slot(
-            index, attempt, sampler_seed(seed, index, attempt), training_seed(seed, index), fixed, anchor, trial_number
+            index,
+            attempt,
+            sampler_seed(seed, index, attempt),
+            training_seed(seed, index),
+            fixed,
+            anchor,
+            trial_number,
+            candidate,
         )
 
     def _wait(self, busy: list[Worker]) -> None:

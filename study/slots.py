@@ -86,8 +86,8 @@ class SlotTable:
                         if taken.rowcount == 1:
                             return Claim(row.slot, row.attempt, row.trial_number)
                         continue
-                    free = next((slot for slot in range(n_slots) if slot not in rows), None)
-                    if free is None:
+                    free = max(rows, default=-1) + 1
+                    if free >= n_slots:
                         return None
                     connection.execute(
                         _slots.insert().values(
@@ -121,7 +121,15 @@ class SlotTable:
 
     def n_finished(self, n_slots: int | None = None) -> int:
         """Finished slots, of the first `n_slots` if given."""
-        return sum(row.state == "finished" and (n_slots is None or row.slot < n_slots) for row in self._rows().values())
+        counted = (
+            sa.select(sa.func.count())
+            .select_from(_slots)
+            .where(_slots.c.study_id == self._study_id, _slots.c.state == "finished")
+        )
+        if n_slots is not None:
+            counted = counted.where(_slots.c.slot < n_slots)
+        with self._engine.connect() as connection:
+            return int(connection.execute(counted).scalar_one())
 
     def recover(self) -> list[int]:
         """Frees the slots of processes that are gone and fails the trials they left running.
@@ -168,10 +176,17 @@ class SlotTable:
         return owner.split("/")[0] == self._owner.split("/")[0]
 
     def _rows(self) -> dict[int, Any]:
+        """The slots that are not finished, and the last one, after which the next free one comes.
+
+        Slots are taken from the lowest on and never given back, so that there is no gap before the last
+        one. Thousands of finished ones are not read.
+        """
+        last = sa.select(sa.func.max(_slots.c.slot)).where(_slots.c.study_id == self._study_id).scalar_subquery()
+        wanted = sa.select(_slots).where(
+            _slots.c.study_id == self._study_id, sa.or_(_slots.c.state != "finished", _slots.c.slot == last)
+        )
         with self._engine.connect() as connection:
-            found: Sequence[Any] = connection.execute(
-                sa.select(_slots).where(_slots.c.study_id == self._study_id)
-            ).all()
+            found: Sequence[Any] = connection.execute(wanted).all()
         return {row.slot: row for row in found}
 
     def _where(self, slot: int) -> Any:

@@ -99,7 +99,7 @@ def test_both_sides_run_whole_searches(
     monkeypatch.setattr(trials_per_hour, "PEER", peer)
     options = benchmark_options(
         trials_per_hour, "--repeats", "1", "--trials", "2", "--epochs", "1", "--train-images", "64", "--val-images",
-        "20", "--workers", "0",
+        "20", "--workers", "0", "--jobs", "1",
     )  # fmt: skip
     assert trials_per_hour.run(options) == 0
     record = json.loads((options.out / "trials_per_hour-cpu.json").read_text())
@@ -142,7 +142,7 @@ def test_a_rate_is_trials_by_the_wall_time_of_the_whole_command(
     ordered = [complete(0), complete(1)]
     walls = (36.0, 72.0, 18.0, 90.0, 72.0, 144.0)
     scripted(monkeypatch, [(wall, ordered if turn % 2 else both) for turn, wall in enumerate(walls)])
-    options = benchmark_options(trials_per_hour, "--trials", "2")
+    options = benchmark_options(trials_per_hour, "--trials", "2", "--jobs", "1")
     trials_per_hour.run(options)
     record = json.loads((options.out / "trials_per_hour-cpu.json").read_text())
     assert record["ours"]["samples"] == [200, 400, 100]
@@ -165,7 +165,7 @@ def test_unequal_work_is_refused(
     benchmark_options: Any, monkeypatch: pytest.MonkeyPatch, runs: list[list[FrozenTrial]], message: str
 ):
     scripted(monkeypatch, [(1.0, trials) for trials in runs])
-    options = benchmark_options(trials_per_hour, "--trials", "2", "--repeats", "2")
+    options = benchmark_options(trials_per_hour, "--trials", "2", "--repeats", "2", "--jobs", "1")
     with pytest.raises(StudyFailed, match=message):
         trials_per_hour.run(options)
     assert not options.out.exists()

@@ -8,12 +8,12 @@ import optuna
 import pytest
 
 from study.errors import UserError
-from study.run import _parser, _Run
+from study.run import Run, _parser
 from study.storage import open_storage
 
 
 def existing(folder: Path) -> tuple[optuna.Study, optuna.storages.RDBStorage] | None:
-    return _Run(_parser().parse_args([]), f"sqlite:///{folder}/study.db", "dilated", folder)._existing()
+    return Run(_parser().parse_args([]), f"sqlite:///{folder}/study.db", "dilated", folder)._existing()
 
 
 def test_nothing_is_created_by_looking(tmp_path: Path):
