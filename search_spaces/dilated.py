@@ -128,6 +128,7 @@ class DilatedSpace(SearchSpace):
 
     name = "dilated"
     version = 1
+    cpu_epoch_factor = 2.0
     tree = _TREE
 
     MAX_DEPTHS = (4, 5, 5)

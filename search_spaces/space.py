@@ -99,11 +99,15 @@ class SearchSpace(abc.ABC):
         name: What `--space` takes.
         version: Raised when the same parameters decode to something else; part of a study's fingerprint.
         tree: The space drawn as a tree, for people.
+        cpu_epoch_factor: How many times the reference network's epoch a candidate's may take in a study on a
+            CPU, unless the user says otherwise. Depthwise convolutions cost ten times dense ones there, so a
+            space made of them would shrink to nothing under a tight limit, and without one be unaffordable.
     """
 
     name: ClassVar[str]
     version: ClassVar[int]
     tree: ClassVar[str]
+    cpu_epoch_factor: ClassVar[float] = 12.0
 
     @property
     @abc.abstractmethod

@@ -53,10 +53,6 @@ FIDELITY = {
 _ATTRIBUTES = frozenset({"cost_model", "hardware", "versions", "created", "target_accuracy", "rerank_of", "given"})
 """What a new study is given before its configuration, which makes it whole."""
 
-CPU_EPOCH_FACTOR = 2.0
-"""On a CPU an epoch may take this many times the reference network's, so that 50 trials stay affordable:
-wide depthwise convolutions would otherwise make single trials take longer than the rest of the study."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
@@ -122,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         "--max-epoch-s",
         type=float,
         metavar="S",
-        help="predicted seconds of an epoch < S (default: twice the reference network's on a CPU, no limit on a GPU)",
+        help="predicted seconds of an epoch < S (default: some times the reference network's on a CPU, none on a GPU)",
     )
     parser.add_argument(
         "--target-accuracy", type=float, metavar="A", help="test accuracy to pass, a fraction (default: 0.85)"
@@ -349,7 +345,7 @@ class Run:
         config = StudyConfig(**(defaults | self._explicit()), space_version=space.version, limits=limits)  # type: ignore[arg-type]
         if device == "cpu" and limits.max_epoch_s is None:
             reference = calibration.cost.epoch_seconds(REFERENCE_ARCHITECTURE, config.train_images, config.val_images)
-            limits = dataclasses.replace(limits, max_epoch_s=round(CPU_EPOCH_FACTOR * reference, 1) or 0.1)
+            limits = dataclasses.replace(limits, max_epoch_s=round(space.cpu_epoch_factor * reference, 1) or 0.1)
             config = dataclasses.replace(config, limits=limits)
         _refuse_impossible(space, config, calibration.cost)
         storage = open_storage(self.url)
@@ -466,7 +462,9 @@ def anchors(space: SearchSpace, config: StudyConfig, cost: CostModel) -> list[tu
     usable = []
     for name, params in space.anchors(config.limits).items():
         decoded = space.decode(params, config.limits, clock)
-        if name != "reference" or decoded.candidate.architecture == REFERENCE_ARCHITECTURE:
+        # A network with a name of its own must be that network, not what the limits leave of it.
+        unlimited = dataclasses.replace(config.limits, max_epoch_s=None, max_macs=None)
+        if name == "default" or decoded.candidate == space.decode(params, unlimited).candidate:
             usable.append((name, params))
     return usable
 

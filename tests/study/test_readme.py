@@ -24,6 +24,7 @@ def _tiny(command: str, out: Path, photo: Path) -> tuple[str, list[str]]:
     here = {"results/dilated/best": str(out / "best"), "photo.png": str(photo)}
     replaced = {
         "--trials": {"50": "2", "100": "3"},
+        "--top": {"4": "2"},
         "--trial": {"12": "1"},
         "--epochs": {"100": "1"},
         "--seeds": {"3": "2"},
@@ -34,9 +35,11 @@ def _tiny(command: str, out: Path, photo: Path) -> tuple[str, list[str]]:
             arguments[index] = replaced[arguments[index - 1]][word]
     study_out = ["--out", str(out if "small" not in arguments else out / "small")]
     if module == "study.run":
-        arguments += ["--train-images", "200", "--val-images", "100", "--epochs", "1", *study_out]
+        arguments += ["--train-images", "200", "--val-images", "100", "--epochs", "1", "--pruner", "none", *study_out]
     elif module == "study.retrain" and "--evaluate" not in arguments:
         arguments += [*(["--epochs", "1"] if "--epochs" not in arguments else []), "--train-images", "200", *study_out]
+    elif module == "study.rerank":
+        arguments += ["--train-images", "200", "--val-images", "100", "--epochs", "1", *study_out]
     elif module == "study.report":
         arguments += study_out
     return module, arguments
