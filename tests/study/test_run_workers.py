@@ -54,7 +54,7 @@ from study.workers import Crashed, Ended, Started, WorkerSetup
 EPOCHS = 3
 TINY = (
     "--device", "cpu", "--precision", "float32", "--epochs", str(EPOCHS), "--train-images", "40",
-    "--val-images", "20", "--study-name", "tiny", "--jobs", "1",
+    "--val-images", "20", "--study-name", "tiny", "--jobs", "1", "--pruner", "percentile",
 )  # fmt: skip
 PATIENCE_S = 600  # a cap for busy machines; nothing waits that long otherwise
 
