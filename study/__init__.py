@@ -9,3 +9,5 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 # that has work for them. Read when torch's OpenMP runtime loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "100000")
+# oneDNN keeps its kernels for 1,024 shapes; a study meets new ones in every trial. A network needs about 100.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")

@@ -21,7 +21,6 @@ from study.config import open_space
 from study.errors import UserError, run_command
 from study.layer_table import layer_table
 from study.options import add_study_options, storage_url, study_name
-from study.storage import candidate_of, get_trial, open_study
 
 _REFERENCE = "reference"
 _EPILOG = """\
@@ -118,6 +117,8 @@ def _candidate(candidate: Candidate, title: str) -> tuple[dict[str, Any], str]:
 
 
 def _trial(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from study.storage import candidate_of, get_trial, open_study
+
     trial = get_trial(open_study(storage_url(options), study_name(options)), options.trial)
     try:
         candidate = candidate_of(trial)

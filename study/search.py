@@ -52,7 +52,7 @@ def make_pruner(name: str, epochs: int) -> optuna.pruners.BasePruner:
 
     The first third of the schedule never prunes: the learning rate is still rising there. Successive halving
     then stops three of four; on the curves of a whole study it spends the fewest epochs of 32 settings
-    without losing accuracy (scripts/pruners.py, results/pruners).
+    that lose at most 0.1 points (scripts/pruners.py, results/pruners).
     """
     warmup = max(1, epochs // 3)
     if name == "percentile":

@@ -6,6 +6,8 @@ A worker trains what it is told and nothing else; claims, retries and counting a
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -171,6 +173,16 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
+def _give_back_memory(device: str) -> None:
+    """Hands freed memory back to the system: what a trial leaves behind in pieces, the next one cannot use."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()  # others share the device
+    with contextlib.suppress(OSError, AttributeError):  # not the GNU C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _serve(connection: Connection, setup: WorkerSetup) -> None:
     import optuna
     import torch
@@ -212,8 +224,7 @@ def _serve(connection: Connection, setup: WorkerSetup) -> None:
             slot, space, config, cost, images, validation, setup.device, setup.n_loaders, on_start, on_epoch
         )
         study.optimize(objective, n_trials=1, catch=(TrialFailed,), gc_after_trial=True)
-        if setup.device == "cuda":
-            torch.cuda.empty_cache()  # others share the device
+        _give_back_memory(setup.device)
         trial = study._storage.get_trial(
             study._storage.get_trial_id_from_study_id_trial_number(study._study_id, numbers[0])
         )

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 """What importing `study` sets in the environment; a peer's process must not inherit it."""
 
 
