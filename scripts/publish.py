@@ -345,7 +345,7 @@ def _audit() -> str:
                 f"{100 * a['distinct']:.1f}%",
                 f"{share['min']:.2f} to {share['max']:.2f}",
                 f"{100 * a['repaired']:.1f}%",
-                # Of the spaces that can do without, this is the structure that half of all samples should have.
+                # Only `dilated` chooses between this and strided reductions.
                 f"{100 * a['decoded']['dilated reduction']:.1f}%" if "dilated reduction" in a["decoded"] else "",
             )
         )

@@ -6,6 +6,7 @@ The runs here train for real, on a few made images that stand in the user's cach
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -206,6 +207,23 @@ def in_the_middle_of(out: Path, slot: int) -> Callable[[], bool]:
     return look
 
 
+def freeze_in_the_middle(process: subprocess.Popen[str], out: Path, slot: int) -> None:
+    """Stops the whole group while the slot trains: however slow this process is, the moment does not pass."""
+    look = in_the_middle_of(out, slot)
+
+    def caught() -> bool:
+        assert process.poll() is None, "the run was over before it could be stopped"
+        if not look():
+            return False
+        os.killpg(process.pid, signal.SIGSTOP)
+        if look():
+            return True
+        os.killpg(process.pid, signal.SIGCONT)
+        return False
+
+    wait_until(caught, f"slot {slot} trains")
+
+
 def group_is_gone(group: int) -> bool:
     try:
         os.killpg(group, 0)
@@ -353,8 +371,12 @@ def test_tight_limits_are_either_refused_or_leave_anchors(max_params: int) -> No
 @pytest.mark.slow
 def test_an_interrupted_and_resumed_study_equals_an_uninterrupted_one(story: Story, tmp_path: Path) -> None:
     with command(tmp_path, "--trials", "4") as process:
-        wait_until(in_the_middle_of(tmp_path, slot=2), "slot 2 trains")
+        freeze_in_the_middle(process, tmp_path, slot=2)
         os.killpg(process.pid, signal.SIGINT)  # a terminal sends Ctrl-C to the whole group
+        os.kill(process.pid, signal.SIGCONT)
+        time.sleep(2)  # the supervisor stops its worker before that can go on
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGCONT)
         output = process.communicate(timeout=PATIENCE_S)[0]
         assert process.returncode == 130, output
         assert "Stopped. 2 trials are finished; the same command goes on." in output
@@ -373,12 +395,14 @@ def test_an_interrupted_and_resumed_study_equals_an_uninterrupted_one(story: Sto
 @pytest.mark.parametrize("everything", [True, False], ids=["everything", "supervisor alone"])
 def test_a_killed_run_is_completed_by_the_next_one(everything: bool, story: Story, tmp_path: Path) -> None:
     with command(tmp_path, "--trials", "4") as process:
-        wait_until(in_the_middle_of(tmp_path, slot=2), "slot 2 trains")
+        freeze_in_the_middle(process, tmp_path, slot=2)
         if everything:
             os.killpg(process.pid, signal.SIGKILL)
         else:
             os.kill(process.pid, signal.SIGKILL)
         process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGCONT)
         wait_until(lambda: group_is_gone(process.pid), "no worker outlives its supervisor")
     [left] = [trial for trial in trials_of(tmp_path) if trial.state not in FINISHED]
     assert (left.state, left.user_attrs["slot"]) == (TrialState.RUNNING, 2)
