@@ -71,11 +71,13 @@ def run(options: argparse.Namespace) -> int:
     losses = [before - ours for ours, before in zip(found["ours"], found["before"], strict=True)]
     loss, error = statistics.mean(losses), statistics.stdev(losses) / math.sqrt(len(losses))
     half = float(stats.t.ppf(0.975, len(losses) - 1)) * error
-    print(f"lost {100 * loss:+.2f} points, 95% interval {100 * (loss - half):+.2f} to {100 * (loss + half):+.2f}")
+    lost = f"{100 * loss:+.2f} points lost ({100 * (loss - half):+.2f} to {100 * (loss + half):+.2f})"
+    print(lost)
     write(
         options,
         f"accuracy-{options.device}",
-        f"validation accuracy after {options.epochs} epochs of {options.train_images:,} images; peer: {options.before}",
+        f"validation accuracy after {options.epochs} epochs of {options.train_images:,} images; peer: {options.before}; "
+        + lost,
         options.device,
         "accuracy",
         found["ours"],
