@@ -76,8 +76,8 @@ def run(options: argparse.Namespace) -> int:
     write(
         options,
         f"accuracy-{options.device}",
-        f"validation accuracy after {options.epochs} epochs of {options.train_images:,} images; peer: {options.before}; "
-        + lost,
+        f"validation accuracy after {options.epochs} epochs of {options.train_images:,} images; "
+        f"peer: {options.before}; {lost}",
         options.device,
         "accuracy",
         found["ours"],
