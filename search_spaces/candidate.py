@@ -12,7 +12,7 @@ from search_spaces.architecture import Architecture, ArchitectureError, identifi
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Strengths of the albumentations pipeline, in the order in which it applies them.
+    """Strengths of the augmentation: affine transform, dropout, crop and flip, applied in this order.
 
     Attributes:
         flip_p: Probability of a horizontal flip, in [0, 1].

@@ -41,8 +41,11 @@ class BatchSpec:
 
 def needs_albumentations(augmentation: Augmentation) -> bool:
     """Whether anything is left to do beside crops and flips."""
-    a = augmentation
-    return (a.affine_p > 0 and max(a.shift_frac, a.scale_frac, a.rotate_deg) > 0) or a.dropout_p > 0
+    return _has_affine(augmentation) or augmentation.dropout_p > 0
+
+
+def _has_affine(a: Augmentation) -> bool:
+    return a.affine_p > 0 and max(a.shift_frac, a.scale_frac, a.rotate_deg) > 0
 
 
 def compose(augmentation: Augmentation) -> Any:
@@ -57,7 +60,7 @@ def compose(augmentation: Augmentation) -> Any:
     cv2.setNumThreads(0)  # parallelism is over processes, each on one core
     a = augmentation
     transforms: list[Any] = []
-    if a.affine_p > 0 and max(a.shift_frac, a.scale_frac, a.rotate_deg) > 0:
+    if _has_affine(a):
         transforms.append(
             A.Affine(
                 translate_percent=(-a.shift_frac, a.shift_frac),

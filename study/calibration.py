@@ -43,8 +43,6 @@ class Calibration:
         precision: The faster of "bfloat16" and "float32" for the reference network.
         cost: Seconds per unit of work in that precision.
         fit_error: Median relative error of the cost model on the networks it was fitted to.
-        probe: Seconds, forward and backward, of one convolution of each class in each precision and memory
-            layout, a batch of 128: "dense float32 channels_last" and so on.
     """
 
     device: str
@@ -52,7 +50,6 @@ class Calibration:
     precision: str
     cost: CostModel
     fit_error: float
-    probe: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -140,7 +137,7 @@ def memory(device: str) -> dict[str, float]:
 
 def calibrate(device: str) -> Calibration:
     """Measures, or reads what was measured on this machine before."""
-    key = identifier([hardware(device), versions(), "cost-7"])
+    key = identifier([hardware(device), versions(), "cost-8"])
     file = cache_dir() / f"calibration-{key}.json"
     try:
         return Calibration.from_json(json.loads(file.read_text()))
@@ -190,12 +187,9 @@ def _measure(device: str) -> Calibration:
     if device == "cpu":
         torch.set_num_threads(n_cores())
     timed = dict.fromkeys(("bfloat16", "float32"), float("inf"))
-    probe: dict[str, float] = {}
-    for _ in range(N_ROUNDS):  # in turns, so that a busy moment of the machine hits all
+    for _ in range(N_ROUNDS):  # in turns, so that a busy moment of the machine hits both
         for name in timed:
             timed[name] = min(timed[name], _seconds_per_image(REFERENCE_ARCHITECTURE, device, name))
-        for name, seconds in _probe(device).items():
-            probe[name] = min(probe.get(name, seconds), seconds)
     precision = min(timed, key=timed.__getitem__)
     # Depthwise convolutions alone: in a network their price drowns in that of everything else.
     depthwise = statistics.mean(
@@ -226,31 +220,7 @@ def _measure(device: str) -> Calibration:
         image_s=_augmentation_seconds(REFERENCE.augmentation) / n_cores() if device == "cpu" else 0.0,
         device=device,
     )
-    return Calibration(device, hardware(device), precision, cost, error, probe)
-
-
-def _probe(device: str) -> dict[str, float]:
-    """Seconds of one convolution of each class, 64 channels at 16x16."""
-    import torch
-
-    from study.step import autocast
-
-    found = {}
-    for kind, groups in (("dense", 1), ("depthwise", 64)):
-        for precision in ("float32", "bfloat16"):
-            for layout, memory_format in (
-                ("channels_last", torch.channels_last),
-                ("contiguous", torch.contiguous_format),
-            ):
-                module = torch.nn.Conv2d(64, 64, 3, padding=1, groups=groups, bias=False).to(device)
-                module = module.to(memory_format=memory_format)  # type: ignore[call-overload]
-                x = torch.randn(BATCH, 64, 16, 16, device=device).to(memory_format=memory_format).requires_grad_()
-
-                def step(module: Any = module, x: Any = x, precision: str = precision) -> None:
-                    _forward_backward(module, x, autocast(device, precision))
-
-                found[f"{kind} {precision} {layout}"] = _fastest_seconds(device, step)
-    return found
+    return Calibration(device, hardware(device), precision, cost, error)
 
 
 def _depthwise_seconds(device: str, precision: str, kernel: int, dilation: int, side: int) -> float:

@@ -13,7 +13,7 @@ from study.data import SPLIT_SEED
 from study.errors import UserError
 
 AUGMENTATION_ORDER = "affine,dropout,crop,flip"
-"""The order of `study.augmentation.compose`; another order is another study."""
+"""The order of `study.augmentation`, its moves last; another order is another study."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,10 +143,8 @@ class _Rerank(Run):
         return found
 
     def _create(self, device: str, calibration: Calibration) -> tuple[optuna.Study, optuna.storages.RDBStorage]:
-        from study.calibration import versions
-        from study.dashboard import publish_study
         from study.data import N_SEARCH, N_VALIDATION
-        from study.storage import config_of, open_storage
+        from study.storage import config_of
 
         options, source = self.options, config_of(self.source)
         config = dataclasses.replace(
@@ -160,21 +157,8 @@ class _Rerank(Run):
             precision=calibration.precision,
             limits=dataclasses.replace(source.limits, max_epoch_s=None),  # it was for shorter epochs
         )
-        storage = open_storage(self.url)
-        study = new_study(storage, self.name)
-        for name, value in {
-            "cost_model": calibration.cost.to_json(),
-            "hardware": calibration.hardware,
-            "versions": versions(),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "target_accuracy": self.source.user_attrs["target_accuracy"],
-            "rerank_of": self.source.study_name,
-            "given": self.best,
-            "config": config.to_json(),  # last: a study that has it is whole
-        }.items():
-            study.set_user_attr(name, value)
-        publish_study(study)
-        return study, storage
+        more = {"rerank_of": self.source.study_name, "given": self.best}
+        return new_study(self.url, self.name, config, calibration, self.source.user_attrs["target_accuracy"], **more)
 
     def _given(self, study: optuna.Study) -> list[Given] | None:
         given: list[dict[str, Any]] = study.user_attrs["given"]

@@ -321,12 +321,9 @@ class Run:
         Raises:
             UserError: Nothing can meet its limits.
         """
-        from study.calibration import versions
         from study.config import StudyConfig, open_space
-        from study.dashboard import publish_study
         from study.data import N_VALIDATION
         from study.search import DEFAULT_PRUNER
-        from study.storage import open_storage
 
         options = self.options
         epochs, train_images = FIDELITY[device]
@@ -348,19 +345,7 @@ class Run:
             limits = dataclasses.replace(limits, max_epoch_s=round(space.cpu_epoch_factor * reference, 1) or 0.1)
             config = dataclasses.replace(config, limits=limits)
         _refuse_impossible(space, config, calibration.cost)
-        storage = open_storage(self.url)
-        study = new_study(storage, self.name)
-        for name, value in {
-            "cost_model": calibration.cost.to_json(),
-            "hardware": calibration.hardware,
-            "versions": versions(),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "target_accuracy": options.target_accuracy or 0.85,
-            "config": config.to_json(),  # last: a study that has it is whole
-        }.items():
-            study.set_user_attr(name, value)
-        publish_study(study)
-        return study, storage
+        return new_study(self.url, self.name, config, calibration, options.target_accuracy or 0.85)
 
     def _banner(
         self,
@@ -427,16 +412,21 @@ class Run:
         return " ".join(words)
 
 
-def new_study(storage: optuna.storages.RDBStorage, name: str) -> optuna.Study:
-    """An empty study with our direction and metric.
+def new_study(
+    url: str, name: str, config: StudyConfig, calibration: Calibration, target_accuracy: float, **more: Any
+) -> tuple[optuna.Study, optuna.storages.RDBStorage]:
+    """An empty study with our direction, metric and configuration, and `more` user attributes.
 
     Raises:
-        UserError: Another process was faster.
+        UserError: The storage cannot be used, or another process was faster.
     """
     import optuna
 
-    from study.storage import METRIC
+    from study.calibration import versions
+    from study.dashboard import publish_study
+    from study.storage import METRIC, open_storage
 
+    storage = open_storage(url)
     try:
         study = optuna.create_study(study_name=name, storage=storage, direction="maximize")
     except optuna.exceptions.DuplicatedStudyError as error:
@@ -446,7 +436,18 @@ def new_study(storage: optuna.storages.RDBStorage, name: str) -> optuna.Study:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.set_metric_names([METRIC])
-    return study
+    for key, value in {
+        "cost_model": calibration.cost.to_json(),
+        "hardware": calibration.hardware,
+        "versions": versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "target_accuracy": target_accuracy,
+        **more,
+        "config": config.to_json(),  # last: a study that has it is whole
+    }.items():
+        study.set_user_attr(key, value)
+    publish_study(study)
+    return study, storage
 
 
 def expected_seconds(config: StudyConfig, cost: CostModel) -> float:

@@ -102,7 +102,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
         def submit(self, _: Callable[..., Any], device: str) -> Future[Calibration]:
             done: Future[Calibration] = Future()
-            done.set_result(Calibration(device, calibration.hardware(device), "float32", COST, 0.0, {}))
+            done.set_result(Calibration(device, calibration.hardware(device), "float32", COST, 0.0))
             return done
 
     with pytest.MonkeyPatch.context() as patch:
