@@ -11,7 +11,8 @@
     |   `- budget_frac          share of the parameter limit; w1 is solved to spend it
     |- augmentation             flip, crop_padding, affine_p, shift_frac, scale_frac, rotate_deg,
     |                           dropout_p, dropout_hole
-    `- optimisation             lr (per 128 images), batch_size, weight_decay, label_smoothing
+    `- optimisation             optimizer (sgd | adamw | muon), lr, weight_decay, adamw_lr, adamw_weight_decay,
+                                muon_lr, muon_weight_decay, batch_size, label_smoothing
 
 Studies decide what belongs here: the family is the one of the strongest public network of this size
 (`search_spaces.yardstick`), and what is fixed is as it is there until a study shows better. Where a
@@ -72,7 +73,7 @@ class BestSpace(SearchSpace):
     """See the module's tree."""
 
     name = "best"
-    version = 1
+    version = 2
     tree = _TREE
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,16 +38,17 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Optimisation:
-    """SGD with Nesterov momentum on a one-cycle schedule.
+    """An optimizer on a one-cycle schedule.
 
     Attributes:
-        lr: Peak learning rate for a batch of 128; the rate used is lr * batch_size / 128
-            (linear scaling rule, Goyal et al. 2017).
+        lr: Peak learning rate for a batch of 128; `peak_lr` is the one used.
         batch_size: Images per step.
-        momentum: Nesterov momentum.
-        weight_decay: L2 penalty on convolution weights; norms and biases have none.
+        momentum: Nesterov momentum of SGD; the others have their own.
+        weight_decay: On convolution weights; norms and biases have none. An L2 penalty in SGD, decoupled
+            (a share of the weight per unit of learning rate) in the others.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
         warmup_frac: Share of all steps in which the rate rises linearly to its peak.
+        optimizer: "sgd", "adamw", or "muon" (Muon for kernels that mix channels, AdamW for all others).
     """
 
     lr: float = 0.1
@@ -55,6 +57,13 @@ class Optimisation:
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
     warmup_frac: float = 0.2
+    optimizer: str = "sgd"
+
+    @property
+    def peak_lr(self) -> float:
+        """For the batch size: linear scaling for SGD (Goyal et al. 2017), a square root for adaptive updates."""
+        ratio = self.batch_size / 128
+        return self.lr * (ratio if self.optimizer == "sgd" else math.sqrt(ratio))
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ class Candidate:
         return {
             "architecture": self.architecture.to_json(),
             "augmentation": dataclasses.asdict(self.augmentation),
-            "optimisation": dataclasses.asdict(self.optimisation),
+            "optimisation": _json(self.optimisation),
         }
 
     @classmethod
@@ -92,3 +101,11 @@ class Candidate:
             )
         except (KeyError, TypeError) as error:
             raise ArchitectureError(f"Not a description of a candidate: {error}.") from error
+
+
+_LEFT_OUT = {"optimizer": "sgd"}
+"""Fields that came later; at these values they are not written, so that ids of older candidates stay."""
+
+
+def _json(part: Optimisation) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(part).items() if _LEFT_OUT.get(name) != value}

@@ -15,7 +15,8 @@
     |   `- budget_frac          share of the parameter limit; w1 is solved to spend it
     |- augmentation             flip, crop_padding, affine_p, shift_frac, scale_frac, rotate_deg,
     |                           dropout_p, dropout_hole
-    `- optimisation             lr (per 128 images), batch_size, weight_decay, label_smoothing
+    `- optimisation             optimizer (sgd | adamw | muon), lr, weight_decay, adamw_lr, adamw_weight_decay,
+                                muon_lr, muon_weight_decay, batch_size, label_smoothing
 
 Derived, never sampled: the widths (the largest w1 whose network stays within the sampled share of
 the limit, and within every other upper limit), and the dilations where the receptive field or the
@@ -127,7 +128,7 @@ class DilatedSpace(SearchSpace):
     """See the module's tree."""
 
     name = "dilated"
-    version = 1
+    version = 2
     cpu_epoch_factor = 2.0
     tree = _TREE
 

@@ -19,7 +19,8 @@
     |   `- budget_frac          share of the parameter limit; w1 is solved to spend it
     |- augmentation             flip, crop_padding, affine_p, shift_frac, scale_frac, rotate_deg,
     |                           dropout_p, dropout_hole
-    `- optimisation             lr (per 128 images), batch_size, weight_decay, label_smoothing
+    `- optimisation             optimizer (sgd | adamw | muon), lr, weight_decay, adamw_lr, adamw_weight_decay,
+                                muon_lr, muon_weight_decay, batch_size, label_smoothing
 
 Derived, never sampled: the widths (the largest w1 whose network stays within the sampled share of the
 limit, and within every other upper limit), dilations lowered where an outer tap would land outside
@@ -141,7 +142,7 @@ class SeparableSpace(SearchSpace):
     """See the module's tree."""
 
     name = "separable"
-    version = 1
+    version = 2
     tree = _TREE
 
     MAX_DEPTHS = (4, 6, 6)

@@ -2,11 +2,14 @@
 
 |- augmentation             flip, crop_padding, affine_p, shift_frac, scale_frac, rotate_deg,
 |                           dropout_p, dropout_hole
-`- optimisation             lr (per 128 images), batch_size, weight_decay, label_smoothing
+`- optimisation             optimizer (sgd | adamw | muon), lr, weight_decay, adamw_lr, adamw_weight_decay,
+                            muon_lr, muon_weight_decay, batch_size, label_smoothing
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import Any
 
 from search_spaces.candidate import Augmentation, Optimisation
@@ -21,11 +24,19 @@ TRAINING_DIMENSIONS: dict[str, Dimension] = {
     "rotate_deg": Real(0.0, 15.0),
     "dropout_p": Real(0.0, 0.6),
     "dropout_hole": Integer(4, 12),
+    "optimizer": Choice(("sgd", "adamw", "muon")),
     "lr": Real(0.03, 0.6, log=True),
-    "batch_size": Choice((64, 128, 256)),
     "weight_decay": Real(1e-4, 3e-3, log=True),
+    "adamw_lr": Real(1e-3, 1e-2, log=True),
+    "adamw_weight_decay": Real(1e-2, 0.3, log=True),
+    "muon_lr": Real(5e-3, 4e-2, log=True),
+    "muon_weight_decay": Real(1e-2, 0.3, log=True),
+    "batch_size": Choice((64, 128, 256)),
     "label_smoothing": Real(0.0, 0.15),
 }
+_OF_OPTIMIZER = {"sgd": "", "adamw": "adamw_", "muon": "muon_"}
+"""Every optimizer has a rate and a decay of its own: one name, one fixed distribution."""
+
 
 DEFAULT_TRAINING: dict[str, Any] = {
     "flip": True,
@@ -36,12 +47,42 @@ DEFAULT_TRAINING: dict[str, Any] = {
     "rotate_deg": 10.0,
     "dropout_p": 0.2,
     "dropout_hole": 8,
+    "optimizer": "muon",
     "lr": 0.2,
-    "batch_size": 128,
     "weight_decay": 5e-4,
+    "adamw_lr": 4e-3,
+    "adamw_weight_decay": 0.05,
+    "muon_lr": 0.015,
+    "muon_weight_decay": 0.05,
+    "batch_size": 128,
     "label_smoothing": 0.0,
 }
 """Light augmentation, for short runs."""
+
+LONG_AUGMENTATION = Augmentation(
+    crop_padding=4, affine_p=0.25, shift_frac=0.08, scale_frac=0.1, rotate_deg=8.0, dropout_p=0.4
+)
+"""What a training of `LONG_PASSES` needs at least: its network would otherwise learn the images by heart."""
+
+SHORT_PASSES, LONG_PASSES = 4, 100
+"""Passes over 50,000 images: up to the first nothing is raised, from the second on everything is."""
+
+
+def lengthened(augmentation: Augmentation, n_images: int) -> Augmentation:
+    """`augmentation` for a training that sees `n_images` images in all, counting repetitions.
+
+    Light augmentation wins short trials and over-fits long trainings. So strengths are raised, where they are
+    lower, to a share of `LONG_AUGMENTATION` that grows with the logarithm of the length.
+    """
+    passes = n_images / 50_000
+    share = math.log(max(passes, SHORT_PASSES) / SHORT_PASSES) / math.log(LONG_PASSES / SHORT_PASSES)
+    share = min(1.0, share)
+    names = ("crop_padding", "affine_p", "shift_frac", "scale_frac", "rotate_deg", "dropout_p")
+    floors = {name: share * getattr(LONG_AUGMENTATION, name) for name in names}
+    floors["crop_padding"] = round(floors["crop_padding"])
+    return dataclasses.replace(
+        augmentation, **{name: max(getattr(augmentation, name), floor) for name, floor in floors.items()}
+    )
 
 
 def training_params(augmentation: Augmentation, optimisation: Optimisation) -> dict[str, Any]:
@@ -55,9 +96,11 @@ def training_params(augmentation: Augmentation, optimisation: Optimisation) -> d
         "rotate_deg": augmentation.rotate_deg,
         "dropout_p": augmentation.dropout_p,
         "dropout_hole": augmentation.dropout_hole,
-        "lr": optimisation.lr,
+        **{name: DEFAULT_TRAINING[name] for name in TRAINING_DIMENSIONS if name.endswith(("lr", "weight_decay"))},
+        "optimizer": optimisation.optimizer,
+        _OF_OPTIMIZER[optimisation.optimizer] + "lr": optimisation.lr,
+        _OF_OPTIMIZER[optimisation.optimizer] + "weight_decay": optimisation.weight_decay,
         "batch_size": optimisation.batch_size,
-        "weight_decay": optimisation.weight_decay,
         "label_smoothing": optimisation.label_smoothing,
     }
 
@@ -76,9 +119,11 @@ def decode_augmentation(params: Params) -> Augmentation:
 
 
 def decode_optimisation(params: Params) -> Optimisation:
+    of_optimizer = _OF_OPTIMIZER[params["optimizer"]]
     return Optimisation(
-        lr=params["lr"],
+        lr=params[of_optimizer + "lr"],
         batch_size=params["batch_size"],
-        weight_decay=params["weight_decay"],
+        weight_decay=params[of_optimizer + "weight_decay"],
         label_smoothing=params["label_smoothing"],
+        optimizer=params["optimizer"],
     )

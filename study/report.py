@@ -169,9 +169,11 @@ def _tested(facts: _Facts, best: Record) -> Text:
     seeds = f"mean of {n_seeds} seeds" if n_seeds > 1 else "one seed"
     verdict = f"{aim} is {'met' if met else 'not met'}" if _is_number(target) else "no target was set"
     note = ""
-    if metrics.get("candidate_id") not in (None, best.candidate_id):
-        other = next((r for r in facts.records if r.candidate_id == metrics["candidate_id"]), None)
-        which = f"trial {other.number}" if other else f"candidate {metrics['candidate_id']}"
+    # The retrain may have raised the augmentation, which makes another candidate of the trial's.
+    found = metrics.get("trial_candidate_id", metrics.get("candidate_id"))
+    if found not in (None, best.candidate_id):
+        other = next((r for r in facts.records if r.candidate_id == found), None)
+        which = f"trial {other.number}" if other else f"candidate {found}"
         note = f" That is {which}, not the best trial."
     tone = "good" if met else "bad"
     return Text(f"Retrained test accuracy {percent(mean)}{spread} ({seeds}): {verdict}.{note}", tone)

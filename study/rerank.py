@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search_spaces.candidate import Candidate
+from search_spaces.training_dimensions import lengthened
 from study.errors import UserError, run_command
 from study.paths import run_dir
 from study.run import Given, Run, jobs_option, new_study
@@ -116,27 +118,32 @@ class _Rerank(Run):
             setattr(options, name, None)  # those are the source's
         super().__init__(options, url, rerank_name(source.study_name), out / "rerank")
         self.source = source
-        self.best = [
-            {
-                "name": f"trial {trial.number}",
-                "trial": trial.number,
-                "params": trial.params,
-                "candidate": trial.user_attrs["candidate"],
-            }
-            for trial in best
-        ]
-        options.trials = len(self.best)
+        self.best = best
+        options.trials = len(best)
+
+    def _descriptions(self, n_images: int) -> list[dict[str, Any]]:
+        """The candidates, augmented as their `n_images` images with repetitions ask for."""
+        found = []
+        for trial in self.best:
+            candidate = Candidate.from_json(trial.user_attrs["candidate"])
+            candidate = dataclasses.replace(candidate, augmentation=lengthened(candidate.augmentation, n_images))
+            description = {"name": f"trial {trial.number}", "trial": trial.number, "params": trial.params}
+            found.append({**description, "candidate": candidate.to_json()})
+        return found
 
     def _existing(self) -> tuple[optuna.Study, optuna.storages.RDBStorage] | None:
+        from study.storage import config_of
+
         found = super()._existing()
         if found is None:
             return None
         study = found[0]
-        known = study.user_attrs["given"]
+        config, known = config_of(study), study.user_attrs["given"]
         # What was begun stays; a larger --top adds the next best.
         numbers = {given["trial"] for given in known}
         wanted = max(len(known), self.options.top or 0)
-        added = [given for given in self.best if given["trial"] not in numbers][: wanted - len(known)]
+        best = self._descriptions(config.epochs * config.train_images)
+        added = [given for given in best if given["trial"] not in numbers][: wanted - len(known)]
         if added:
             study.set_user_attr("given", known + added)
         self.options.trials = len(known) + len(added)
@@ -157,7 +164,8 @@ class _Rerank(Run):
             precision=calibration.precision,
             limits=dataclasses.replace(source.limits, max_epoch_s=None),  # it was for shorter epochs
         )
-        more = {"rerank_of": self.source.study_name, "given": self.best}
+        given = self._descriptions(config.epochs * config.train_images)
+        more = {"rerank_of": self.source.study_name, "given": given}
         return new_study(self.url, self.name, config, calibration, self.source.user_attrs["target_accuracy"], **more)
 
     def _given(self, study: optuna.Study) -> list[Given] | None:

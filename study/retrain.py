@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search_spaces.candidate import Candidate
+from search_spaces.candidate import Augmentation, Candidate
 from search_spaces.cost import CostModel
 from search_spaces.reference import REFERENCE
+from search_spaces.training_dimensions import lengthened
 from study.errors import StudyFailed, TrialFailed, UserError, run_command
 from study.paths import REPOSITORY, run_dir
 from study.wording import duration
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from study.training import Progress, Trained, TrainingConfig
 
-EPOCHS = {"cpu": 30, "cuda": 200}
+EPOCHS = {"cpu": 100, "cuda": 200}
 SEEDS = {"cpu": 1, "cuda": 5}
 MAX_SNAPSHOTS = 40
 CHECKPOINT_S = 60
@@ -69,6 +70,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--train-images", type=int, metavar="N", help="the first N only, for a trial run (default: all)"
+    )
+    parser.add_argument(
+        "--augmentation",
+        choices=("lengthened", "stored"),
+        help="raise the trial's strengths for the longer training, or leave them (default: lengthened; stored for the "
+        "reference)",
     )
     parser.add_argument(
         "--target-accuracy", type=float, metavar="A", help="a fraction (default: the study's, else 0.85)"
@@ -132,6 +139,7 @@ def _find_target(options: argparse.Namespace) -> _Target:
         title = "best" if options.trial is None else f"trial-{trial.number}"
         facts = {"name": title, "study": name, "trial": trial.number}
     facts["val_accuracy"] = trial.value
+    facts["trial_candidate_id"] = get_trial(study, facts["trial"]).user_attrs["candidate_id"]
     return _Target(
         candidate_of(trial),
         out / facts["name"],
@@ -157,22 +165,25 @@ def _retrain(options: argparse.Namespace) -> int:
         calibration = calibrate(device)
         cost, precision = calibration.cost, calibration.precision
     epochs, n_seeds = options.epochs or EPOCHS[device], options.seeds or SEEDS[device]
-    architecture = target.candidate.architecture
+    candidate = target.candidate
+    if options.augmentation == "lengthened" or (options.augmentation is None and not options.reference):
+        candidate = dataclasses.replace(candidate, augmentation=lengthened(candidate.augmentation, epochs * n_train))
+    architecture = candidate.architecture
     seconds = epochs * n_seeds * cost.epoch_seconds(architecture, n_train) / jobs
     checkpoints = target.folder.parent / "checkpoints"
-    candidate_id = target.candidate.candidate_id
+    candidate_id = candidate.candidate_id
     print(f"  retrain  {target.facts['name']}: candidate {candidate_id}, {architecture.params:,} parameters")
     print(f"    train  {n_train:,} images, {epochs} epochs, {n_seeds} seed{'s' * (n_seeds > 1)}, {precision}, {device}")
     print(f" expected  about {duration(seconds)}; stopped, the same command goes on from its checkpoint", flush=True)
+    if candidate != target.candidate:
+        print("  raised   " + _raised(target.candidate.augmentation, candidate.augmentation), flush=True)
     configs = [
         _seed_config(epochs, seed, device, precision, shipped=seed == 0, n_loaders=n_loaders(device, jobs))
         for seed in range(n_seeds)
     ]
-    files = [checkpoints / f"{_key(target.candidate, config, n_train)}.pt" for config in configs]
+    files = [checkpoints / f"{_key(candidate, config, n_train)}.pt" for config in configs]
     threads = max(1, n_cores() // jobs)
-    work = [
-        (target.candidate, config, data, n_train, file, threads) for config, file in zip(configs, files, strict=True)
-    ]
+    work = [(candidate, config, data, n_train, file, threads) for config, file in zip(configs, files, strict=True)]
     try:
         if jobs == 1:
             for arguments in work:
@@ -186,7 +197,7 @@ def _retrain(options: argparse.Namespace) -> int:
 
     # Every optimizer step is done: from here on, and only here, test images are loaded.
     test = load_test(data)
-    results = [_test_seed(target.candidate, config, file, test) for config, file in zip(configs, files, strict=True)]
+    results = [_test_seed(candidate, config, file, test) for config, file in zip(configs, files, strict=True)]
     shipped = results[0]
     accuracies = [result.accuracy for result in results]
     mean = sum(accuracies) / len(accuracies)
@@ -218,7 +229,7 @@ def _retrain(options: argparse.Namespace) -> int:
     }
     from study.bundle import write_bundle
 
-    write_bundle(target.folder, target.candidate, shipped.network, metrics, shipped.curve, test, shipped.logits)
+    write_bundle(target.folder, candidate, shipped.network, metrics, shipped.curve, test, shipped.logits)
     if target.study is not None:
         from study.report import write_report
 
@@ -226,6 +237,12 @@ def _retrain(options: argparse.Namespace) -> int:
     print(f"Bundle: {target.folder}")
     print(_verdict(accuracies, mean, target.target_accuracy))
     return 0
+
+
+def _raised(before: Augmentation, after: Augmentation) -> str:
+    """What the longer training changes, for people."""
+    old, new = dataclasses.asdict(before), dataclasses.asdict(after)
+    return ", ".join(f"{name} {old[name]:.3g} -> {new[name]:.3g}" for name in old if old[name] != new[name])
 
 
 def train_seed(

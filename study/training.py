@@ -21,6 +21,7 @@ from study.batches import Batch, batches, normalise
 from study.data import Images
 from study.errors import TrialFailed
 from study.model import Network, build, folded
+from study.optimizers import make_optimizer
 from study.step import Ema, Step, autocast
 
 EVALUATION_BATCH = 500
@@ -197,7 +198,7 @@ def learning_rate(optimisation: Optimisation, step: int, n_steps: int) -> float:
 
     Smith and Topin 2019, without the momentum cycle.
     """
-    peak = optimisation.lr * optimisation.batch_size / 128
+    peak = optimisation.peak_lr
     warmup = max(1.0, optimisation.warmup_frac * n_steps)
     if step + 1 <= warmup:
         return peak * (step + 1) / warmup
@@ -212,15 +213,7 @@ class _Training:
             build(candidate.architecture, config.seed).to(config.device).to(memory_format=torch.channels_last)
         )
         o = candidate.optimisation
-        decayed = [p for p in self.network.parameters() if p.ndim > 1]
-        others = [p for p in self.network.parameters() if p.ndim <= 1]
-        self.optimizer = torch.optim.SGD(
-            [{"params": decayed, "weight_decay": o.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=0.0,
-            momentum=o.momentum,
-            nesterov=o.momentum > 0,
-            fused=True,
-        )
+        self.optimizer = make_optimizer(self.network, o)
         self.steps_per_epoch = len(EpochOrder(len(images), o.batch_size, config.seed, 0))
         self.n_steps = self.steps_per_epoch * config.epochs
         self.ema = Ema(self.network, config.ema_half_life * self.steps_per_epoch)

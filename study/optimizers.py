@@ -1,0 +1,134 @@
+"""The optimizers that a candidate may name: SGD, AdamW, and Muon for the kernels of dense convolutions.
+
+All of them take the rate as a number or as a tensor, which a CUDA graph needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from search_spaces.candidate import Optimisation
+
+ADAM_BETAS = (0.9, 0.99)
+MUON_MOMENTUM = 0.95
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the quintic iteration (Jordan 2024): steepest at zero, singular values end in about 0.7 to 1.2."""
+
+NEWTON_SCHULZ_STEPS = 5
+UPDATE_RMS = 0.2
+"""Root mean square of a Muon update at rate 1, about that of AdamW's, so that both share a rate (Liu et al. 2025)."""
+
+
+def make_optimizer(network: nn.Module, optimisation: Optimisation) -> torch.optim.Optimizer:
+    """The optimizer that `optimisation` names, over all parameters of `network`; its rate is set before every step.
+
+    Weights are decayed; norms and biases are not. SGD's decay is an L2 penalty; the others' is decoupled.
+    """
+    decay = optimisation.weight_decay
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+    if optimisation.optimizer == "sgd":
+        momentum = optimisation.momentum
+        return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0, fused=True)
+    if optimisation.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, betas=ADAM_BETAS, fused=True)
+    kernels = list(_dense_kernels(network))
+    ids = {id(p) for p in kernels}
+    groups[0]["params"] = [p for p in decayed if id(p) not in ids]
+    muon = Muon([{"params": kernels, "weight_decay": decay}])
+    return Together(muon, torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=ADAM_BETAS, fused=True))
+
+
+def _dense_kernels(network: nn.Module) -> Iterator[torch.Tensor]:
+    """Kernels that mix channels, except the first, which sees colours, and the last, which gives classes."""
+    dense = [module for module in network.modules() if isinstance(module, nn.Conv2d) and module.groups == 1]
+    for module in dense[1:-1]:
+        yield module.weight
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum whose update is orthogonalised (Jordan 2024): every direction moves equally far.
+
+    A kernel [out, in, k, k] is the matrix [out, in * k * k]. `torch.optim.Muon` refuses kernels, and goes through
+    its matrices one by one; here those of one shape go together.
+    """
+
+    def __init__(self, params: Iterable[Any], momentum: float = MUON_MOMENTUM) -> None:
+        super().__init__(params, {"lr": 0.0, "weight_decay": 0.0, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            lr, momentum = group["lr"], group["momentum"]
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            buffers = [self._buffer(p) for p in params]
+            gradients = [p.grad for p in params]
+            torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+            directions = torch._foreach_lerp(gradients, buffers, momentum)
+            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+            for shape in dict.fromkeys(p.shape for p in params):
+                chosen = [i for i, p in enumerate(params) if p.shape == shape]
+                matrices = torch.stack([directions[i].reshape(shape[0], -1) for i in chosen])
+                scale = -UPDATE_RMS * max(matrices.shape[1:]) ** 0.5
+                updates = orthogonalised(matrices) * (lr * scale)
+                for i, update in zip(chosen, updates, strict=True):
+                    params[i].add_(update.reshape(shape))
+
+    def _buffer(self, parameter: torch.Tensor) -> torch.Tensor:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        found: torch.Tensor = state["momentum_buffer"]
+        return found
+
+
+def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
+    """About U V^T of every matrix U S V^T in float32 [N, rows, columns], by Newton and Schulz's iteration."""
+    a, b, c = NEWTON_SCHULZ
+    wide = matrices.shape[1] <= matrices.shape[2]
+    x = matrices if wide else matrices.mT
+    # bfloat16 is enough for the iteration, but on a CPU such small products are no faster in it.
+    x = x.bfloat16() if x.is_cuda else x
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return (x if wide else x.mT).float()
+
+
+class Together(torch.optim.Optimizer):
+    """Several optimizers as one; every parameter belongs to one of them."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
+        self.optimizers = optimizers
+        self.defaults = {}
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    @property
+    def state(self) -> dict[torch.Tensor, Any]:  # type: ignore[override]
+        return {p: state for optimizer in self.optimizers for p, state in optimizer.state.items()}
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for optimizer, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
+            optimizer.load_state_dict(state)

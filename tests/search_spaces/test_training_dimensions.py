@@ -1,0 +1,66 @@
+"""How candidates are trained: parameters and what they decode to, and augmentation by length."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from search_spaces.candidate import Augmentation, Optimisation
+from search_spaces.training_dimensions import (
+    DEFAULT_TRAINING,
+    LONG_AUGMENTATION,
+    TRAINING_DIMENSIONS,
+    decode_augmentation,
+    decode_optimisation,
+    lengthened,
+    training_params,
+)
+
+NONE = Augmentation(flip_p=0.5, crop_padding=0)
+
+
+def test_parameters_decode_to_what_they_came_from() -> None:
+    rng = random.Random(0)
+    for _ in range(50):
+        params = {name: dimension.sample(rng) for name, dimension in TRAINING_DIMENSIONS.items()}
+        augmentation, optimisation = decode_augmentation(params), decode_optimisation(params)
+        back = training_params(augmentation, optimisation)
+        assert set(back) == set(TRAINING_DIMENSIONS)
+        assert all(TRAINING_DIMENSIONS[name].contains(value) for name, value in back.items())
+        assert (decode_augmentation(back), decode_optimisation(back)) == (augmentation, optimisation)
+
+
+def test_every_optimizer_has_its_own_rate_and_decay() -> None:
+    found = {}
+    for name in ("sgd", "adamw", "muon"):
+        found[name] = decode_optimisation({**DEFAULT_TRAINING, "optimizer": name})
+        assert found[name].optimizer == name
+    assert found["sgd"].lr == DEFAULT_TRAINING["lr"]
+    assert found["adamw"].lr == DEFAULT_TRAINING["adamw_lr"]
+    assert found["muon"].weight_decay == DEFAULT_TRAINING["muon_weight_decay"]
+
+
+def test_short_trainings_keep_what_was_found() -> None:
+    assert lengthened(NONE, 4 * 50_000) == NONE
+
+
+def test_long_trainings_have_all_of_it_and_never_less_than_before() -> None:
+    raised = lengthened(NONE, 100 * 50_000)
+    for name in ("crop_padding", "affine_p", "shift_frac", "scale_frac", "rotate_deg", "dropout_p"):
+        assert getattr(raised, name) == pytest.approx(getattr(LONG_AUGMENTATION, name))
+    assert lengthened(NONE, 400 * 50_000) == raised
+    strong = Augmentation(crop_padding=4, affine_p=0.6, shift_frac=0.1, scale_frac=0.2, rotate_deg=15, dropout_p=0.6)
+    assert lengthened(strong, 100 * 50_000) == strong
+
+
+def test_strengths_grow_with_the_length() -> None:
+    found = [lengthened(NONE, passes * 50_000).dropout_p for passes in (4, 10, 30, 60, 100)]
+    assert found == sorted(found)
+    assert len(set(found)) == 5
+    # Half way on the logarithm from 4 to 100 passes.
+    assert lengthened(NONE, 20 * 50_000).dropout_p == pytest.approx(LONG_AUGMENTATION.dropout_p / 2)
+
+
+def test_published_optimisations_are_plain_sgd() -> None:
+    assert Optimisation().optimizer == "sgd"
