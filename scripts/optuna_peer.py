@@ -35,7 +35,7 @@ CONV = {"kind", "out_channels", "kernel", "stride", "dilation", "padded", "separ
 AUGMENTATION = {
     "flip_p", "crop_padding", "affine_p", "shift_frac", "scale_frac", "rotate_deg", "dropout_p", "dropout_hole",
 }  # fmt: skip
-OPTIMISATION = {"lr", "batch_size", "momentum", "weight_decay", "label_smoothing", "warmup_frac"}
+OPTIMISATION = {"lr", "batch_size", "momentum", "weight_decay", "label_smoothing", "warmup_frac", "optimizer"}
 
 
 class Residual(nn.Module):
@@ -158,10 +158,16 @@ class Objective:
         model = define_model(candidate["architecture"]).to(self.device)
         trial.set_user_attr("params", sum(parameter.numel() for parameter in model.parameters()))
         training, validation = self.loaders(candidate)
-        epochs, peak = self.options.epochs, o["lr"] * o["batch_size"] / 128
-        optimizer = torch.optim.SGD(
-            model.parameters(), peak, o["momentum"], weight_decay=o["weight_decay"], nesterov=o["momentum"] > 0
-        )
+        epochs, ratio = self.options.epochs, o["batch_size"] / 128
+        optimizer: torch.optim.Optimizer
+        if o.get("optimizer", "sgd") == "sgd":
+            peak = o["lr"] * ratio
+            optimizer = torch.optim.SGD(
+                model.parameters(), peak, o["momentum"], weight_decay=o["weight_decay"], nesterov=o["momentum"] > 0
+            )
+        else:  # no such script has Muon; AdamW takes less time, which is in the peer's favour
+            peak = o["lr"] * ratio**0.5
+            optimizer = torch.optim.AdamW(model.parameters(), peak, weight_decay=o["weight_decay"])
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             peak,

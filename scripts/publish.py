@@ -66,10 +66,11 @@ def publish(study: Any, run: Path, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     rows = [_row(trial) for trial in study.get_trials(deepcopy=False)]
+    reranked = _rerank(study)
     record = {
         "command": "python -m study.run --trials "
-        f"{sum(row['state'] in ('COMPLETE', 'PRUNED') for row in rows)} && python -m study.retrain && "
-        "python scripts/publish.py",
+        f"{sum(row['state'] in ('COMPLETE', 'PRUNED') for row in rows)} && "
+        f"{'python -m study.rerank && ' if reranked else ''}python -m study.retrain && python scripts/publish.py",
         "study": study.study_name,
         "config": study.user_attrs["config"],
         "target_accuracy": study.user_attrs["target_accuracy"],
@@ -78,6 +79,7 @@ def publish(study: Any, run: Path, folder: Path) -> None:
         "cost_model": study.user_attrs["cost_model"],
         "created": study.user_attrs["created"],
         "searching_s": searching_seconds(study.get_trials(deepcopy=False)),
+        "rerank": reranked,
         "trials": [
             {
                 **row,
@@ -100,6 +102,32 @@ def publish(study: Any, run: Path, folder: Path) -> None:
         if (run / name / "metrics.json").exists():
             shutil.rmtree(folder / name, ignore_errors=True)
             shutil.copytree(run / name, folder / name)
+
+
+def _rerank(study: Any) -> dict[str, Any] | None:
+    """What the longer training of the best trials gave, best first."""
+    from study.rerank import find_rerank
+    from study.storage import config_of
+
+    longer = find_rerank(study)
+    if longer is None:
+        return None
+    config, trials = config_of(longer), longer.get_trials(deepcopy=False)
+    complete = sorted((t for t in trials if t.state.name == "COMPLETE"), key=lambda t: (-t.value, t.number))
+    return {
+        "epochs": config.epochs,
+        "train_images": config.train_images,
+        "searching_s": searching_seconds(trials),
+        "trials": [
+            {
+                "trial": longer.user_attrs["given"][t.user_attrs["slot"]]["trial"],
+                "val_accuracy": t.value,
+                "val_accuracy_by_epoch": [t.intermediate_values[e] for e in sorted(t.intermediate_values)],
+                "candidate_id": t.user_attrs["candidate_id"],
+            }
+            for t in complete
+        ],
+    }
 
 
 def _row(trial: Any) -> dict[str, Any]:
@@ -189,6 +217,7 @@ def readme_block(name: str) -> str:
         "fidelity": _fidelity,
         "pruners": _pruners,
         "audit": _audit,
+        "samplers": _samplers,
     }
     return blocks[name]()
 
@@ -221,7 +250,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _headline() -> str:
     head = ("network", "test accuracy", "parameters", "receptive field", "MACs", "epochs", "trained on", "time", "file")
     rows = []
-    for bundle, title in (("best", "best of the study"), ("reference", "reference network, same schedule")):
+    for bundle, title in (("best", "best of the study"), ("reference", "reference network, our retrain")):
         m = _load("dilated", bundle, "metrics.json")
         if m is None:
             continue
@@ -268,7 +297,16 @@ def _study() -> str:
         for title, trial in named
         if trial is not None
     ]
-    return f"{text}\n\n" + _table(("trial", "validation accuracy", "parameters", "receptive field", "MACs"), rows)
+    table = _table(("trial", "validation accuracy", "parameters", "receptive field", "MACs"), rows)
+    longer = record.get("rerank")
+    if longer:
+        found = ", ".join(f"trial {each['trial']} {_percent(each['val_accuracy'])}" for each in longer["trials"])
+        table += (
+            f"\n\nThe best of them trained again for {longer['epochs']} epochs of {longer['train_images']:,} images "
+            f"({longer['searching_s'] / 60:.0f} minutes), on the same validation images: {found}. The first is "
+            "the one retrained."
+        )
+    return f"{text}\n\n{table}"
 
 
 def _benchmarks() -> str:
@@ -329,6 +367,21 @@ def _pruners() -> str:
         f"{_table(head, rows)}\n\n{found['n_curves']} whole curves of {found['epochs']} epochs, replayed in "
         f"{found['replays']} random orders each; {len(found['settings'])} settings compared, those that have a "
         f"name and the winner shown (`{found['command']}`; the rule is in the script)."
+    )
+
+
+def _samplers() -> str:
+    found = _load("samplers", "dilated.json")
+    if found is None:
+        return "Not measured yet."
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    from samplers import markdown
+
+    config, fuller = found["config"], found["fuller"]
+    return (
+        f"{markdown(found)}\n\nMeans over studies, with the range. Trials of {config['epochs']} epochs of "
+        f"{config['train_images']:,} images, {config['val_images']:,} to validate on; the best of each study trained "
+        f"again for {fuller['epochs']} epochs of {fuller['train_images'] or 45_000:,} (`{found['command']}`)."
     )
 
 
