@@ -8,9 +8,11 @@ from pathlib import Path
 import optuna
 import pytest
 
+from search_spaces.candidate import Candidate
+from search_spaces.training_dimensions import LONG_AUGMENTATION, lengthened
 from study import rerank, retrain, run
 from study.errors import UserError
-from study.storage import config_of, open_study
+from study.storage import best_trial, candidate_of, config_of, open_study
 
 TINY = ("--train-images", "200", "--val-images", "100", "--device", "cpu", "--jobs", "1")
 
@@ -70,6 +72,39 @@ def test_retrain_prefers_the_winner_and_says_so(searched: Path, capsys: pytest.C
     assert (metrics["val_accuracy"], metrics["reranked_epochs"]) == (1.0, 1)
     assert retrain.main(["--trial", "0", "--epochs", "1", "--train-images", "200", "--out", str(searched)]) == 0
     assert "reranked" not in capsys.readouterr().out
+
+
+def test_longer_trainings_augment_more(
+    searched: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lengths are those of a full study as seen by the rule; everything else is of this small one."""
+    monkeypatch.setattr("study.rerank.lengthened", lambda augmentation, n: lengthened(augmentation, 1000 * n))
+    monkeypatch.setattr("study.retrain.lengthened", lambda augmentation, n: lengthened(augmentation, 10**5 * n))
+    assert rerank.main([*TINY, "--top", "2", "--epochs", "2", "--out", str(searched)]) == 0
+    source, found = opened(searched), opened(searched, "dilated-rerank")
+    given = found.user_attrs["given"]
+    for trial in found.get_trials():
+        before = candidate_of(source.get_trials()[given[trial.user_attrs["slot"]]["trial"]])
+        after = candidate_of(trial)
+        assert after.augmentation == lengthened(before.augmentation, 1000 * 2 * 200) != before.augmentation
+        assert (after.architecture, after.optimisation) == (before.architecture, before.optimisation)
+
+    capsys.readouterr()
+    command = ["--epochs", "1", "--train-images", "200", "--device", "cpu", "--out", str(searched)]
+    assert retrain.main(command) == 0
+    assert "raised   " in capsys.readouterr().out
+    metrics = json.loads((searched / "best" / "metrics.json").read_text())
+    trained = Candidate.from_json(json.loads((searched / "best" / "candidate.json").read_text()))
+    searched_as = source.get_trials()[metrics["trial"]].user_attrs["candidate_id"]
+    assert metrics["candidate_id"] == trained.candidate_id != metrics["trial_candidate_id"] == searched_as
+    assert trained.augmentation.dropout_p >= LONG_AUGMENTATION.dropout_p
+    if metrics["trial"] == best_trial(source).number:
+        assert "not the best trial" not in (searched / "report.md").read_text()
+
+    assert retrain.main([*command, "--trial", "0", "--augmentation", "stored"]) == 0
+    assert "raised   " not in capsys.readouterr().out
+    kept = json.loads((searched / "trial-0" / "metrics.json").read_text())
+    assert kept["candidate_id"] == kept["trial_candidate_id"] == source.get_trials()[0].user_attrs["candidate_id"]
 
 
 def test_equal_candidates_count_once() -> None:
