@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.architecture import ACTIVATION_NAMES, Architecture, ArchitectureError
 from search_spaces.candidate import Candidate
-from study.storage import METRIC, config_of
+from study.storage import METRIC, config_of, study_attributes
 
 _logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def publish_trial(study: optuna.Study, trial: FrozenTrial, artifacts: Path) -> N
         trial: A complete or pruned trial of it.
         artifacts: Folder of the study's artifact store; made if it is missing.
     """
-    live = SimpleNamespace(storage=study._storage, study=study, _trial_id=trial._trial_id)
+    live = SimpleNamespace(storage=_TrialNotes(study, trial), study=study, _trial_id=trial._trial_id)
     _note(cast(optuna.Trial, live), trial_note(study, trial))  # all that save_note reads of a live trial
     try:
         artifacts.mkdir(parents=True, exist_ok=True)
@@ -71,6 +71,19 @@ def publish_trial(study: optuna.Study, trial: FrozenTrial, artifacts: Path) -> N
             _attach(study, trial, artifacts, CURVE, "image/png", curve_png(curve, title))
     except OSError as error:
         _logger.warning("Trial %d: its artifacts could not be written to %s: %s.", trial.number, artifacts, error)
+
+
+class _TrialNotes:
+    """What the dashboard asks of a storage for the note of one trial: the attributes of all trials are not read."""
+
+    def __init__(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._study, self._prefix = study, f"dashboard:{trial._trial_id}:"
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        return study_attributes(self._study, self._prefix)
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        self._study._storage.set_study_system_attr(study_id, key, value)
 
 
 def trial_note(study: optuna.Study, trial: FrozenTrial) -> str:

@@ -21,6 +21,7 @@ from study.data import Images
 from study.errors import TrialFailed
 from study.model import build, certify_module
 from study.search import suggest
+from study.storage import set_attributes
 from study.training import EpochRecord, TrainingConfig, train
 
 
@@ -73,7 +74,7 @@ class Objective:
     def __call__(self, trial: optuna.Trial) -> float:
         started = time.perf_counter()
         slot = self.slot
-        for name, value in {
+        attributes = {
             "slot": slot.index,
             "attempt": slot.attempt,
             "sampler_seed": slot.sampler_seed,
@@ -81,8 +82,8 @@ class Objective:
             "versions": versions(),
             **memory(self.device),  # what the trials before left behind
             **({"anchor": slot.anchor} if slot.anchor else {}),
-        }.items():
-            trial.set_user_attr(name, value)
+        }
+        set_attributes(trial, attributes, {})
         self.on_start(trial.number)
         try:
             return self._run(trial)
@@ -106,13 +107,10 @@ class Objective:
             network = build(architecture)
             certify_module(network, architecture, config.limits)
         except InfeasibleError as error:
-            for constraint in error.broken:
-                trial.set_constraint(constraint.name, constraint.value)
+            set_attributes(trial, {}, {constraint.name: constraint.value for constraint in error.broken})
             raise TrialFailed(f"infeasible: {error}") from error
-        for constraint in certified:
-            trial.set_constraint(constraint.name, constraint.value)
         candidate = decoded.candidate
-        for name, value in {
+        attributes = {
             "params": architecture.params,
             "receptive_field": architecture.receptive_field,
             "receptive_field_with_pool": architecture.receptive_field_with_pool,
@@ -123,8 +121,8 @@ class Objective:
             "architecture_id": architecture.architecture_id,
             "repairs": list(decoded.repairs),
             "predicted_s": config.epochs * clock.epoch_s(architecture),
-        }.items():
-            trial.set_user_attr(name, value)
+        }
+        set_attributes(trial, attributes, {constraint.name: constraint.value for constraint in certified})
 
         curve: list[dict[str, Any]] = []
 

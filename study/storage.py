@@ -7,7 +7,9 @@ will write already holds the lock.
 
 from __future__ import annotations
 
+import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,53 @@ def get_trial(study: optuna.Study, number: int) -> FrozenTrial:
 def candidate_of(trial: FrozenTrial) -> Candidate:
     """The candidate stored with a trial."""
     return Candidate.from_json(trial.user_attrs["candidate"])
+
+
+def study_attributes(study: optuna.Study, prefix: str) -> dict[str, Any]:
+    """The study's system attributes whose names begin with `prefix`.
+
+    Optuna reads all of them or none, and the dashboard keeps every trial's note there: at thousands of
+    trials that takes a second.
+    """
+    backend = getattr(study._storage, "_backend", None)
+    if not isinstance(backend, optuna.storages.RDBStorage):
+        found = study._storage.get_study_system_attrs(study._study_id)
+        return {key: value for key, value in found.items() if key.startswith(prefix)}
+    table = sqlalchemy.table("study_system_attributes", *map(sqlalchemy.column, ("study_id", "key", "value_json")))
+    wanted = sqlalchemy.select(table.c.key, table.c.value_json).where(
+        table.c.study_id == study._study_id, table.c.key.startswith(prefix, autoescape=True)
+    )
+    with backend.engine.connect() as connection:
+        rows = connection.execute(wanted).all()
+    # SQLite's LIKE takes A for a.
+    return {key: json.loads(value) for key, value in rows if key.startswith(prefix)}
+
+
+def set_attributes(trial: optuna.Trial, user: Mapping[str, Any], constraints: Mapping[str, float]) -> None:
+    """Stores user attributes and constraints of a running trial in one transaction, instead of one each.
+
+    Args:
+        trial: The trial.
+        user: What `trial.set_user_attr` would be given; none of them may be stored yet.
+        constraints: What `trial.set_constraint` would be given; likewise.
+    """
+    backend = getattr(trial.study._storage, "_backend", None)
+    if not isinstance(backend, optuna.storages.RDBStorage):
+        for name, value in user.items():
+            trial.set_user_attr(name, value)
+        for name, value in constraints.items():
+            trial.set_constraint(name, value)
+        return
+    system = {f"constraints:{name}": value for name, value in constraints.items()}
+    with backend.engine.begin() as connection:
+        for name, attributes in (("trial_user_attributes", user), ("trial_system_attributes", system)):
+            table = sqlalchemy.table(name, *map(sqlalchemy.column, ("trial_id", "key", "value_json")))
+            rows = [
+                {"trial_id": trial._trial_id, "key": key, "value_json": json.dumps(value)}
+                for key, value in attributes.items()
+            ]
+            if rows:
+                connection.execute(sqlalchemy.insert(table), rows)
 
 
 def checkpoint_sqlite(storage: optuna.storages.RDBStorage) -> None:

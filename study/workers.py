@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -21,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from study.objective import Slot  # imports torch: a worker's module, the supervisor imports it late
+
+COLLECT_ALL_EVERY = 20
+"""Trials between two garbage collections that look at everything."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,17 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
+def _set_aside(n_trials: int) -> None:
+    """Keeps the collector, which every trial ends with, from walking through all recorded trials again.
+
+    What was set aside is freed like everything else, except in cycles; so at times everything is collected.
+    """
+    if n_trials % COLLECT_ALL_EVERY == 0:
+        gc.unfreeze()
+        gc.collect()
+    gc.freeze()
+
+
 def _give_back_memory(device: str) -> None:
     """Hands freed memory back to the system: what a trial leaves behind in pieces, the next one cannot use."""
     if device == "cuda":
@@ -193,7 +208,7 @@ def _serve(connection: Connection, setup: WorkerSetup) -> None:
     from study.data import load_train, search_split
     from study.errors import TrialFailed
     from study.objective import Objective
-    from study.search import make_pruner, make_sampler
+    from study.search import SlotSampler, make_pruner, make_sampler
     from study.storage import config_of, open_study
     from study.training import EpochRecord
 
@@ -211,9 +226,10 @@ def _serve(connection: Connection, setup: WorkerSetup) -> None:
     def on_epoch(record: EpochRecord) -> None:
         connection.send(Epoch(record.epoch, record.val_accuracy or 0.0, record.wall_s))
 
+    kept, n_trials = SlotSampler(), 0
     while True:
         slot: Slot = connection.recv()
-        study.sampler = make_sampler(config.sampler, slot.sampler_seed, slot.fixed)
+        study.sampler = make_sampler(config.sampler, slot.sampler_seed, slot.fixed, kept)
         numbers: list[int] = []
 
         def on_start(number: int, numbers: list[int] = numbers) -> None:
@@ -224,6 +240,8 @@ def _serve(connection: Connection, setup: WorkerSetup) -> None:
             slot, space, config, cost, images, validation, setup.device, setup.n_loaders, on_start, on_epoch
         )
         study.optimize(objective, n_trials=1, catch=(TrialFailed,), gc_after_trial=True)
+        n_trials += 1
+        _set_aside(n_trials)
         _give_back_memory(setup.device)
         trial = study._storage.get_trial(
             study._storage.get_trial_id_from_study_id_trial_number(study._study_id, numbers[0])

@@ -20,6 +20,7 @@ from study.search import (
     N_STARTUP_TRIALS,
     PRUNERS,
     SAMPLERS,
+    SlotSampler,
     check_names,
     make_pruner,
     make_sampler,
@@ -266,3 +267,42 @@ def test_every_other_combination_is_allowed() -> None:
     for sampler, pruner in product(("tpe", "random"), PRUNERS):
         check_names(sampler, pruner)
     check_names("gp", "none")
+
+
+def test_a_kept_sampler_draws_what_fresh_ones_draw() -> None:
+    """Over slots, with pruned and failed trials and one that runs beside them."""
+    space = get_space("dilated")
+
+    def samples(kept: SlotSampler | None) -> list[dict[str, Any]]:
+        study = optuna.create_study(direction="maximize")
+        rng, found = random.Random(0), []
+        beside = None
+        for slot in range(40):
+            study.sampler = make_sampler("tpe", 1000 + slot, None, kept)
+            trial = study.ask()
+            found.append(suggest(trial, space))
+            value = rng.random()
+            trial.report(value, 0)
+            trial.set_constraint("params", -1.0)
+            if slot % 7 == 3:
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            elif slot % 3 == 1:
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            elif slot % 5 == 0:  # ends one slot later, as with two workers
+                if beside is not None:
+                    study.tell(*beside)
+                beside = (trial, value)
+            else:
+                study.tell(trial, value)
+        return found
+
+    kept = SlotSampler()
+    assert samples(kept) == samples(None)
+    assert len(kept._rows) > 25  # it did keep them: Optuna still asks where it is overridden
+    assert make_sampler("tpe", 1, None, kept) is kept
+
+
+def test_a_kept_sampler_leaves_others_alone() -> None:
+    kept = SlotSampler()
+    assert isinstance(make_sampler("random", 1, None, kept), optuna.samplers.RandomSampler)
+    assert isinstance(make_sampler("tpe", 1, {"lr": 0.1}, kept), optuna.samplers.PartialFixedSampler)

@@ -30,6 +30,8 @@ from study.storage import (
     hide_password,
     open_storage,
     open_study,
+    set_attributes,
+    study_attributes,
 )
 
 SECRET = "s3cr3t-w0rd"
@@ -320,3 +322,48 @@ def test_a_trial_is_chosen_by_a_number_that_exists_and_has_a_candidate(study: op
 def test_a_study_without_trials_says_so() -> None:
     with pytest.raises(UserError, match="no trial"):
         get_trial(optuna.create_study(study_name="empty"), 0)
+
+
+def test_attributes_of_a_study_are_read_by_the_beginning_of_their_names(file: Path) -> None:
+    opened = open_storage(url_of(file))
+    stored = optuna.load_study(study_name="made", storage=opened)
+    other = optuna.create_study(study_name="other", storage=opened)
+    in_memory = optuna.create_study()
+    for each in (stored, other, in_memory):
+        names = ("note:1:a", "note:1:b", "note:11:a", "NOTE:1:c", "note:_:d", "x")
+        for name in names if each is not other else ("note:1:of another study",):
+            each._storage.set_study_system_attr(each._study_id, name, {"is": name})
+    for each in (stored, in_memory):
+        assert study_attributes(each, "note:1:") == {
+            "note:1:a": {"is": "note:1:a"},
+            "note:1:b": {"is": "note:1:b"},
+        }
+        assert set(study_attributes(each, "note:_")) == {"note:_:d"}  # LIKE would take any letter for _
+        assert study_attributes(each, "none") == {}
+
+
+def test_attributes_of_a_trial_are_stored_at_once_as_optuna_stores_them(file: Path) -> None:
+    opened = open_storage(url_of(file))
+    stored = optuna.load_study(study_name="made", storage=opened)
+    for study in (stored, optuna.create_study(direction="maximize")):
+        trial = study.ask()
+        set_attributes(trial, {"slot": 3, "candidate": {"a": [1, 2.5, None]}}, {"params": -1.5})
+        set_attributes(trial, {}, {"field": 2.0})
+        trial.set_user_attr("slot", 4)  # Optuna's own way still replaces them
+        study.tell(trial, 0.5)
+        [found] = study.get_trials()
+        assert found.user_attrs == {"slot": 4, "candidate": {"a": [1, 2.5, None]}}
+        assert found.constraints == {"params": -1.5, "field": 2.0}
+
+
+def test_attributes_of_a_trial_come_whole_or_not_at_all(file: Path) -> None:
+    opened = open_storage(url_of(file))
+    study = optuna.load_study(study_name="made", storage=opened)
+    trial = study.ask()
+    with pytest.raises(TypeError):
+        set_attributes(trial, {"slot": 3, "candidate": object()}, {"params": -1.0})
+    set_attributes(trial, {"slot": 3}, {})
+    with pytest.raises(sa.exc.IntegrityError):
+        set_attributes(trial, {"new": 1, "slot": 4}, {"params": -1.0})
+    [found] = study.get_trials()
+    assert (found.user_attrs, found.constraints) == ({"slot": 3}, {})
