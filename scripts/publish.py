@@ -5,7 +5,7 @@
     python scripts/publish.py --readme                 only rewrite the README's result blocks from results/
 
 Published are `study.json` (configuration and every trial), `trials.csv`, `history.png`, `report.md` and
-the bundles of the best trial and of the reference network. The README's figures come from these files.
+the bundles of the best trial, the reference network and the yardstick. The README's figures come from these files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ from study.errors import UserError, run_command
 from study.paths import REPOSITORY, RESULTS, run_dir
 
 README = REPOSITORY / "README.md"
-BUNDLES = ("best", "reference")
+BUNDLES = ("best", "reference", "yardstick")
+OTHERS = (
+    ("reference", "reference network, our retrain"),
+    ("yardstick", "published network of 97,530 parameters (it pools), trained as our best"),
+)
 PUBLISHED_REFERENCE_ACCURACY = 0.887
 """Test accuracy that the reference network was published with."""
 
@@ -45,17 +49,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     add_study_options(parser)
     parser.add_argument("--name", help="folder in results/ (default: the study's name)")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, metavar="DIR", help="another folder; the README is left alone then"
+    )
     parser.add_argument("--readme", action="store_true", help="only rewrite the README's result blocks")
     options = parser.parse_args(argv)
     if not options.readme:
         name = study_name(options)
         study = open_study(storage_url(options), name)
-        folder = RESULTS / (options.name or name)
+        folder = options.results / (options.name or name)
         if folder.resolve() == (RESULTS / "runs").resolve():
             raise UserError("--name must not be 'runs': unpublished studies live there. Choose another.")
         publish(study, run_dir(name, options.out), folder)
         print(f"Published to {folder}")
-    if update_readme():
+    if options.results == RESULTS and update_readme():
         print(f"Rewrote the result blocks of {README}")
     return 0
 
@@ -247,27 +254,33 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def _lead() -> str:
+    """The study that the README tells of: the one searched on a GPU, once there is one."""
+    return "best" if (RESULTS / "best" / "study.json").exists() else "dilated"
+
+
 def _headline() -> str:
     head = ("network", "test accuracy", "parameters", "receptive field", "MACs", "epochs", "trained on", "time", "file")
     rows = []
-    for bundle, title in (("best", "best of the study"), ("reference", "reference network, our retrain")):
-        m = _load("dilated", bundle, "metrics.json")
-        if m is None:
-            continue
-        sizes = (f"{m['params']:,}", str(m["receptive_field"]), f"{m['macs'] / 1e6:.1f} M", str(m["epochs"]))
-        place = (
-            _machine(m["hardware"]),
-            f"{m['wall_s'] / 60:.0f} min",
-            f"[metrics](results/dilated/{bundle}/metrics.json)",
-        )
-        rows.append((title, _accuracy(m), *sizes, *place))
+    for study in dict.fromkeys((_lead(), *sorted(file.parent.name for file in RESULTS.glob("*/study.json")))):
+        for bundle, title in (("best", f"best of the study `{study}`"), *OTHERS):
+            m = _load(study, bundle, "metrics.json")
+            if m is None:
+                continue
+            sizes = (f"{m['params']:,}", str(m["receptive_field"]), f"{m['macs'] / 1e6:.1f} M", str(m["epochs"]))
+            place = (
+                _machine(m["hardware"]),
+                f"{m['wall_s'] / 60:.0f} min",
+                f"[metrics](results/{study}/{bundle}/metrics.json)",
+            )
+            rows.append((title, _accuracy(m), *sizes, *place))
     published = _percent(PUBLISHED_REFERENCE_ACCURACY)
     rows.append(("reference network, as published", published, "175,696", "47", "18.6 M", "", "", "", ""))
     return _table(head, rows)
 
 
 def _study() -> str:
-    record = _load("dilated", "study.json")
+    record = _load(_lead(), "study.json")
     trials, config = record["trials"], record["config"]
     complete = [trial for trial in trials if trial["state"] == "COMPLETE"]
     pruned = [trial for trial in trials if trial["state"] == "PRUNED"]

@@ -36,12 +36,18 @@ def make_optimizer(network: nn.Module, optimisation: Optimisation) -> torch.opti
         momentum = optimisation.momentum
         return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0, fused=True)
     if optimisation.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=0.0, betas=ADAM_BETAS, fused=True)
+        return _adamw(groups)
     kernels = list(_dense_kernels(network))
     ids = {id(p) for p in kernels}
     groups[0]["params"] = [p for p in decayed if id(p) not in ids]
     muon = Muon([{"params": kernels, "weight_decay": decay}])
-    return Together(muon, torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=ADAM_BETAS, fused=True))
+    return Together(muon, _adamw([group for group in groups if group["params"]]))
+
+
+def _adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    on_gpu = any(p.is_cuda for group in groups for p in group["params"])
+    # Torch refuses to capture a step of Adam's that was not made for it.
+    return torch.optim.AdamW(groups, lr=0.0, betas=ADAM_BETAS, fused=True, capturable=on_gpu)
 
 
 def _dense_kernels(network: nn.Module) -> Iterator[torch.Tensor]:

@@ -3,6 +3,7 @@
     python -m study.retrain                     the study's best trial -> results/runs/<study>/best/
     python -m study.retrain --trial 12          another trial          -> .../trial-12/
     python -m study.retrain --reference         the reference network  -> .../reference/
+    python -m study.retrain --yardstick         a published network by the best trial's recipe -> .../yardstick/
     python -m study.retrain --evaluate BUNDLE   tests a shipped bundle again
 
 No test image is loaded before the last optimizer step of the last seed. The last epoch is reported,
@@ -24,6 +25,7 @@ from search_spaces.candidate import Augmentation, Candidate
 from search_spaces.cost import CostModel
 from search_spaces.reference import REFERENCE
 from search_spaces.training_dimensions import lengthened
+from search_spaces.yardstick import YARDSTICK_ARCHITECTURE
 from study.errors import StudyFailed, TrialFailed, UserError, run_command
 from study.paths import REPOSITORY, run_dir
 from study.wording import duration
@@ -58,6 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--trial", type=int, metavar="N", help="this trial instead of the best one")
     what.add_argument("--reference", action="store_true", help="the reference network; needs no study")
+    what.add_argument(
+        "--yardstick",
+        action="store_true",
+        help="the published network of 97,530 parameters, trained as the best trial is (it pools, so it is no "
+        "candidate)",
+    )
     what.add_argument("--evaluate", metavar="BUNDLE", help="test a bundle again and compare with its record")
     parser.add_argument("--epochs", type=int, help=f"(default: {EPOCHS['cpu']} on a CPU, {EPOCHS['cuda']} on a GPU)")
     parser.add_argument(
@@ -138,10 +146,15 @@ def _find_target(options: argparse.Namespace) -> _Target:
         trial = best_trial(study) if options.trial is None else get_trial(study, options.trial)
         title = "best" if options.trial is None else f"trial-{trial.number}"
         facts = {"name": title, "study": name, "trial": trial.number}
-    facts["val_accuracy"] = trial.value
-    facts["trial_candidate_id"] = get_trial(study, facts["trial"]).user_attrs["candidate_id"]
+    candidate = candidate_of(trial)
+    if options.yardstick:
+        candidate = dataclasses.replace(candidate, architecture=YARDSTICK_ARCHITECTURE)
+        facts = {"name": "yardstick", "study": name, "recipe_of_trial": facts["trial"], "broken_limits": ["pooling"]}
+    else:
+        facts["val_accuracy"] = trial.value
+        facts["trial_candidate_id"] = get_trial(study, facts["trial"]).user_attrs["candidate_id"]
     return _Target(
-        candidate_of(trial),
+        candidate,
         out / facts["name"],
         facts,
         config.precision,

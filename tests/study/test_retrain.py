@@ -164,3 +164,17 @@ def test_exit_code_of_a_mistake(tmp_path: Path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: There is no study")
     assert done.stderr.count("\n") == 1
+
+
+def test_the_yardstick_has_the_best_trials_recipe(made_study: Path, made_cifar10: Path, tmp_path: Path):
+    import shutil
+
+    out = tmp_path / "study"
+    shutil.copytree(made_study, out)
+    arguments = ["--yardstick", "--epochs", "1", "--train-images", "128", "--device", "cpu", "--out", str(out)]
+    assert retrain.main(arguments) == 0
+    found = metrics(out / "yardstick")
+    assert (found["params"], found["receptive_field"], found["broken_limits"]) == (97_530, 186, ["pooling"])
+    best = json.loads((out / "best" / "candidate.json").read_text())
+    assert json.loads((out / "yardstick" / "candidate.json").read_text())["optimisation"] == best["optimisation"]
+    assert found["recipe_of_trial"] == metrics(out / "best")["trial"]
