@@ -25,8 +25,9 @@ from study.errors import UserError, run_command
 from study.paths import REPOSITORY, RESULTS, run_dir
 
 README = REPOSITORY / "README.md"
-BUNDLES = ("best", "reference", "yardstick")
+BUNDLES = ("best", "best-distilled", "reference", "yardstick")
 OTHERS = (
+    ("best-distilled", "the same, learning from a larger network besides"),
     ("reference", "reference network, our retrain"),
     ("yardstick", "published network of 97,530 parameters (it pools), trained as our best"),
 )

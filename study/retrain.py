@@ -4,6 +4,7 @@
     python -m study.retrain --trial 12          another trial          -> .../trial-12/
     python -m study.retrain --reference         the reference network  -> .../reference/
     python -m study.retrain --yardstick         a published network by the best trial's recipe -> .../yardstick/
+    python -m study.retrain --teacher           the best trial learns from a larger network -> .../best-distilled/
     python -m study.retrain --evaluate BUNDLE   tests a shipped bundle again
 
 No test image is loaded before the last optimizer step of the last seed. The last epoch is reported,
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from search_spaces.candidate import Augmentation, Candidate
 from search_spaces.cost import CostModel
 from search_spaces.reference import REFERENCE
+from search_spaces.teacher import TEACHER
 from search_spaces.training_dimensions import lengthened
 from search_spaces.yardstick import YARDSTICK_ARCHITECTURE
 from study.errors import StudyFailed, TrialFailed, UserError, run_command
@@ -86,6 +88,13 @@ def _parser() -> argparse.ArgumentParser:
         "reference)",
     )
     parser.add_argument(
+        "--teacher",
+        action="store_true",
+        help=f"first train a larger network of {TEACHER.architecture.params:,} parameters on the same images, then "
+        "learn from it",
+    )
+    parser.add_argument("--teacher-epochs", type=int, metavar="N", help="(default: as many as --epochs)")
+    parser.add_argument(
         "--target-accuracy", type=float, metavar="A", help="a fraction (default: the study's, else 0.85)"
     )
     from study.options import add_study_options
@@ -95,10 +104,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(options: argparse.Namespace) -> None:
-    for name in ("epochs", "seeds", "jobs"):
+    for name in ("epochs", "seeds", "jobs", "teacher_epochs"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1: {value}.")
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1: {value}.")
+    if options.teacher_epochs is not None and not options.teacher:
+        raise UserError(f"--teacher-epochs {options.teacher_epochs} needs --teacher.")
     if options.train_images is not None and not 10 <= options.train_images <= 50_000:
         raise UserError(f"--train-images must be between 10 and 50,000: {options.train_images:,}.")
     if options.target_accuracy is not None and not 0 < options.target_accuracy < 1:
@@ -183,7 +194,8 @@ def _retrain(options: argparse.Namespace) -> int:
         candidate = dataclasses.replace(candidate, augmentation=lengthened(candidate.augmentation, epochs * n_train))
     architecture = candidate.architecture
     seconds = epochs * n_seeds * cost.epoch_seconds(architecture, n_train) / jobs
-    checkpoints = target.folder.parent / "checkpoints"
+    folder = target.folder.with_name(f"{target.folder.name}-distilled") if options.teacher else target.folder
+    checkpoints = folder.parent / "checkpoints"
     candidate_id = candidate.candidate_id
     print(f"  retrain  {target.facts['name']}: candidate {candidate_id}, {architecture.params:,} parameters")
     print(f"    train  {n_train:,} images, {epochs} epochs, {n_seeds} seed{'s' * (n_seeds > 1)}, {precision}, {device}")
@@ -194,10 +206,18 @@ def _retrain(options: argparse.Namespace) -> int:
         _seed_config(epochs, seed, device, precision, shipped=seed == 0, n_loaders=n_loaders(device, jobs))
         for seed in range(n_seeds)
     ]
-    files = [checkpoints / f"{_key(candidate, config, n_train)}.pt" for config in configs]
     threads = max(1, n_cores() // jobs)
-    work = [(candidate, config, data, n_train, file, threads) for config, file in zip(configs, files, strict=True)]
+    teacher = _Teacher.of(options, candidate, configs[0], epochs, n_train, checkpoints) if options.teacher else None
+    files = [checkpoints / f"{_key(candidate, config, n_train, teacher)}.pt" for config in configs]
+    teacher_file = None if teacher is None else teacher.file
+    work = [
+        (candidate, config, data, n_train, file, threads, teacher_file)
+        for config, file in zip(configs, files, strict=True)
+    ]
     try:
+        if teacher is not None:
+            print(f"  teacher  {TEACHER.architecture.params:,} parameters, {teacher.config.epochs} epochs", flush=True)
+            train_seed(teacher.candidate, teacher.config, data, n_train, teacher.file, n_cores())
         if jobs == 1:
             for arguments in work:
                 train_seed(*arguments)
@@ -239,17 +259,53 @@ def _retrain(options: argparse.Namespace) -> int:
         "wall_s": sum(result.wall_s for result in results),
         "versions": versions(),
         "commit": _commit(),
+        **({} if teacher is None else {"name": folder.name, "teacher": teacher.report()}),
     }
     from study.bundle import write_bundle
 
-    write_bundle(target.folder, candidate, shipped.network, metrics, shipped.curve, test, shipped.logits)
+    write_bundle(folder, candidate, shipped.network, metrics, shipped.curve, test, shipped.logits)
     if target.study is not None:
         from study.report import write_report
 
-        write_report(target.study, target.folder.parent)
-    print(f"Bundle: {target.folder}")
+        write_report(target.study, folder.parent)
+    print(f"Bundle: {folder}")
     print(_verdict(accuracies, mean, target.target_accuracy))
     return 0
+
+
+@dataclass(frozen=True)
+class _Teacher:
+    """The larger network, how it is trained, and where its training is kept."""
+
+    candidate: Candidate
+    config: TrainingConfig
+    file: Path
+
+    @classmethod
+    def of(
+        cls,
+        options: argparse.Namespace,
+        student: Candidate,
+        config: TrainingConfig,
+        epochs: int,
+        n_train: int,
+        checkpoints: Path,
+    ) -> _Teacher:
+        candidate = dataclasses.replace(TEACHER, augmentation=student.augmentation)
+        config = dataclasses.replace(config, epochs=options.teacher_epochs or epochs, n_snapshots=0)
+        return cls(candidate, config, checkpoints / f"teacher-{_key(candidate, config, n_train)}.pt")
+
+    def report(self) -> dict[str, Any]:
+        """What it cost. Its test accuracy is nobody's business: it is not shipped."""
+        progress = load_progress(self.file)
+        assert progress is not None
+        return {
+            "params": self.candidate.architecture.params,
+            "macs": self.candidate.architecture.macs,
+            "epochs": self.config.epochs,
+            "train_accuracy": progress.records[-1].train_accuracy,
+            "wall_s": sum(record.wall_s for record in progress.records),
+        }
 
 
 def _raised(before: Augmentation, after: Augmentation) -> str:
@@ -259,9 +315,17 @@ def _raised(before: Augmentation, after: Augmentation) -> str:
 
 
 def train_seed(
-    candidate: Candidate, config: TrainingConfig, data: str, n_train: int, file: Path, n_threads: int
+    candidate: Candidate,
+    config: TrainingConfig,
+    data: str,
+    n_train: int,
+    file: Path,
+    n_threads: int,
+    teacher_file: Path | None = None,
 ) -> None:
     """Trains one seed to its end, from `file` if it was begun before, and leaves the result there.
+
+    With `teacher_file`, the finished training of `TEACHER`, it learns from that too.
 
     Raises:
         TrialFailed: It diverged or ran out of memory.
@@ -301,8 +365,17 @@ def train_seed(
             print(f"seed {config.seed}: stopped; the same command goes on from here", flush=True)
             raise KeyboardInterrupt
 
+    teacher = None
+    if teacher_file is not None:
+        from study.model import build
+
+        finished = load_progress(teacher_file)
+        if finished is None:
+            raise StudyFailed(f"the teacher in {teacher_file} cannot be read; run the same command again.")
+        teacher = build(TEACHER.architecture)
+        teacher.load_state_dict(finished.ema)
     with interrupted:
-        trained = train(candidate, images, config, None, on_epoch, resume, on_checkpoint)
+        trained = train(candidate, images, config, None, on_epoch, resume, on_checkpoint, teacher)
     save_progress(_finished(trained, config.epochs), file)
 
 
@@ -412,7 +485,7 @@ def _seed_config(epochs: int, seed: int, device: str, precision: str, shipped: b
     return TrainingConfig(epochs, seed, device, precision, n_loaders, snapshots, compiled=True)
 
 
-def _key(candidate: Candidate, config: TrainingConfig, n_train: int) -> str:
+def _key(candidate: Candidate, config: TrainingConfig, n_train: int, teacher: _Teacher | None = None) -> str:
     """Names a checkpoint by everything that its training depends on."""
     from search_spaces.architecture import identifier
     from study.config import AUGMENTATION_ORDER
@@ -425,6 +498,7 @@ def _key(candidate: Candidate, config: TrainingConfig, n_train: int) -> str:
         config.n_snapshots,
         n_train,
         AUGMENTATION_ORDER,
+        *([teacher.file.stem] if teacher is not None else []),
     ]
     return f"{candidate.candidate_id}-seed{config.seed}-{identifier(what)}"
 

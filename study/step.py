@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from study.batches import Batch, normalise, place
+from study.distillation import distilled
 from study.model import Network
 
 N_WARM_UP = 3
@@ -70,7 +71,9 @@ class Step:
         precision: str,
         device: str,
         resident: torch.Tensor | None = None,
+        teacher: Network | None = None,
     ) -> None:
+        self.teacher = teacher
         self.network, self.ema, self.optimizer = network, ema, optimizer
         self.label_smoothing, self.precision, self.device = label_smoothing, precision, device
         self.resident = resident
@@ -171,8 +174,13 @@ class Step:
         else:
             pixels = place(images, torch.arange(len(labels), device=self.device), moves)
         with autocast(self.device, self.precision):
-            logits = self._forward(normalise(pixels)).float()
+            pixels = normalise(pixels)
+            logits = self._forward(pixels).float()
+            with torch.no_grad():
+                teacher_logits = None if self.teacher is None else self.teacher(pixels).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        if teacher_logits is not None:
+            loss = distilled(loss, logits, teacher_logits)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()

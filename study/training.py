@@ -141,6 +141,7 @@ def train(
     on_epoch: Callable[[EpochRecord], None] | None = None,
     resume: Progress | None = None,
     on_checkpoint: Callable[[Callable[[], Progress]], None] | None = None,
+    teacher: Network | None = None,
 ) -> Trained:
     """Trains `candidate` on `images`.
 
@@ -153,12 +154,13 @@ def train(
         resume: Where an interrupted training of the same arguments stood. It then goes on exactly.
         on_checkpoint: Called after every step with a function that captures the progress; decides itself
             when to call it.
+        teacher: A trained network to learn from besides the labels, if given; it stays as it is.
 
     Raises:
         TrialFailed: The loss became NaN or infinite, or memory ran out.
     """
     try:
-        return _Training(candidate, images, config, validation).run(on_epoch, resume, on_checkpoint)
+        return _Training(candidate, images, config, validation, teacher).run(on_epoch, resume, on_checkpoint)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise TrialFailed(f"out of memory: {str(error).splitlines()[0] if str(error) else 'MemoryError'}") from error
     except RuntimeError as error:
@@ -207,7 +209,14 @@ def learning_rate(optimisation: Optimisation, step: int, n_steps: int) -> float:
 
 
 class _Training:
-    def __init__(self, candidate: Candidate, images: Images, config: TrainingConfig, validation: Images | None) -> None:
+    def __init__(
+        self,
+        candidate: Candidate,
+        images: Images,
+        config: TrainingConfig,
+        validation: Images | None,
+        teacher: Network | None = None,
+    ) -> None:
         self.candidate, self.images, self.config, self.validation = candidate, images, config, validation
         self.network = (
             build(candidate.architecture, config.seed).to(config.device).to(memory_format=torch.channels_last)
@@ -219,6 +228,8 @@ class _Training:
         self.ema = Ema(self.network, config.ema_half_life * self.steps_per_epoch)
         on_gpu = config.device == "cuda"
         resident = on_gpu and not needs_albumentations(candidate.augmentation)
+        if teacher is not None:
+            teacher = teacher.to(config.device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
         self.step = Step(
             self.network,
             self.ema,
@@ -227,6 +238,7 @@ class _Training:
             config.precision,
             config.device,
             _pixels(images).to(config.device) if resident else None,
+            teacher,
         )
         self.val_pixels = None if validation is None else _pixels(validation).to(config.device)
         self.progress = Progress()
