@@ -8,14 +8,15 @@ from search_spaces.multiscale import MultiscaleSpace
 from search_spaces.separable import SeparableSpace
 from search_spaces.space import SearchSpace
 
-__all__ = ["DEFAULT_SPACE", "SPACES", "SearchSpace", "UnknownSpaceError", "get_space"]
+__all__ = ["DEFAULT_SPACE", "GPU_SPACE", "SPACES", "SearchSpace", "UnknownSpaceError", "get_space"]
 
 SPACES: dict[str, type[SearchSpace]] = {
     space.name: space for space in (BestSpace, DilatedSpace, MultiscaleSpace, SeparableSpace)
 }
 """Every search space by the name that `--space` takes. Another space: one file, one entry here."""
 
-DEFAULT_SPACE = DilatedSpace.name
+DEFAULT_SPACE, GPU_SPACE = DilatedSpace.name, BestSpace.name
+"""What is searched unless a space is named: convolutions that a CPU is quick at, and what only a GPU affords."""
 
 
 class UnknownSpaceError(ValueError):

@@ -24,12 +24,13 @@ from multiprocessing import connection as mp_connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search_spaces import DEFAULT_SPACE, SPACES
+from search_spaces import DEFAULT_SPACE, GPU_SPACE, SPACES
 from search_spaces.constraints import Clock, InfeasibleError, Limits
 from search_spaces.cost import CostModel
 from search_spaces.reference import REFERENCE_ARCHITECTURE
 from search_spaces.space import Params, SearchSpace
 from study.errors import EXIT_INTERRUPTED, StudyFailed, UserError, run_command
+from study.options import default_space, space_name
 from study.paths import run_dir
 from study.wording import duration, percent
 
@@ -93,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
 
     add_study_options(parser)
     search = parser.add_argument_group("search (fixed when a study is created)")
-    search.add_argument("--space", help=f"one of: {', '.join(sorted(SPACES))} (default: {DEFAULT_SPACE})")
+    search.add_argument(
+        "--space", help=f"one of: {', '.join(sorted(SPACES))} (default: {GPU_SPACE} on a GPU, {DEFAULT_SPACE} else)"
+    )
     search.add_argument("--seed", type=int, help="base of all seeds (default: 0)")
     search.add_argument("--sampler", choices=("tpe", "random", "gp"), help="(default: tpe)")
     search.add_argument(
@@ -271,7 +274,7 @@ class Run:
         from study.search import DEFAULT_PRUNER, check_names
 
         options = self.options
-        open_space(options.space or DEFAULT_SPACE)
+        open_space(space_name(options))
         n_train = N_SEARCH if options.train_images is None else options.train_images
         check_sizes(n_train, N_VALIDATION if options.val_images is None else options.val_images)
         check_names(options.sampler or "tpe", options.pruner or ("none" if options.sampler == "gp" else DEFAULT_PRUNER))
@@ -327,7 +330,7 @@ class Run:
 
         options = self.options
         epochs, train_images = FIDELITY[device]
-        space = open_space(options.space or DEFAULT_SPACE)
+        space = open_space(space_name(options))
         defaults = {
             "space": space.name,
             "epochs": epochs,
@@ -405,7 +408,7 @@ class Run:
         words = ["python -m study.retrain"]
         if self.options.storage:
             words.append(f"--storage {shlex.quote(hide_password(self.url))}")
-        if self._retrained_name() != DEFAULT_SPACE:
+        if self._retrained_name() != default_space():
             words.append(f"--study-name {shlex.quote(self._retrained_name())}")
         if self.options.out:
             words.append(f"--out {shlex.quote(self.options.out)}")
