@@ -10,7 +10,7 @@
     |   |- residual_scale       learned, per channel: body (starts small) | identity (starts at 1)
     |   `- budget_frac          share of the parameter limit; w1 is solved to spend it
     |- augmentation             flip, crop_padding, affine_p, shift_frac, scale_frac, rotate_deg,
-    |                           dropout_p, dropout_hole
+    |                           dropout_p, dropout_hole, colour_p, colour_strength, mixup
     `- optimisation             optimizer (sgd | adamw | muon), lr, weight_decay, adamw_lr, adamw_weight_decay,
                                 muon_lr, muon_weight_decay, batch_size, label_smoothing
 
@@ -27,7 +27,7 @@ from typing import Any
 from search_spaces.constraints import Clock, Limits
 from search_spaces.multiscale import GROUPED, MultiscaleSpace
 from search_spaces.space import Choice, Decoded, Dimension, Integer, Params, Real, SearchSpace
-from search_spaces.training_dimensions import DEFAULT_TRAINING, TRAINING_DIMENSIONS
+from search_spaces.training_dimensions import DEFAULT_TRAINING, LONG_DIMENSIONS, TRAINING_DIMENSIONS
 
 _TREE = (__doc__ or "").split("\n\n")[1]
 
@@ -52,6 +52,7 @@ _DIMENSIONS: dict[str, Dimension] = {
     "expansion": Real(0.75, 2.0),
     "activation": Choice(("gelu", "silu")),
     "residual_scale": Choice(("body", "identity")),
+    **LONG_DIMENSIONS,
     **TRAINING_DIMENSIONS,
 }
 
@@ -65,6 +66,9 @@ _DEFAULT_PARAMS: dict[str, Any] = {
     "expansion": 1.0,
     "activation": "silu",
     "residual_scale": "identity",
+    "colour_p": 0.0,
+    "colour_strength": 0.1,
+    "mixup": 0.0,
     **DEFAULT_TRAINING,
 }
 

@@ -13,7 +13,7 @@ from search_spaces.architecture import Architecture, ArchitectureError, identifi
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Strengths of the augmentation: affine transform, dropout, crop and flip, applied in this order.
+    """Strengths of the augmentation: affine transform, colour, dropout, crop, flip and mixup, applied in this order.
 
     Attributes:
         flip_p: Probability of a horizontal flip, in [0, 1].
@@ -24,6 +24,11 @@ class Augmentation:
         rotate_deg: Largest rotation in degrees.
         dropout_p: Probability of a CoarseDropout hole filled with the data mean, in [0, 1].
         dropout_hole: Side of the square hole in pixels.
+        colour_p: Probability of a change of brightness, contrast, saturation and hue, in [0, 1].
+        colour_strength: Largest relative change of the first three; of the hue a quarter of it, in turns.
+        sharpen_p: Probability of sharpening, in [0, 1].
+        mixup: Images of a batch are mixed in pairs with weights from Beta(a, a) (Zhang et al. 2018), where a grows
+            from 0 to this over the training; 0 mixes none.
     """
 
     flip_p: float = 0.5
@@ -34,6 +39,10 @@ class Augmentation:
     rotate_deg: float = 0.0
     dropout_p: float = 0.0
     dropout_hole: int = 8
+    colour_p: float = 0.0
+    colour_strength: float = 0.0
+    sharpen_p: float = 0.0
+    mixup: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,7 @@ class Candidate:
         """A JSON-ready dict; `from_json` inverts it exactly."""
         return {
             "architecture": self.architecture.to_json(),
-            "augmentation": dataclasses.asdict(self.augmentation),
+            "augmentation": _json(self.augmentation),
             "optimisation": _json(self.optimisation),
         }
 
@@ -103,9 +112,9 @@ class Candidate:
             raise ArchitectureError(f"Not a description of a candidate: {error}.") from error
 
 
-_LEFT_OUT = {"optimizer": "sgd"}
+_LEFT_OUT = {"optimizer": "sgd", "colour_p": 0.0, "colour_strength": 0.0, "sharpen_p": 0.0, "mixup": 0.0}
 """Fields that came later; at these values they are not written, so that ids of older candidates stay."""
 
 
-def _json(part: Optimisation) -> dict[str, Any]:
+def _json(part: Augmentation | Optimisation) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(part).items() if _LEFT_OUT.get(name) != value}

@@ -34,6 +34,13 @@ TRAINING_DIMENSIONS: dict[str, Dimension] = {
     "batch_size": Choice((64, 128, 256)),
     "label_smoothing": Real(0.0, 0.15),
 }
+LONG_DIMENSIONS: dict[str, Dimension] = {
+    "colour_p": Real(0.0, 0.5),
+    "colour_strength": Real(0.0, 0.4),
+    "mixup": Real(0.0, 0.4),
+}
+"""Further augmentation, for spaces whose trials are long enough to want it."""
+
 _OF_OPTIMIZER = {"sgd": "", "adamw": "adamw_", "muon": "muon_"}
 """Every optimizer has a rate and a decay of its own: one name, one fixed distribution."""
 
@@ -115,6 +122,7 @@ def decode_augmentation(params: Params) -> Augmentation:
         rotate_deg=params["rotate_deg"],
         dropout_p=params["dropout_p"],
         dropout_hole=params["dropout_hole"],
+        **{name: params[name] for name in LONG_DIMENSIONS if name in params},
     )
 
 

@@ -1,6 +1,6 @@
 """Augmented images: albumentations on uint8 all the way, exact for a seed.
 
-Affine transform and dropout are albumentations', freshly for every image and epoch. Crops and flips only
+Affine transform, colour and dropout are albumentations', freshly for every image and epoch. Crops and flips only
 move pixels: they are drawn here and carried out for the whole batch at once where the training runs
 (`study.batches.place`), at a tenth of the price.
 
@@ -41,11 +41,20 @@ class BatchSpec:
 
 def needs_albumentations(augmentation: Augmentation) -> bool:
     """Whether anything is left to do beside crops and flips."""
-    return _has_affine(augmentation) or augmentation.dropout_p > 0
+    return (
+        _has_affine(augmentation)
+        or _has_colour(augmentation)
+        or augmentation.sharpen_p > 0
+        or augmentation.dropout_p > 0
+    )
 
 
 def _has_affine(a: Augmentation) -> bool:
     return a.affine_p > 0 and max(a.shift_frac, a.scale_frac, a.rotate_deg) > 0
+
+
+def _has_colour(a: Augmentation) -> bool:
+    return a.colour_p > 0 and a.colour_strength > 0
 
 
 def compose(augmentation: Augmentation) -> Any:
@@ -70,6 +79,14 @@ def compose(augmentation: Augmentation) -> Any:
                 p=a.affine_p,
             )
         )
+    if _has_colour(a):
+        around = (1 - a.colour_strength, 1 + a.colour_strength)
+        turn = a.colour_strength / 4
+        transforms.append(
+            A.ColorJitter(brightness=around, contrast=around, saturation=around, hue=(-turn, turn), p=a.colour_p)
+        )
+    if a.sharpen_p > 0:
+        transforms.append(A.Sharpen(p=a.sharpen_p))
     if a.dropout_p > 0:
         hole = (a.dropout_hole, a.dropout_hole)
         transforms.append(
@@ -94,6 +111,18 @@ def draw_moves(augmentation: Augmentation, n: int, rng: np.random.Generator) -> 
     shifts = rng.integers(-padding, padding + 1, (n, 2))
     flipped = rng.random((n, 1)) < augmentation.flip_p
     return np.concatenate([shifts, flipped], axis=1)
+
+
+def mixing_weight(augmentation: Augmentation, seed: int, step: int, n_steps: int) -> float:
+    """What an image counts for in its mixture at `step` of `n_steps`, in [0.5, 1]; its partner counts for the rest.
+
+    The partner of an image is the one at the same place from the batch's other end: batches are in random order.
+    """
+    strength = augmentation.mixup * step / n_steps
+    if strength <= 0:
+        return 1.0
+    weight = np.random.default_rng(np.random.SeedSequence([seed, step], spawn_key=(1,))).beta(strength, strength)
+    return float(max(weight, 1 - weight))
 
 
 class AugmentedBatches:

@@ -72,20 +72,24 @@ class Step:
         device: str,
         resident: torch.Tensor | None = None,
         teacher: Network | None = None,
+        mixes: bool = False,
     ) -> None:
-        self.teacher = teacher
+        self.teacher, self.mixes = teacher, mixes
         self.network, self.ema, self.optimizer = network, ema, optimizer
         self.label_smoothing, self.precision, self.device = label_smoothing, precision, device
         self.resident = resident
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
         self._lr = torch.zeros((), device=device)
+        self._mix = torch.ones((), device=device)
         self._ema_weight = torch.zeros((), device=device)
         self._forward: Callable[[torch.Tensor], torch.Tensor] = network
         self._inputs: Batch | None = None
         self._graph: Any = None
 
-    def __call__(self, batch: Batch, lr: float, ema_weight: float) -> None:
-        """Trains on `batch`, whose tensors may be anywhere, with learning rate `lr`."""
+    def __call__(self, batch: Batch, lr: float, ema_weight: float, mix: float = 1.0) -> None:
+        """Trains on `batch`, whose tensors may be anywhere, with learning rate `lr`; images count for `mix`."""
+        if self.mixes:
+            self._mix.fill_(mix)
         if self._inputs is None:
             images, labels, moves = (tensor.to(self.device, non_blocking=True) for tensor in batch)
             for group in self.optimizer.param_groups:
@@ -175,10 +179,15 @@ class Step:
             pixels = place(images, torch.arange(len(labels), device=self.device), moves)
         with autocast(self.device, self.precision):
             pixels = normalise(pixels)
+            if self.mixes:
+                pixels = torch.lerp(pixels.flip(0), pixels, self._mix.to(pixels.dtype))
             logits = self._forward(pixels).float()
             with torch.no_grad():
                 teacher_logits = None if self.teacher is None else self.teacher(pixels).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        if self.mixes:
+            partners = F.cross_entropy(logits, labels.flip(0), label_smoothing=self.label_smoothing)
+            loss = torch.lerp(partners, loss, self._mix)
         if teacher_logits is not None:
             loss = distilled(loss, logits, teacher_logits)
         self.optimizer.zero_grad(set_to_none=True)

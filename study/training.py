@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from search_spaces.candidate import Candidate, Optimisation
-from study.augmentation import AugmentedBatches, EpochOrder, needs_albumentations, training_order
+from study.augmentation import AugmentedBatches, EpochOrder, mixing_weight, needs_albumentations, training_order
 from study.batches import Batch, batches, normalise
 from study.data import Images
 from study.errors import TrialFailed
@@ -239,6 +239,7 @@ class _Training:
             config.device,
             _pixels(images).to(config.device) if resident else None,
             teacher,
+            candidate.augmentation.mixup > 0,
         )
         self.val_pixels = None if validation is None else _pixels(validation).to(config.device)
         self.progress = Progress()
@@ -285,7 +286,8 @@ class _Training:
             waited += time.perf_counter() - asked
             position = epoch * self.steps_per_epoch + number
             lr = learning_rate(o, position, self.n_steps)
-            step(batch, lr, self.ema.weight(position))
+            mix = mixing_weight(self.candidate.augmentation, self.config.seed, position, self.n_steps)
+            step(batch, lr, self.ema.weight(position), mix)
             seen += len(batch[1])
             if on_checkpoint is not None and number + 1 < self.steps_per_epoch:
                 progress.batch = number + 1

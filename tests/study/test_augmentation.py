@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import multiprocessing
 import pickle
 
@@ -16,6 +17,7 @@ from study.augmentation import (
     BatchSpec,
     EpochOrder,
     compose,
+    mixing_weight,
     needs_albumentations,
     training_order,
 )
@@ -235,3 +237,35 @@ def test_fewer_images_than_a_batch_make_one_batch() -> None:
     order = EpochOrder(30, 128, seed=0, epoch=0)
     assert len(order) == 1
     assert sorted(order[0].indices) == list(range(30))
+
+
+def test_colour_and_sharpening_have_their_probability_and_strength() -> None:
+    for name in ("colour_p", "sharpen_p"):
+        still = dataclasses.replace(NONE, colour_strength=0.3)
+        noisy = np.random.default_rng(0).integers(60, 196, (400, 32, 32, 3)).astype(np.uint8)
+        images = Images(noisy, np.arange(400) % 10)
+        spec = BatchSpec(0, 0, np.arange(400))
+        assert np.array_equal(AugmentedBatches(images, still, 3)[spec][0], noisy)
+        half = AugmentedBatches(images, dataclasses.replace(still, **{name: 0.5}), 3)[spec][0]
+        changed = [not np.array_equal(a, b) for a, b in zip(half, noisy, strict=True)]
+        assert 0.4 < np.mean(changed) < 0.6
+    grey = Images(np.full((200, 32, 32, 3), 100, np.uint8), np.zeros(200, np.int64))
+    always = dataclasses.replace(NONE, colour_p=1.0, colour_strength=0.2)
+    found = AugmentedBatches(grey, always, 3)[BatchSpec(0, 0, np.arange(200))][0]
+    # Of an even grey only the brightness shows: at most a fifth.
+    assert found.min() >= 79
+    assert found.max() <= 121
+    assert len(np.unique(found)) > 20
+    assert not needs_albumentations(dataclasses.replace(NONE, colour_p=1.0))  # of no strength
+
+
+def test_mixing_begins_at_nothing_and_grows() -> None:
+    mixing = dataclasses.replace(NONE, mixup=0.4)
+    assert mixing_weight(mixing, 0, 0, 1000) == 1.0
+    assert all(mixing_weight(NONE, 0, step, 1000) == 1.0 for step in (0, 500, 999))
+    weights = [[mixing_weight(mixing, seed, step, 1000) for seed in range(300)] for step in (50, 500, 999)]
+    assert all(0.5 <= weight <= 1.0 for row in weights for weight in row)
+    means = [np.mean(row) for row in weights]
+    assert means[0] > means[1] > means[2]
+    assert mixing_weight(mixing, 3, 500, 1000) == weights[1][3]  # the same after any restart
+    assert not needs_albumentations(mixing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from search_spaces.architecture import Architecture, Conv, Residual
 from search_spaces.candidate import Augmentation, Candidate, Optimisation
-from study.batches import place
+from study.batches import normalise, place
 from study.data import Images
 from study.training import TrainingConfig, _Training
 
@@ -138,3 +139,45 @@ def test_label_smoothing_reaches_the_step(tiny_images: Images) -> None:
     candidate = dataclasses.replace(CANDIDATE, optimisation=smooth)
     made = _Training(candidate, tiny_images, TrainingConfig(1, seed=5), None)
     assert made.step.label_smoothing == 0.3
+
+
+def test_mixing_is_of_images_and_of_losses(tiny_images: Images) -> None:
+    """Against the formula, with the weights before the step."""
+    mixing = dataclasses.replace(CANDIDATE, augmentation=dataclasses.replace(CANDIDATE.augmentation, mixup=0.3))
+    for mix in (1.0, 0.7):
+        made = _Training(mixing, tiny_images, TrainingConfig(1, seed=5, precision="float32"), None)
+        made.network.train()
+        batch = next(made.batches(0))
+        images, labels, moves = batch
+        x = normalise(place(images, torch.arange(len(labels)), moves))
+        logits = copy.deepcopy(made.network)(mix * x + (1 - mix) * x.flip(0))
+        expected = sum(
+            weight * torch.nn.functional.cross_entropy(logits, target, label_smoothing=0.05)
+            for weight, target in ((mix, labels), (1 - mix, labels.flip(0)))
+        )
+        made.step(batch, 0.01, 0.5, mix)
+        assert float(made.step.sums[0]) / len(labels) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_a_captured_step_mixes_with_the_weight_of_every_call(tiny_images: Images) -> None:
+    mixing = dataclasses.replace(CANDIDATE, augmentation=dataclasses.replace(CANDIDATE.augmentation, mixup=0.3))
+    found = []
+    for captured in (False, True):
+        made = _Training(mixing, tiny_images, TrainingConfig(1, seed=5, precision="float32"), None)
+        made.network.train()
+        if captured:
+            made.step.capture(made._example())
+        source = made.batches(0)
+        for mix in (1.0, 0.6, 0.8):
+            made.step(next(source), 0.01, 0.5, mix)
+        found.append(float(made.step.sums[0]))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_training_mixes_as_its_candidate_says(tiny_images: Images) -> None:
+    mixing = dataclasses.replace(CANDIDATE, augmentation=dataclasses.replace(CANDIDATE.augmentation, mixup=0.4))
+    config = TrainingConfig(2, seed=5, precision="float32")
+    with_it, without = (_Training(each, tiny_images, config, None) for each in (mixing, CANDIDATE))
+    assert (with_it.step.mixes, without.step.mixes) == (True, False)
+    losses = [each.run(None, None, None).records[-1].train_loss for each in (with_it, without)]
+    assert losses[0] != losses[1]
