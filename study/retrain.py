@@ -194,7 +194,12 @@ def _retrain(options: argparse.Namespace) -> int:
         candidate = dataclasses.replace(candidate, augmentation=lengthened(candidate.augmentation, epochs * n_train))
     architecture = candidate.architecture
     seconds = epochs * n_seeds * cost.epoch_seconds(architecture, n_train) / jobs
-    folder = target.folder.with_name(f"{target.folder.name}-distilled") if options.teacher else target.folder
+    folder = target.folder
+    if options.teacher:
+        folder = folder.with_name(f"{folder.name}-distilled")
+        lesson = cost.epoch_seconds(TEACHER.architecture, n_train)
+        # Its own training, and its forward passes, a third of one, in every epoch of every seed.
+        seconds += (options.teacher_epochs or epochs) * lesson + epochs * n_seeds * lesson / 3 / jobs
     checkpoints = folder.parent / "checkpoints"
     candidate_id = candidate.candidate_id
     print(f"  retrain  {target.facts['name']}: candidate {candidate_id}, {architecture.params:,} parameters")
