@@ -27,6 +27,7 @@ from search_spaces.cost import CostModel, Work
 from search_spaces.reference import REFERENCE, REFERENCE_ARCHITECTURE
 from study.errors import StudyFailed, UserError
 from study.paths import cache_dir
+from study.processes import end_with_parent
 
 BATCH = 128
 N_WARMUP, N_TIMED = 2, 6
@@ -144,7 +145,7 @@ def calibrate(device: str) -> Calibration:
     except (OSError, ValueError, TypeError, KeyError):
         pass
     # In a process of its own: a GPU context or thread pools must not stay behind in the caller.
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent) as pool:
         try:
             found = pool.submit(_measure, device).result()
         except BrokenProcessPool as error:

@@ -12,6 +12,7 @@ import multiprocessing
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from search_spaces.architecture import identifier
 from search_spaces.reference import REFERENCE
 from study.calibration import hardware, n_cores, n_loaders, versions
 from study.paths import cache_dir
+from study.processes import end_with_parent
 
 N_IMAGES = {"cpu": 3_840, "cuda": 25_600}
 """Images of an epoch of each training: seconds on a CPU, some tenths of a second on a GPU."""
@@ -92,9 +94,11 @@ def images_per_second(device: str, precision: str, jobs: int, n_images: int) -> 
         BrokenProcessPool: One of them was killed; most likely memory ran out.
     """
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
+    manager = SyncManager(ctx=context)
+    manager.start(end_with_parent)
+    with manager:
         barrier = manager.Barrier(jobs)
-        with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        with ProcessPoolExecutor(jobs, context, end_with_parent) as pool:
             found = [pool.submit(_train, device, precision, jobs, n_images, barrier) for _ in range(jobs)]
             return sum(future.result() for future in found)
 

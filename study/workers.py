@@ -12,7 +12,6 @@ import gc
 import multiprocessing
 import os
 import signal
-import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from study.objective import Slot  # imports torch: a worker's module, the supervisor imports it late
+from study.processes import end_with_parent
 
 COLLECT_ALL_EVERY = 20
 """Trials between two garbage collections that look at everything."""
@@ -160,7 +160,7 @@ def _visible(gpu: str | None) -> Iterator[None]:
 
 def _main(connection: Connection, setup: WorkerSetup) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         _serve(connection, setup)
     except (EOFError, BrokenPipeError):
@@ -168,13 +168,6 @@ def _main(connection: Connection, setup: WorkerSetup) -> None:
     except Exception:  # not swallowed: told, and the process ends with an error
         connection.send(Crashed(traceback.format_exc()))
         raise SystemExit(1) from None
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _set_aside(n_trials: int) -> None:
