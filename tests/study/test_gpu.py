@@ -16,6 +16,7 @@ from search_spaces.reference import REFERENCE
 from study.concurrency import images_per_second
 from study.data import Images, load_train, search_split
 from study.errors import TrialFailed
+from study.model import build
 from study.training import EpochRecord, TrainingConfig, _Training, train
 
 pytestmark = [
@@ -48,21 +49,40 @@ def images() -> Images:
     return Images(pixels, labels.astype(np.int64))
 
 
-def candidate(augmentation: Augmentation, lr: float = 0.05) -> Candidate:
-    return Candidate(SMALL, augmentation, Optimisation(lr=lr, batch_size=128))
+def candidate(augmentation: Augmentation, lr: float = 0.05, optimizer: str = "sgd") -> Candidate:
+    return Candidate(SMALL, augmentation, Optimisation(lr=lr, batch_size=128, optimizer=optimizer))
 
 
 def gpu(epochs: int = 2, **options: object) -> TrainingConfig:
     return TrainingConfig(epochs, seed=3, device="cuda", **{"n_loaders": 2, **options})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("augmentation", [MOVED, CHANGED], ids=["resident", "loaded"])
-def test_twenty_graph_steps_are_twenty_eager_steps(images: Images, augmentation: Augmentation) -> None:
+@pytest.mark.parametrize(
+    ("augmentation", "optimizer", "taught"),
+    [
+        (MOVED, "sgd", False),
+        (CHANGED, "sgd", False),
+        (MOVED, "adamw", False),
+        (MOVED, "muon", False),
+        (dataclasses.replace(MOVED, mixup=0.4), "sgd", False),
+        (MOVED, "sgd", True),
+    ],
+    ids=["resident", "loaded", "adamw", "muon", "mixup", "taught"],
+)
+def test_twenty_graph_steps_are_twenty_eager_steps(
+    images: Images, augmentation: Augmentation, optimizer: str, taught: bool
+) -> None:
     found = []
     for capture in (True, False):
         # In float32 without tf32, so that only the order of sums may differ.
         torch.backends.cudnn.allow_tf32 = False
-        each = _Training(candidate(augmentation), images, gpu(epochs=1, precision="float32", capture=capture), None)
+        each = _Training(
+            candidate(augmentation, 0.05 if optimizer == "sgd" else 0.005, optimizer),
+            images,
+            gpu(epochs=1, precision="float32", capture=capture),
+            None,
+            build(SMALL, seed=9) if taught else None,
+        )
         each.run(None, None, None)
         found.append(each)
     graph, eager = found
