@@ -31,7 +31,7 @@ usage() {
 steps=(
   correctness same-as-cpu
   throughput throughput-cores epoch trials-per-hour slots busy busy-augmented memory startup
-  study rerank retrain reference yardstick
+  study rerank retrain reference yardstick distilled
   study-100k rerank-100k retrain-100k
   samplers publish
 )
@@ -98,6 +98,7 @@ run_step() {
     retrain) retrain "${where[@]}" ;;
     reference) retrain --reference "${where[@]}" ;;
     yardstick) retrain --yardstick "${where[@]}" ;;
+    distilled) retrain --teacher "${where[@]}" ;;
     study-100k) "$python" -m study.run --space best --max-params 100000 --trials "$trials" --device "$device" \
       "${where_100k[@]}" ${tiny_study[@]+"${tiny_study[@]}"} ;;
     rerank-100k) "$python" -m study.rerank --device "$device" "${where_100k[@]}" ${tiny_rerank[@]+"${tiny_rerank[@]}"} ;;

@@ -30,6 +30,7 @@ from search_spaces.training_dimensions import lengthened
 from search_spaces.yardstick import YARDSTICK_ARCHITECTURE
 from study.errors import StudyFailed, TrialFailed, UserError, run_command
 from study.paths import REPOSITORY, run_dir
+from study.run import jobs_option
 from study.wording import duration
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from study.training import Progress, Trained, TrainingConfig
 
-EPOCHS = {"cpu": 100, "cuda": 200}
+EPOCHS = {"cpu": 100, "cuda": 300}
 SEEDS = {"cpu": 1, "cuda": 5}
 MAX_SNAPSHOTS = 40
 CHECKPOINT_S = 60
@@ -73,7 +74,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seeds", type=int, metavar="N", help=f"(default: {SEEDS['cpu']} on a CPU, {SEEDS['cuda']} on a GPU)"
     )
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="seeds at once (default: 1)")
+    parser.add_argument(
+        "--jobs",
+        type=jobs_option,
+        default="auto",
+        metavar="N",
+        help="seeds at once; auto measures once on this machine what is fastest (default: auto)",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     parser.add_argument(
         "--data", metavar="DIR", help="folder with cifar-10-batches-py (default: $STUDY_DATA, else downloaded)"
@@ -106,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
 def _check(options: argparse.Namespace) -> None:
     for name in ("epochs", "seeds", "jobs", "teacher_epochs"):
         value = getattr(options, name)
-        if value is not None and value < 1:
+        if isinstance(value, int) and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1: {value}.")
     if options.teacher_epochs is not None and not options.teacher:
         raise UserError(f"--teacher-epochs {options.teacher_epochs} needs --teacher.")
@@ -181,7 +188,6 @@ def _retrain(options: argparse.Namespace) -> int:
     from study.data import find_folder, load_test, load_train
 
     device = resolve_device(options.device)
-    jobs = min(options.jobs, n_cores())
     data = str(find_folder(options.data).resolve())
     n_train = options.train_images or len(load_train(data))
     cost, precision = target.cost, target.precision
@@ -189,21 +195,24 @@ def _retrain(options: argparse.Namespace) -> int:
         calibration = calibrate(device)
         cost, precision = calibration.cost, calibration.precision
     epochs, n_seeds = options.epochs or EPOCHS[device], options.seeds or SEEDS[device]
+    jobs, gain = _seeds_at_once(options.jobs, n_seeds, device, precision)
     candidate = target.candidate
     if options.augmentation == "lengthened" or (options.augmentation is None and not options.reference):
         candidate = dataclasses.replace(candidate, augmentation=lengthened(candidate.augmentation, epochs * n_train))
     architecture = candidate.architecture
-    seconds = epochs * n_seeds * cost.epoch_seconds(architecture, n_train) / jobs
+    seconds = epochs * n_seeds * cost.epoch_seconds(architecture, n_train) / gain
     folder = target.folder
     if options.teacher:
         folder = folder.with_name(f"{folder.name}-distilled")
         lesson = cost.epoch_seconds(TEACHER.architecture, n_train)
         # Its own training, and its forward passes, a third of one, in every epoch of every seed.
-        seconds += (options.teacher_epochs or epochs) * lesson + epochs * n_seeds * lesson / 3 / jobs
+        seconds += (options.teacher_epochs or epochs) * lesson + epochs * n_seeds * lesson / 3 / gain
     checkpoints = folder.parent / "checkpoints"
     candidate_id = candidate.candidate_id
     print(f"  retrain  {target.facts['name']}: candidate {candidate_id}, {architecture.params:,} parameters")
-    print(f"    train  {n_train:,} images, {epochs} epochs, {n_seeds} seed{'s' * (n_seeds > 1)}, {precision}, {device}")
+    at_once = f" ({jobs} at once)" if jobs > 1 else ""
+    seeds = f"{n_seeds} seed{'s' * (n_seeds > 1)}{at_once}"
+    print(f"    train  {n_train:,} images, {epochs} epochs, {seeds}, {precision}, {device}")
     print(f" expected  about {duration(seconds)}; stopped, the same command goes on from its checkpoint", flush=True)
     if candidate != target.candidate:
         print("  raised   " + _raised(target.candidate.augmentation, candidate.augmentation), flush=True)
@@ -276,6 +285,28 @@ def _retrain(options: argparse.Namespace) -> int:
     print(f"Bundle: {folder}")
     print(_verdict(accuracies, mean, target.target_accuracy))
     return 0
+
+
+def _seeds_at_once(asked: int | str, n_seeds: int, device: str, precision: str) -> tuple[int, float]:
+    """How many seeds train at once, and how much faster all of them are for it than one after another."""
+    from study.calibration import n_cores
+    from study.concurrency import known_rates, rates
+
+    if asked != "auto":
+        measured = known_rates(device, precision)
+        jobs = min(int(asked), n_seeds, n_cores())
+    elif n_seeds == 1:
+        return 1, 1.0
+    else:
+        measured = rates(device, precision)
+        possible = [number for number in measured if number <= n_seeds] or [1]
+        # The last round may be a partial one, and takes as long as the others.
+        jobs = min(possible, key=lambda number: (-(-n_seeds // number) * number / measured[number], number))
+    if jobs not in measured or 1 not in measured:
+        # Not measured: seeds at once share the cores of a CPU and gain nothing there.
+        return jobs, 1.0 if device == "cpu" else float(jobs)
+    rounds = -(-n_seeds // jobs)
+    return jobs, n_seeds / (rounds * jobs) * measured[jobs] / measured[1]
 
 
 @dataclass(frozen=True)

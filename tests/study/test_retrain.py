@@ -126,6 +126,30 @@ def test_seeds_in_parallel_equal_seeds_in_turn(made_cifar10: Path, tmp_path: Pat
     assert one["test_accuracy"] == two["test_accuracy"]
 
 
+@pytest.mark.parametrize(
+    ("measured", "n_seeds", "jobs", "gain"),
+    [
+        ({1: 100.0, 2: 120.0}, 2, 2, 1.2),
+        ({1: 100.0, 2: 120.0}, 3, 1, 1.0),  # two rounds of two, the second half empty: 3 of 4 times 1.2
+        ({1: 100.0, 2: 180.0, 4: 220.0, 8: 230.0}, 5, 2, 1.5),
+        ({1: 100.0, 2: 180.0, 4: 350.0, 8: 230.0}, 5, 4, 5 / 8 * 3.5),
+        ({1: 100.0, 2: 180.0}, 1, 1, 1.0),
+    ],
+)
+def test_seeds_at_once_are_those_that_finish_first(
+    monkeypatch: pytest.MonkeyPatch, measured: dict[int, float], n_seeds: int, jobs: int, gain: float
+):
+    monkeypatch.setattr("study.concurrency.rates", lambda device, precision: measured)
+    assert retrain._seeds_at_once("auto", n_seeds, "cuda", "bfloat16") == (jobs, pytest.approx(gain))
+
+
+def test_seeds_at_once_that_were_not_measured_gain_nothing_on_a_cpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("study.concurrency.known_rates", lambda device, precision: {})
+    monkeypatch.setattr("study.calibration.n_cores", lambda: 4)
+    assert retrain._seeds_at_once(2, 5, "cpu", "float32") == (2, 1.0)
+    assert retrain._seeds_at_once(8, 3, "cuda", "bfloat16") == (3, 3.0)
+
+
 def test_damaged_checkpoint_starts_the_seed_anew(made_cifar10: Path, tmp_path: Path, capsys):
     retrain.main([*SMALL, "--out", str(tmp_path)])
     (file,) = (tmp_path / "checkpoints").glob("*.pt")
