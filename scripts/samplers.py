@@ -2,9 +2,10 @@
 
     python scripts/samplers.py [--space dilated] [--seeds 3] [--trials 30] [--fuller-epochs 8] [-- options of study.run]
 
-For every seed, a study with TPE runs to its number of trials; the epochs that it spent are the budget of the others:
-random search with the same pruner, and the Gaussian process, which needs whole trials and so sees fewer. Each study's
-best candidate and the space's default are then trained longer by `study.rerank`. All of it on validation images.
+For every seed, a study with the default sampler runs to its number of trials; the epochs that it spent are the budget
+of the others: random search and plain TPE with the same pruner, and the Gaussian process, which needs whole trials and
+so sees fewer. A study of the space's anchors alone stands for no search. Each study's best candidate is then trained
+longer by `study.rerank`. All of it on validation images.
 
 Studies live in results/runs/samplers/ and are resumed; results/samplers/<space>.json is rewritten after each of them.
 """
@@ -23,12 +24,22 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from search_spaces import DEFAULT_SPACE
+from search_spaces import DEFAULT_SPACE, get_space
+from search_spaces.constraints import Limits
 from study.errors import StudyFailed, UserError, run_command
 from study.paths import REPOSITORY, RESULTS, RUNS, default_storage
 
-SAMPLERS = {"tpe": "TPE, pruned", "random": "random, pruned", "gp": "Gaussian process, not pruned"}
-COLOURS = {"tpe": "#d95f02", "random": "#7f7f7f", "gp": "#1f77b4"}
+NO_SEARCH = "none"
+SAMPLERS = {
+    "anchored": "TPE after neighbours of the default, pruned",
+    "random": "random, pruned",
+    "tpe": "TPE after random ones, pruned",
+    "gp": "Gaussian process, not pruned",
+    NO_SEARCH: "the space's anchors, no search",
+}
+"""The first one sets the budget of the others."""
+
+COLOURS = {"anchored": "#d95f02", "random": "#7f7f7f", "tpe": "#7570b3", "gp": "#1b9e77"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--space", default=DEFAULT_SPACE, help=f"(default: {DEFAULT_SPACE})")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="studies of each sampler (default: 3)")
-    parser.add_argument("--trials", type=int, default=30, metavar="N", help="of TPE; they set the budget (default: 30)")
+    parser.add_argument(
+        "--trials", type=int, default=30, metavar="N", help="of the default sampler; they set the budget (default: 30)"
+    )
     parser.add_argument("--fuller-epochs", type=int, default=8, help="of the winners' longer training (default: 8)")
     parser.add_argument("--fuller-images", type=int, metavar="N", help="(default: all 45,000)")
     parser.add_argument("--runs", type=Path, default=RUNS / "samplers", help="(default: results/runs/samplers)")
@@ -51,12 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     run_options, command = given[split + 1 :], shlex.join(["python", "scripts/samplers.py", *given])
     studies: list[dict[str, Any]] = []
     budgets: dict[int, int] = {}
-    for seed, sampler in product(range(options.seeds), SAMPLERS):
+    for sampler, seed in product(SAMPLERS, range(options.seeds)):
         out = options.runs / f"{options.space}-{sampler}-{seed}"
         name = out.name
-        search = ["--space", options.space, "--sampler", sampler, "--seed", str(seed), *run_options]
+        search = ["--space", options.space, "--seed", str(seed), *run_options]
         identity = ["--study-name", name, "--out", str(out)]
-        study = _search(search, identity, options.trials, budgets.get(seed))
+        if sampler == NO_SEARCH:
+            study = _search(search, identity, len(get_space(options.space).anchors(Limits())), None)
+        else:
+            study = _search([*search, "--sampler", sampler], identity, options.trials, budgets.get(seed))
         budgets.setdefault(seed, spent(study))
         fuller = ["--epochs", str(options.fuller_epochs), "--top", "1"]
         fuller += ["--train-images", str(options.fuller_images)] if options.fuller_images else []
@@ -136,8 +152,7 @@ def describe(study: Any, budget: int) -> dict[str, Any]:
     """What a study found within `budget` epochs.
 
     Returns:
-        `steps`, pairs of epochs spent and best accuracy so far; `n_trials`; `default_val_accuracy` of the
-        space's default, which every study trains first; `best_val_accuracy`.
+        `steps`, pairs of epochs spent and best accuracy so far; `n_trials`; `best_val_accuracy`.
     """
     ended = [t for t in study.get_trials(deepcopy=False) if t.state.name in ("COMPLETE", "PRUNED")]
     ended.sort(key=lambda trial: trial.datetime_complete)
@@ -150,12 +165,10 @@ def describe(study: Any, budget: int) -> dict[str, Any]:
         if trial.state.name == "COMPLETE":
             best = max(best, trial.value)
         steps.append([epochs, best])
-    default = next((t.value for t in ended if t.user_attrs.get("anchor") == "default" and t.value is not None), None)
     return {
         "budget": budget,
         "n_trials": n_trials,
         "steps": steps,
-        "default_val_accuracy": default,
         "best_val_accuracy": best,
     }
 
@@ -181,8 +194,6 @@ def markdown(record: dict[str, Any]) -> str:
                 for name in ("best_val_accuracy", "fuller_val_accuracy")
             )
             rows.append((title, str(len(of)), f"{trials:.0f}", best, fuller))
-    default = _mean([s["default_val_accuracy"] for s in record["studies"] if s["default_val_accuracy"] is not None])
-    rows.append(("the space's default, no search", "", "1", default, ""))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -201,8 +212,8 @@ def draw(record: dict[str, Any], file: Path) -> None:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for sampler, title in SAMPLERS.items():
-        of = [study for study in record["studies"] if study["sampler"] == sampler]
+    for sampler, colour in COLOURS.items():
+        title, of = SAMPLERS[sampler], [study for study in record["studies"] if study["sampler"] == sampler]
         if not of:
             continue
         grid = np.arange(1, min(study["budget"] for study in of) + 1)
@@ -212,9 +223,9 @@ def draw(record: dict[str, Any], file: Path) -> None:
             at = np.searchsorted(epochs, grid, side="right") - 1
             curve = np.where(at >= 0, best[at], np.nan)
             curves.append(np.where(curve > 0, 100 * curve, np.nan))
-            axes.step(grid, curves[-1], where="post", color=COLOURS[sampler], alpha=0.3, linewidth=0.8)
+            axes.step(grid, curves[-1], where="post", color=colour, alpha=0.3, linewidth=0.8)
         mean = np.mean(curves, axis=0)  # from where all of them have one
-        axes.step(grid, mean, where="post", color=COLOURS[sampler], linewidth=2, label=f"{title} ({len(of)} studies)")
+        axes.step(grid, mean, where="post", color=colour, linewidth=2, label=f"{title} ({len(of)} studies)")
     axes.set(xlabel="epochs spent on all trials", ylabel="best validation accuracy so far, %", title=record["space"])
     axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.25)

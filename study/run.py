@@ -98,7 +98,11 @@ def _parser() -> argparse.ArgumentParser:
         "--space", help=f"one of: {', '.join(sorted(SPACES))} (default: {GPU_SPACE} on a GPU, {DEFAULT_SPACE} else)"
     )
     search.add_argument("--seed", type=int, help="base of all seeds (default: 0)")
-    search.add_argument("--sampler", choices=("tpe", "random", "gp"), help="(default: tpe)")
+    search.add_argument(
+        "--sampler",
+        choices=("anchored", "tpe", "random", "gp"),
+        help="anchored is TPE whose first trials are neighbours of the space's default (default: anchored)",
+    )
     search.add_argument(
         "--pruner", choices=("halving", "percentile", "hyperband", "median", "none"), help="(default: halving)"
     )
@@ -271,13 +275,14 @@ class Run:
         """Everything that can be refused without the storage, the data or a calibration."""
         from study.config import open_space
         from study.data import N_SEARCH, N_VALIDATION, check_sizes
-        from study.search import DEFAULT_PRUNER, check_names
+        from study.search import DEFAULT_PRUNER, DEFAULT_SAMPLER, check_names
 
         options = self.options
         open_space(space_name(options))
         n_train = N_SEARCH if options.train_images is None else options.train_images
         check_sizes(n_train, N_VALIDATION if options.val_images is None else options.val_images)
-        check_names(options.sampler or "tpe", options.pruner or ("none" if options.sampler == "gp" else DEFAULT_PRUNER))
+        pruner = "none" if options.sampler == "gp" else DEFAULT_PRUNER
+        check_names(options.sampler or DEFAULT_SAMPLER, options.pruner or pruner)
 
     def _existing(self) -> tuple[optuna.Study, optuna.storages.RDBStorage] | None:
         """The stored study, if there is one and the options are its own.
@@ -326,7 +331,7 @@ class Run:
         """
         from study.config import StudyConfig, open_space
         from study.data import N_VALIDATION
-        from study.search import DEFAULT_PRUNER
+        from study.search import DEFAULT_PRUNER, DEFAULT_SAMPLER
 
         options = self.options
         epochs, train_images = FIDELITY[device]
@@ -338,7 +343,7 @@ class Run:
             "val_images": N_VALIDATION,
             "seed": 0,
             "pruner": "none" if options.sampler == "gp" else DEFAULT_PRUNER,
-            "sampler": "tpe",
+            "sampler": DEFAULT_SAMPLER,
             "precision": calibration.precision,
         }
         limits = dataclasses.replace(Limits(), **self._explicit_limits())
@@ -571,9 +576,11 @@ class _Supervisor:
         return min(self.gpus, key=used.count)
 
     def _slot(self, index: int, attempt: int, trial_number: int | None) -> Any:
+        from study.config import open_space
         from study.objective import Slot
-        from study.search import sampler_seed, training_seed
+        from study.search import N_STARTUP_TRIALS, neighbour, sampler_seed, training_seed
 
+        seed = self.config.seed
         fixed, anchor, candidate = None, None, None
         if self.given is not None:  # whatever became of it before, there is nothing else to run
             given = self.given[index]
@@ -582,7 +589,10 @@ class _Supervisor:
             anchor, fixed = self.anchors[index][0], dict(self.anchors[index][1])
         elif trial_number is not None:
             fixed = dict(self.study.trials[trial_number].params)
-        seed = self.config.seed
+        elif self.config.sampler == "anchored" and self.slots.n_finished() < N_STARTUP_TRIALS:
+            space = open_space(self.config.space)
+            default = space.anchors(self.config.limits)["default"]
+            fixed = neighbour(space, default, sampler_seed(seed, index, attempt))
         return Slot(
             index,
             attempt,

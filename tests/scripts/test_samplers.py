@@ -23,7 +23,6 @@ def made_study(curves: list[tuple[list[float], bool]]) -> optuna.Study:
             value=None if pruned else curve[-1],
             state=optuna.trial.TrialState.PRUNED if pruned else optuna.trial.TrialState.COMPLETE,
             intermediate_values=dict(enumerate(curve)),
-            user_attrs={"anchor": "default"} if index == 0 else {},
         )
         study.add_trial(trial)
         frozen = study._storage._studies[study._study_id].trials[-1]  # type: ignore[attr-defined]
@@ -36,7 +35,7 @@ def test_the_budget_counts_epochs_and_only_whole_trials_have_an_accuracy() -> No
     assert samplers.spent(study) == 7
     found = samplers.describe(study, budget=5)
     assert found["steps"] == [[2, 0.4], [3, 0.4], [5, 0.5]]  # the last trial ended beyond the budget
-    assert (found["n_trials"], found["best_val_accuracy"], found["default_val_accuracy"]) == (3, 0.5, 0.4)
+    assert (found["n_trials"], found["best_val_accuracy"]) == (3, 0.5)
 
 
 def test_others_run_until_they_have_spent_the_budget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -59,9 +58,9 @@ def test_others_run_until_they_have_spent_the_budget(monkeypatch: pytest.MonkeyP
 
 def record() -> dict[str, Any]:
     studies = [
-        {"sampler": s, "seed": seed, "budget": 4, "n_trials": 2, "default_val_accuracy": 0.5,
+        {"sampler": s, "seed": seed, "budget": 4, "n_trials": 2,
          "steps": [[2, 0.5], [4, value]], "best_val_accuracy": value, "fuller_val_accuracy": value + 0.1}
-        for s, values in (("tpe", (0.6, 0.7)), ("random", (0.5, 0.6)))
+        for s, values in (("anchored", (0.6, 0.7)), ("random", (0.5, 0.6)), ("none", (0.5, 0.5)))
         for seed, value in enumerate(values)
     ]  # fmt: skip
     return {"space": "dilated", "studies": studies}
@@ -69,8 +68,11 @@ def record() -> dict[str, Any]:
 
 def test_the_table_has_means_and_ranges() -> None:
     table = samplers.markdown(record())
-    assert "| TPE, pruned | 2 | 2 | 65.00% (60.00 to 70.00) | 75.00% (70.00 to 80.00) |" in table
-    assert "| the space's default, no search |  | 1 | 50.00% (50.00 to 50.00) |  |" in table
+    assert (
+        "| TPE after neighbours of the default, pruned | 2 | 2 | 65.00% (60.00 to 70.00) | 75.00% (70.00 to 80.00) |"
+        in table
+    )
+    assert "| the space's anchors, no search | 2 | 2 | 50.00% (50.00 to 50.00) | 60.00% (60.00 to 60.00) |" in table
     assert "Gaussian" not in table  # none was run
 
 
