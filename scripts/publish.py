@@ -385,18 +385,24 @@ def _pruners() -> str:
 
 
 def _samplers() -> str:
-    found = _load("samplers", "dilated.json")
-    if found is None:
+    files = sorted((RESULTS / "samplers").glob("*.json"))
+    if not files:
         return "Not measured yet."
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     from samplers import markdown
 
-    config, fuller = found["config"], found["fuller"]
-    return (
-        f"{markdown(found)}\n\nMeans over studies, with the range. Trials of {config['epochs']} epochs of "
-        f"{config['train_images']:,} images, {config['val_images']:,} to validate on; the best of each study trained "
-        f"again for {fuller['epochs']} epochs of {fuller['train_images'] or 45_000:,} (`{found['command']}`)."
-    )
+    parts = []
+    for file in files:
+        found = json.loads(file.read_text())
+        config, fuller = found["config"], found["fuller"]
+        parts.append(
+            f"{markdown(found)}\n\nSpace `{found['space']}`, means over studies, with the range "
+            f"([best so far against epochs](results/samplers/{file.stem}.png)). Trials of {config['epochs']} epochs of "
+            f"{config['train_images']:,} images, {config['val_images']:,} to validate on; the best of each study "
+            f"trained again for {fuller['epochs']} epochs of {fuller['train_images'] or 45_000:,} "
+            f"(`{found['command']}`)."
+        )
+    return "\n\n".join(parts)
 
 
 def _audit() -> str:

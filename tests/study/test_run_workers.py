@@ -46,7 +46,7 @@ from study.errors import StudyFailed, TrialFailed, UserError, run_command
 from study.objective import Objective, Slot
 from study.paths import REPOSITORY
 from study.run import MAX_FAILURES_IN_A_ROW, MAX_INFEASIBLE_IN_A_ROW, main
-from study.search import make_sampler, suggest, training_seed
+from study.search import N_STARTUP_TRIALS, make_sampler, suggest, training_seed
 from study.slots import SlotTable
 from study.storage import FINISHED, checkpoint_sqlite, open_storage
 from study.training import _Training
@@ -309,7 +309,7 @@ def test_a_run_loads_no_test_image(story: Story, cache: Path) -> None:
         (["--epochs", "4"], "epochs: 3 -> 4"),
         (["--seed", "5"], "seed: 0 -> 5"),
         (["--max-params", "100000"], "max_params: 200000 -> 100000"),
-        (["--sampler", "random", "--pruner", "none"], "pruner: percentile -> none; sampler: tpe -> random"),
+        (["--sampler", "random", "--pruner", "none"], "pruner: percentile -> none; sampler: anchored -> random"),
         (["--space", "unknown"], "No search space is called 'unknown'"),
     ],
 )
@@ -719,6 +719,23 @@ def test_the_anchors_come_first_and_are_run_as_they_are(stage: Stage) -> None:
     anchors = dict(get_space("dilated").anchors(Limits()))
     assert [slot.anchor for slot in ScriptedWorker.slots] == [*anchors, None]
     assert [trial.params for trial in stage.trials()[:2]] == [dict(params) for params in anchors.values()]
+
+
+def test_an_anchored_study_starts_near_the_default(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "CONFIG", dataclasses.replace(CONFIG, sampler="anchored"))
+    n_trials = N_STARTUP_TRIALS + 3
+    # The last neighbour fails twice and is drawn anew, still near the default; what follows is the sampler's.
+    script = ["complete"] * (N_STARTUP_TRIALS - 1) + ["failed", "failed"] + ["complete"] * 4
+    assert stage.play(script, trials=n_trials) == "done"
+    default = get_space("dilated").anchors(Limits())["default"]
+    slots = ScriptedWorker.slots
+    near = slots[stage.n_anchors : N_STARTUP_TRIALS + 2]
+    assert near[-3].fixed == near[-2].fixed != near[-1].fixed
+    for slot in near:
+        assert slot.fixed is not None
+        assert slot.anchor is None
+        assert 1 <= sum(slot.fixed[name] != default[name] for name in default) <= len(default) / 2
+    assert [slot.fixed for slot in slots[N_STARTUP_TRIALS + 2 :]] == [None, None, None]
 
 
 def test_a_failed_slot_is_repeated_once_then_drawn_anew(stage: Stage) -> None:

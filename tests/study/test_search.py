@@ -15,8 +15,10 @@ from optuna.trial import TrialState
 
 from search_spaces import DEFAULT_SPACE, SPACES, get_space
 from search_spaces.constraints import Limits
+from search_spaces.space import Real
 from study.errors import UserError
 from study.search import (
+    CHANGED_SHARE,
     N_STARTUP_TRIALS,
     PRUNERS,
     SAMPLERS,
@@ -24,6 +26,7 @@ from study.search import (
     check_names,
     make_pruner,
     make_sampler,
+    neighbour,
     sampler_seed,
     suggest,
     training_seed,
@@ -139,7 +142,7 @@ N_SLOTS = N_STARTUP_TRIALS + 4  # the last four come from the model, not from ch
 @pytest.fixture(scope="module")
 def uninterrupted() -> dict[str, list[dict[str, Any]]]:
     found = {}
-    for sampler, n_slots in (("tpe", N_SLOTS), ("random", N_SLOTS), ("gp", 3)):
+    for sampler, n_slots in (("anchored", N_SLOTS), ("tpe", N_SLOTS), ("random", N_SLOTS), ("gp", 3)):
         study = new_study()
         found[sampler] = [run_slot(study, sampler, slot) for slot in range(n_slots)]
     return found
@@ -187,6 +190,21 @@ def test_the_model_is_used_after_the_startup_trials(
     run_slot(study, "tpe", N_STARTUP_TRIALS)
     assert n_calls > 0
     assert chance[N_STARTUP_TRIALS:] != model[N_STARTUP_TRIALS:]
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_neighbours_share_most_dimensions_with_the_default(name: str) -> None:
+    space = get_space(name)
+    default = space.anchors(Limits())["default"]
+    found = [neighbour(space, default, seed) for seed in range(200)]
+    assert found[7] == neighbour(space, default, 7)
+    assert len({repr(params) for params in found}) == len(found)
+    assert all(list(params) == list(space.dimensions) for params in found)
+    assert all(space.dimensions[key].contains(value) for params in found for key, value in params.items())
+    reals = [key for key, dimension in space.dimensions.items() if isinstance(dimension, Real)]
+    changed = sum(params[key] != default[key] for params in found for key in reals) / (len(found) * len(reals))
+    assert changed == pytest.approx(CHANGED_SHARE, abs=0.03)
+    assert all(any(params[key] != default[key] for params in found) for key in space.dimensions)
 
 
 def test_a_new_attempt_draws_something_else() -> None:
