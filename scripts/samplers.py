@@ -31,9 +31,9 @@ from study.paths import REPOSITORY, RESULTS, RUNS, default_storage
 
 NO_SEARCH = "none"
 SAMPLERS = {
-    "anchored": "TPE after neighbours of the default, pruned",
+    "anchored": "TPE and neighbours of the default and the best, pruned",
     "random": "random, pruned",
-    "tpe": "TPE after random ones, pruned",
+    "tpe": "TPE, pruned",
     "gp": "Gaussian process, not pruned",
     NO_SEARCH: "the space's anchors, no search",
 }

@@ -9,6 +9,7 @@ costs the trials that were running and nothing else.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import random
 import shlex
@@ -101,7 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--sampler",
         choices=("anchored", "tpe", "random", "gp"),
-        help="anchored is TPE whose first trials are neighbours of the space's default (default: anchored)",
+        help="anchored starts with neighbours of the space's default, then takes turns between TPE and neighbours of "
+        "the best trial (default: anchored)",
     )
     search.add_argument(
         "--pruner", choices=("halving", "percentile", "hyperband", "median", "none"), help="(default: halving)"
@@ -578,7 +580,7 @@ class _Supervisor:
     def _slot(self, index: int, attempt: int, trial_number: int | None) -> Any:
         from study.config import open_space
         from study.objective import Slot
-        from study.search import N_STARTUP_TRIALS, neighbour, sampler_seed, training_seed
+        from study.search import is_neighbour, neighbour, sampler_seed, training_seed
 
         seed = self.config.seed
         fixed, anchor, candidate = None, None, None
@@ -589,10 +591,9 @@ class _Supervisor:
             anchor, fixed = self.anchors[index][0], dict(self.anchors[index][1])
         elif trial_number is not None:
             fixed = dict(self.study.trials[trial_number].params)
-        elif self.config.sampler == "anchored" and self.slots.n_finished() < N_STARTUP_TRIALS:
+        elif self.config.sampler == "anchored" and is_neighbour(index, n_finished := self.slots.n_finished()):
             space = open_space(self.config.space)
-            default = space.anchors(self.config.limits)["default"]
-            fixed = neighbour(space, default, sampler_seed(seed, index, attempt))
+            fixed = neighbour(space, self._centre(space, n_finished), sampler_seed(seed, index, attempt))
         return Slot(
             index,
             attempt,
@@ -603,6 +604,16 @@ class _Supervisor:
             trial_number,
             candidate,
         )
+
+    def _centre(self, space: SearchSpace, n_finished: int) -> Params:
+        """The point whose neighbour is drawn: the default during the start-up, then the best trial."""
+        from study.search import N_STARTUP_TRIALS
+        from study.storage import best_trial
+
+        if n_finished >= N_STARTUP_TRIALS:
+            with contextlib.suppress(UserError):  # none is complete yet
+                return best_trial(self.study).params
+        return space.anchors(self.config.limits)["default"]
 
     def _wait(self, busy: list[Worker]) -> None:
         handles: dict[Any, Worker] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import warnings
 from collections.abc import Mapping
@@ -20,10 +21,10 @@ PRUNERS = ("halving", "percentile", "hyperband", "median", "none")
 DEFAULT_PRUNER = "halving"
 
 N_STARTUP_TRIALS = 10
-"""Finished trials before TPE stops sampling at random, or near the default."""
+"""Finished trials before TPE stops sampling at random."""
 
-CHANGED_SHARE = 0.25
-"""Of the dimensions that a neighbour of the default draws anew."""
+CHANGED_SHARE = 0.2
+"""Of the dimensions that a neighbour draws anew."""
 
 
 def sampler_seed(base: int, slot: int, attempt: int) -> int:
@@ -36,18 +37,26 @@ def training_seed(base: int, slot: int) -> int:
     return int(np.random.SeedSequence([base, slot]).generate_state(1)[0] >> 1)
 
 
-def neighbour(space: SearchSpace, centre: Params, seed: int) -> dict[str, Any]:
-    """`centre` with about a quarter of its dimensions drawn anew.
+def is_neighbour(slot: int, n_finished: int) -> bool:
+    """Whether an "anchored" study draws `slot` near a known good point; else TPE samples it.
 
-    What "anchored" starts with, where plain TPE samples uniformly. A space has some thirty dimensions, and its
-    default is good in most of them; a uniform sample is bad in some, so of ten none comes near it, and what TPE
-    learns from them is how to avoid the worst. Trusting a known good point at the start is what samplers with priors
-    do (Souza et al. 2021, Mallik et al. 2023); here it ends with the start-up, so that a misleading default costs
-    ten trials and no more.
+    All slots of the start-up, where plain TPE samples uniformly, and every second one after it.
+    """
+    return n_finished < N_STARTUP_TRIALS or slot % 2 == 0
+
+
+def neighbour(space: SearchSpace, centre: Params, seed: int) -> dict[str, Any]:
+    """`centre` with a fifth of its dimensions drawn anew.
+
+    A space has some thirty dimensions, and its default is good in most of them. A uniform sample is bad in some, so
+    of ten none comes near the default, and for a few dozen trials TPE has nothing good to go by. Trusting a known good
+    point at the start is what samplers with priors do (Souza et al. 2021), and returning to the best one is what
+    PriorBand does (Mallik et al. 2023); here a draw changes few dimensions instead of all of them a little.
     """
     rng = random.Random(seed)
     drawn = space.sample(rng)
-    return {name: value if rng.random() < CHANGED_SHARE else centre[name] for name, value in drawn.items()}
+    changed = set(rng.sample(list(drawn), math.ceil(CHANGED_SHARE * len(drawn))))
+    return {name: value if name in changed else centre[name] for name, value in drawn.items()}
 
 
 class SlotSampler(optuna.samplers.TPESampler):
@@ -98,7 +107,7 @@ def make_sampler(
 ) -> optuna.samplers.BaseSampler:
     """A sampler that draws what a fresh one seeded by `seed` draws; with `fixed`, exactly these parameters.
 
-    "anchored" is TPE here: the start is not the sampler's to make (see `neighbour`).
+    "anchored" is TPE here: neighbours are not the sampler's to draw (see `is_neighbour`).
     `kept` is used again for TPE: with thousands of trials it is several times as fast.
     """
     sampler: optuna.samplers.BaseSampler

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -721,21 +721,29 @@ def test_the_anchors_come_first_and_are_run_as_they_are(stage: Stage) -> None:
     assert [trial.params for trial in stage.trials()[:2]] == [dict(params) for params in anchors.values()]
 
 
-def test_an_anchored_study_starts_near_the_default(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_anchored_study_starts_near_the_default_and_returns_to_the_best(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys.modules[__name__], "CONFIG", dataclasses.replace(CONFIG, sampler="anchored"))
-    n_trials = N_STARTUP_TRIALS + 3
-    # The last neighbour fails twice and is drawn anew, still near the default; what follows is the sampler's.
-    script = ["complete"] * (N_STARTUP_TRIALS - 1) + ["failed", "failed"] + ["complete"] * 4
-    assert stage.play(script, trials=n_trials) == "done"
+    # The last neighbour of the default fails twice and is drawn anew, still near it.
+    script = ["pruned"] * 3 + ["complete"] + ["pruned"] * (N_STARTUP_TRIALS - 5) + ["failed", "failed"] + ["pruned"] * 5
+    assert stage.play(script, trials=N_STARTUP_TRIALS + 4) == "done"
     default = get_space("dilated").anchors(Limits())["default"]
+    best = stage.trials()[3].params  # the only complete one
     slots = ScriptedWorker.slots
-    near = slots[stage.n_anchors : N_STARTUP_TRIALS + 2]
-    assert near[-3].fixed == near[-2].fixed != near[-1].fixed
-    for slot in near:
+
+    def n_changed(slot: Slot, centre: Mapping[str, Any]) -> int:
         assert slot.fixed is not None
         assert slot.anchor is None
-        assert 1 <= sum(slot.fixed[name] != default[name] for name in default) <= len(default) / 2
-    assert [slot.fixed for slot in slots[N_STARTUP_TRIALS + 2 :]] == [None, None, None]
+        return sum(slot.fixed[name] != centre[name] for name in centre)
+
+    near = slots[stage.n_anchors : N_STARTUP_TRIALS + 2]
+    assert near[-3].fixed == near[-2].fixed != near[-1].fixed
+    assert all(1 <= n_changed(slot, default) <= len(default) / 2 for slot in near)
+    after = slots[N_STARTUP_TRIALS + 2 :]
+    assert [slot.index for slot in after] == [10, 11, 12, 13]
+    assert [slot.fixed is None for slot in after] == [False, True, False, True]
+    assert all(1 <= n_changed(slot, best) <= len(best) / 2 for slot in (after[0], after[2]))
 
 
 def test_a_failed_slot_is_repeated_once_then_drawn_anew(stage: Stage) -> None:
