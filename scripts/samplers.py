@@ -33,9 +33,9 @@ NO_SEARCH = "none"
 SAMPLERS = {
     "anchored": "TPE and neighbours of the default and the best, pruned",
     "random": "random, pruned",
+    NO_SEARCH: "the space's anchors, no search",
     "tpe": "TPE, pruned",
     "gp": "Gaussian process, not pruned",
-    NO_SEARCH: "the space's anchors, no search",
 }
 """The first one sets the budget of the others."""
 

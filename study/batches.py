@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from study.augmentation import AugmentedBatches, BatchSpec, needs_albumentations
+from study.augmentation import AugmentedBatches, BatchSpec, compose, needs_albumentations
 from study.data import MEAN, STD
 from study.errors import TrialFailed
 
@@ -95,6 +95,7 @@ def _alone(source: AugmentedBatches, order: Iterable[BatchSpec], rows_only: bool
 
 
 def _ahead(source: AugmentedBatches, order: Iterable[BatchSpec], n_loaders: int) -> Generator[Batch]:
+    compose(source.augmentation)  # imports albumentations, once, for all processes to come
     loader: Any = torch.utils.data.DataLoader(
         _TensorBatches(source),  # type: ignore[arg-type]
         batch_size=None,

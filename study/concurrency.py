@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.managers import SyncManager
 from pathlib import Path
+from threading import BrokenBarrierError
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,12 @@ import numpy as np
 from search_spaces.architecture import identifier
 from search_spaces.reference import REFERENCE
 from study.calibration import hardware, n_cores, n_loaders, versions
+from study.errors import TrialFailed
 from study.paths import cache_dir
 from study.processes import end_with_parent
 
-N_IMAGES = {"cpu": 3_840, "cuda": 25_600}
-"""Images of an epoch of each training: seconds on a CPU, some tenths of a second on a GPU."""
+N_IMAGES = {"cpu": 3_840, "cuda": 102_400}
+"""Images of an epoch of each training: some seconds. Beside a GPU far more than loaders prepare ahead."""
 N_EPOCHS = 3
 
 MOST = 8
@@ -58,7 +60,7 @@ def rates(device: str, precision: str) -> dict[int, float]:
     for jobs in candidates(n_cores(), device):
         try:
             measured[jobs] = images_per_second(device, precision, jobs, N_IMAGES[device])
-        except BrokenProcessPool:
+        except (BrokenProcessPool, BrokenBarrierError, TrialFailed):
             if not measured:
                 raise
             break  # too many for the memory: the numbers before it stand

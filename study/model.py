@@ -64,11 +64,18 @@ class DepthwiseConv2d(GroupedConv2d):
 class LayerNorm2d(nn.LayerNorm):
     """Layer norm over the channels of each pixel, [N, C, H, W] -> [N, C, H, W].
 
-    In channels_last memory, in which networks train, both permutations are free.
+    In channels_last memory, in which networks train, both permutations are free. On a GPU it keeps the type of its
+    input: autocast would turn it, and with it everything that is added to it, into float32. Means and variances are
+    float32 inside in either case.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = x.permute(0, 2, 3, 1)
+        if x.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
+            with torch.autocast("cuda", enabled=False):
+                weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+                return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps).permute(0, 3, 1, 2)
+        return super().forward(x).permute(0, 3, 1, 2)
 
 
 class RunNorms(nn.ModuleList):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ from search_spaces.reference import REFERENCE
 from search_spaces.teacher import TEACHER
 from search_spaces.training_dimensions import lengthened
 from search_spaces.yardstick import YARDSTICK_ARCHITECTURE
+from study.checkpoints import forget_snapshots, load_progress, save_progress
 from study.errors import StudyFailed, TrialFailed, UserError, run_command
 from study.paths import REPOSITORY, run_dir
 from study.run import jobs_option
@@ -43,7 +45,7 @@ EPOCHS = {"cpu": 100, "cuda": 300}
 SEEDS = {"cpu": 1, "cuda": 5}
 MAX_SNAPSHOTS = 40
 CHECKPOINT_S = 60
-SAME_DEVICE, OTHER_DEVICE = 0.0, 0.0005
+SAME_HARDWARE, OTHER_HARDWARE = 0.0, 0.0005
 """How far a bundle's accuracy may be from the recorded one."""
 
 
@@ -236,9 +238,7 @@ def _retrain(options: argparse.Namespace) -> int:
             for arguments in work:
                 train_seed(*arguments)
         else:
-            import joblib
-
-            joblib.Parallel(n_jobs=jobs)(joblib.delayed(train_seed)(*arguments) for arguments in work)
+            _train_together(work, jobs)
     except TrialFailed as error:
         raise StudyFailed(str(error)) from error
 
@@ -327,8 +327,15 @@ class _Teacher:
         n_train: int,
         checkpoints: Path,
     ) -> _Teacher:
+        from study.calibration import n_loaders
+
         candidate = dataclasses.replace(TEACHER, augmentation=student.augmentation)
-        config = dataclasses.replace(config, epochs=options.teacher_epochs or epochs, n_snapshots=0)
+        config = dataclasses.replace(
+            config,
+            epochs=options.teacher_epochs or epochs,
+            n_snapshots=0,
+            n_loaders=n_loaders(config.device, 1),  # it trains alone
+        )
         return cls(candidate, config, checkpoints / f"teacher-{_key(candidate, config, n_train)}.pt")
 
     def report(self) -> dict[str, Any]:
@@ -348,6 +355,46 @@ def _raised(before: Augmentation, after: Augmentation) -> str:
     """What the longer training changes, for people."""
     old, new = dataclasses.asdict(before), dataclasses.asdict(after)
     return ", ".join(f"{name} {old[name]:.3g} -> {new[name]:.3g}" for name in old if old[name] != new[name])
+
+
+def _train_together(work: Sequence[tuple[Any, ...]], jobs: int) -> None:
+    """`train_seed` for each of `work`, `jobs` at a time, each in a process that ends with this one.
+
+    Raises:
+        TrialFailed: As `train_seed`.
+        StudyFailed: One of the processes was killed.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, once all of them have saved their progress.
+    """
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    from study.processes import end_with_parent
+
+    interrupted = _InterruptFlag(pass_on=True)
+    context = multiprocessing.get_context("spawn")
+    try:
+        with interrupted, ProcessPoolExecutor(jobs, context, end_with_parent) as pool:
+            # Round by round: after Ctrl-C none must begin what another left.
+            for start in range(0, len(work), jobs):
+                finished = list(pool.map(_trains_to_its_end, work[start : start + jobs]))
+                if interrupted.raised or not all(finished):
+                    raise KeyboardInterrupt
+    except BrokenProcessPool as error:
+        if interrupted.raised:  # it was stopped where there was nothing to save yet
+            raise KeyboardInterrupt from error
+        raise StudyFailed(
+            "a process that trains a seed was killed (is there enough memory?); the same command goes on from its "
+            "checkpoint, --jobs 1 needs less"
+        ) from error
+
+
+def _trains_to_its_end(arguments: tuple[Any, ...]) -> bool:
+    """Whether `train_seed` was not interrupted."""
+    try:
+        train_seed(*arguments)
+    except KeyboardInterrupt:
+        return False
+    return True
 
 
 def train_seed(
@@ -376,6 +423,7 @@ def train_seed(
     torch.set_num_threads(n_threads)
     images = load_train(data).take(np.arange(n_train))
     resume = load_progress(file)
+    forget_snapshots(file, resume)
     if resume is not None and resume.epoch >= config.epochs:
         return
     if resume is not None:
@@ -415,45 +463,10 @@ def train_seed(
     save_progress(_finished(trained, config.epochs), file)
 
 
-def load_progress(file: Path) -> Progress | None:
-    """The progress saved in `file`; None if there is none or it cannot be read."""
-    import pickle
-
-    import torch
-
-    from study.training import Progress
-
-    try:
-        return Progress.from_dict(torch.load(file, weights_only=True))
-    except FileNotFoundError:
-        return None
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, TypeError, KeyError) as error:
-        print(f"{file.name} cannot be read ({str(error).splitlines()[0]}): this seed starts anew", flush=True)
-        return None
-
-
-def save_progress(progress: Progress, file: Path) -> None:
-    """Replaces `file` in one step, so that a kill or a full disk leaves the older one.
-
-    Raises:
-        StudyFailed: It cannot be written.
-    """
-    import torch
-
-    temporary = file.with_suffix(".tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(progress.to_dict(), temporary)
-        temporary.replace(file)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise StudyFailed(f"the checkpoint {file} cannot be written: {error}. The one before is kept.") from error
-
-
 def evaluate_bundle(folder: Path, data: str | None, device: str) -> int:
     """Tests a bundle again. Returns 0 if it gives the recorded accuracy, 1 otherwise."""
     from study.bundle import load_bundle
-    from study.calibration import resolve_device
+    from study.calibration import hardware, resolve_device
     from study.data import load_test
     from study.training import accuracy, evaluate
 
@@ -462,8 +475,8 @@ def evaluate_bundle(folder: Path, data: str | None, device: str) -> int:
     test = load_test(data)
     _, logits = evaluate(bundle.network.to(device), test, device)
     found, recorded = accuracy(logits, test.labels), bundle.metrics["test_accuracy_shipped"]
-    same = device == bundle.metrics["device"]
-    tolerance = SAME_DEVICE if same else OTHER_DEVICE
+    same = hardware(device) == bundle.metrics["hardware"]
+    tolerance = SAME_HARDWARE if same else OTHER_HARDWARE
     agrees = abs(found - recorded) <= tolerance + 1e-12
     print(f"Test accuracy {100 * found:.2f}% on {len(test):,} images; recorded {100 * recorded:.2f}%.")
     print(f"{'The same' if agrees else 'NOT the same'} (allowed difference {tolerance:g}).")
@@ -546,17 +559,29 @@ def _finished(trained: Trained, epochs: int) -> Progress:
 
 
 class _InterruptFlag:
-    """Within it, the first Ctrl-C (or SIGTERM) only sets `raised`; the training saves and stops itself."""
+    """Within it, the first Ctrl-C (or SIGTERM) only sets `raised`; the training saves and stops itself.
 
-    def __init__(self) -> None:
+    Args:
+        pass_on: Whether child processes are told of a SIGTERM, which comes to one process. Ctrl-C comes to all.
+    """
+
+    TOGETHER_S = 1.0
+    """One wish to stop may arrive twice, directly and passed on."""
+
+    def __init__(self, pass_on: bool = False) -> None:
         self.raised = False
+        self._pass_on = pass_on
+        self._at = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
         def note(signum: int, frame: Any) -> None:
-            if self.raised:
+            if self.raised and time.monotonic() - self._at > self.TOGETHER_S:
                 raise KeyboardInterrupt
-            self.raised = True
+            if not self.raised and self._pass_on and signum == signal.SIGTERM:
+                for child in multiprocessing.active_children():
+                    child.terminate()
+            self.raised, self._at = True, time.monotonic()
 
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, note)

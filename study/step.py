@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -154,22 +155,16 @@ class Step:
 
     def _captured(self, inputs: Batch) -> Any:
         """A graph of the step; None on a CPU, which only warms up."""
-        if self.device != "cuda":
-            for _ in range(N_WARM_UP):
-                self._run(inputs, self._ema_weight)
-            return None
-        side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(N_WARM_UP):
-                self._run(inputs, self._ema_weight)
-        torch.cuda.current_stream().wait_stream(side)
-        self.optimizer.zero_grad(set_to_none=True)  # gradients of the graph belong to its own memory
-        graph = torch.cuda.CUDAGraph()
-        # Only this thread's calls must be fit for capture: others may be pinning memory meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+
+        def run() -> None:
             self._run(inputs, self._ema_weight)
-        return graph
+
+        if self.device == "cuda":
+            # Gradients of the graph belong to its own memory, so those of the warm-up must be gone.
+            return graph_of(run, lambda: self.optimizer.zero_grad(set_to_none=True))
+        for _ in range(N_WARM_UP):
+            run()
+        return None
 
     def _run(self, batch: Batch, ema_weight: float | torch.Tensor) -> None:
         images, labels, moves = batch
@@ -217,6 +212,30 @@ class Step:
                     if isinstance(tensor, torch.Tensor):
                         # A buffer that the warm-up made starts from zero, as a missing one does.
                         tensor.copy_(momenta[id(tensor)]) if id(tensor) in momenta else tensor.zero_()
+
+
+def graph_of(run: Callable[[], None], after_warm_up: Callable[[], None] = lambda: None) -> Any:
+    """A CUDA graph of `run`, which has run `N_WARM_UP` times before."""
+    # cuBLAS keeps a workspace for every stream that it was used on, perhaps inside an earlier graph's memory.
+    torch._C._cuda_clearCublasWorkspaces()
+    side = _side_stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(N_WARM_UP):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    after_warm_up()
+    graph = torch.cuda.CUDAGraph()
+    # Only this thread's calls must be fit for capture: others may be pinning memory meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        run()
+    return graph
+
+
+@functools.cache
+def _side_stream() -> Any:
+    """One for all captures of this process: libraries keep memory for every stream they meet."""
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
 
 def autocast(device: str, precision: str) -> contextlib.AbstractContextManager[Any]:

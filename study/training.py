@@ -164,7 +164,7 @@ def train(
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise TrialFailed(f"out of memory: {str(error).splitlines()[0] if str(error) else 'MemoryError'}") from error
     except RuntimeError as error:
-        if "can't allocate memory" in str(error):
+        if "can't allocate memory" in str(error) or "out of memory" in str(error):
             raise TrialFailed(f"out of memory or killed: {str(error).splitlines()[0]}") from error
         raise
 
@@ -172,10 +172,12 @@ def train(
 def evaluate(network: nn.Module, images: Images, device: str, precision: str = "float32") -> tuple[float, np.ndarray]:
     """Mean cross-entropy and logits float32 [N, n_classes] of `network` (in evaluation mode) on `images`.
 
-    float32 is the precision of every reported test figure, so that devices agree.
+    float32 is the precision of every reported test figure, and not the shorter one that a GPU would take for its
+    convolutions, so that devices agree.
     """
     network = network.to(memory_format=torch.channels_last)
-    found = _logits(network, torch.from_numpy(np.array(images.pixels)), device, precision)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        found = _logits(network, torch.from_numpy(np.array(images.pixels)), device, precision)
     loss = F.cross_entropy(found, torch.from_numpy(np.array(images.labels)))
     return float(loss), found.numpy()
 
@@ -364,6 +366,9 @@ class _Training:
         self.network.load_state_dict(progress.network)
         self.ema.network.load_state_dict(progress.ema)
         self.optimizer.load_state_dict(progress.optimizer)
+        for group in self.optimizer.param_groups:
+            if "capturable" in group:  # stored as it was where the training began
+                group["capturable"] = self.config.device == "cuda"
 
 
 def _pixels(images: Images) -> torch.Tensor:

@@ -1,44 +1,54 @@
 """Validation accuracy after the same epochs, before and after a change of the program: it must not fall.
 
-Trains the space's default candidate from several seeds with this program and with an earlier revision of it
-(its files are taken from git's history into a temporary folder), in turns, on the same images, and gives the
+Trains one candidate, the earlier revision's default, from several seeds with this program and with that revision (its
+files are taken from git's history into a temporary folder), side by side, on the same images, and gives the
 difference with its 95% interval (Student's t, paired by seed).
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import io
+import json
 import math
 import statistics
 import subprocess
 import sys
 import tarfile
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.record import clean_environment, write
 from study.errors import UserError
 from study.paths import REPOSITORY
 
+DEFAULT = """
+import json
+from search_spaces import get_space
+from search_spaces.constraints import Limits
+
+space, limits = get_space("dilated"), Limits()
+print(json.dumps(space.decode(space.anchors(limits)["default"], limits).candidate.to_json()))
+"""
 ONE = """
+import json
 import sys
 import numpy as np
 import torch
-from search_spaces import get_space
-from search_spaces.constraints import Limits
+from search_spaces.candidate import Candidate
 from study.calibration import n_cores
 from study.data import load_train, search_split
 from study.training import TrainingConfig, train
 
-data, device, precision, epochs, n_train, n_val, seed = sys.argv[1:]
-torch.set_num_threads(n_cores())
+candidate, data, device, precision, epochs, n_train, n_val, seed = sys.argv[1:]
+torch.set_num_threads(max(1, n_cores() // 2))  # the other side trains at the same time
 everything = load_train(data)
 for_training, for_validation = search_split(everything.labels, int(n_train), int(n_val))
-space, limits = get_space("dilated"), Limits()
-candidate = space.decode(space.anchors(limits)["default"], limits).candidate
 config = TrainingConfig(int(epochs), int(seed), device, precision, 0)
-records = train(candidate, everything.take(for_training), config, everything.take(for_validation)).records
+images, validation = everything.take(for_training), everything.take(for_validation)
+records = train(Candidate.from_json(json.loads(candidate)), images, config, validation).records
 print(records[-1].val_accuracy)
 """
 
@@ -63,10 +73,14 @@ def run(options: argparse.Namespace) -> int:
     found: dict[str, list[float]] = {"ours": [], "before": []}
     with tempfile.TemporaryDirectory() as folder:
         _unpack(options.before, Path(folder))
+        candidate = _printed([sys.executable, "-c", DEFAULT], Path(folder))
         for seed in range(options.seeds):
-            for side, place in (("ours", REPOSITORY), ("before", Path(folder))):
-                command = [sys.executable, "-c", ONE, options.data, options.device, precision, *sizes, str(seed)]
-                found[side].append(_printed(command, place))
+            words = [candidate, options.data, options.device, precision, *sizes, str(seed)]
+            command = [sys.executable, "-c", ONE, *words]
+            with ThreadPoolExecutor(2) as both:
+                results = both.map(functools.partial(_printed, command), (REPOSITORY, Path(folder)))
+                for side, result in zip(found, results, strict=True):
+                    found[side].append(float(result))
             print(f"seed {seed}: ours {found['ours'][-1]:.4f}, before {found['before'][-1]:.4f}", flush=True)
     losses = [before - ours for ours, before in zip(found["ours"], found["before"], strict=True)]
     loss, error = statistics.mean(losses), statistics.stdev(losses) / math.sqrt(len(losses))
@@ -83,17 +97,18 @@ def run(options: argparse.Namespace) -> int:
         found["ours"],
         found["before"],
         "at most 0.5 points lost, with 95% confidence",
-        more={"loss": loss, "loss_interval_95": [loss - half, loss + half]},
+        more={"loss": loss, "loss_interval_95": [loss - half, loss + half], "candidate": json.loads(candidate)},
     )
     return 0
 
 
-def _printed(command: list[str], place: Path) -> float:
+def _printed(command: list[str], place: Path) -> str:
+    """The last line that `command` prints with the program in `place`."""
     environment = clean_environment(PYTHONPATH=str(place))
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=place, check=False)
     if done.returncode:
         raise RuntimeError(f"a training failed:\n{done.stderr}")
-    return float(done.stdout.strip().splitlines()[-1])
+    return done.stdout.strip().splitlines()[-1]
 
 
 def _unpack(revision: str, folder: Path) -> None:

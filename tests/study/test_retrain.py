@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from study import data, retrain
+from study.checkpoints import forget_snapshots, load_progress, save_progress
 from study.errors import UserError
 from study.paths import REPOSITORY
 
@@ -68,7 +70,7 @@ def test_no_test_image_before_the_last_step(made_cifar10: Path, tmp_path: Path, 
 
     monkeypatch.setattr(torch.optim.SGD, "step", noted_step)
     monkeypatch.setattr(data, "load_test", noted_load)
-    retrain.main([*SMALL, "--seeds", "2", "--out", str(tmp_path)])
+    retrain.main([*SMALL, "--seeds", "2", "--jobs", "1", "--out", str(tmp_path)])
     assert events.count("test") == 1
     assert events.index("test") == len(events) - 1
     assert events.count("step") == 2 * 2 * (256 // 128)
@@ -99,6 +101,51 @@ def test_stopped_and_resumed_equals_uninterrupted(made_cifar10: Path, tmp_path: 
     assert metrics(whole / "reference")["test_accuracy"] == metrics(stopped / "reference")["test_accuracy"]
 
 
+@pytest.mark.parametrize("to_all", [True, False], ids=["ctrl-c", "kill"])
+def test_seeds_at_once_are_stopped_and_resumed(to_all: bool, made_cifar10: Path, tmp_path: Path):
+    arguments = ["--reference", "--epochs", "30", "--train-images", "640", "--device", "cpu"]
+    arguments += ["--seeds", "2", "--jobs", "2", "--out", str(tmp_path)]
+    command = [sys.executable, "-u", "-m", "study.retrain", *arguments]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
+    begun: set[str] = set()
+    for line in process.stdout:
+        begun |= {seed for seed in ("seed 0", "seed 1") if line.startswith(f"{seed} epoch")}
+        if len(begun) == 2:
+            break
+    if to_all:  # as a terminal does
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.send_signal(signal.SIGTERM)
+    rest = process.stdout.read()
+    assert process.wait(timeout=60) == 130, rest
+    assert rest.count("stopped; the same command goes on") == 2
+    states = [load_progress(file) for file in (tmp_path / "checkpoints").glob("*.pt")]
+    assert len(states) == 2
+    assert all(state is not None and 1 <= state.epoch < 30 for state in states)
+    assert not list((tmp_path / "checkpoints").rglob("*.tmp"))
+
+
+def test_snapshots_are_written_once_beside_a_small_checkpoint(made_cifar10: Path, tmp_path: Path, capsys):
+    retrain.main([*SMALL, "--out", str(tmp_path)])
+    (file,) = (tmp_path / "checkpoints").glob("*.pt")
+    snapshots = sorted(file.with_suffix(".snapshots").iterdir())
+    assert [snapshot.name for snapshot in snapshots] == ["epoch-0000.pt", "epoch-0001.pt"]
+    progress = load_progress(file)
+    assert progress is not None
+    assert sorted(progress.snapshots) == [0, 1]
+    before = snapshots[0].stat().st_mtime_ns
+    save_progress(progress, file)
+    assert snapshots[0].stat().st_mtime_ns == before
+    # What another training left behind does not become a part of this one.
+    shutil.copy(snapshots[0], snapshots[0].with_name("epoch-0007.pt"))
+    forget_snapshots(file, progress)
+    assert sorted(file.with_suffix(".snapshots").iterdir()) == snapshots
+    snapshots[1].unlink()
+    assert load_progress(file) is None
+    assert "starts anew" in capsys.readouterr().out
+
+
 def test_repeated_command_neither_trains_nor_tests_again(
     made_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -117,6 +164,10 @@ def test_repeated_command_neither_trains_nor_tests_again(
 
 
 def test_seeds_in_parallel_equal_seeds_in_turn(made_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from study import calibration
+
+    measured = calibration.calibrate("cpu")  # once: which precision is the faster one may be a close call
+    monkeypatch.setattr(calibration, "calibrate", lambda device: measured)
     for jobs in (1, 2):
         monkeypatch.setattr("study.calibration.n_cores", lambda jobs=jobs: jobs)  # one thread for each seed
         retrain.main([*SMALL, "--seeds", "2", "--jobs", str(jobs), "--out", str(tmp_path / str(jobs))])
