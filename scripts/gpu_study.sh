@@ -83,25 +83,28 @@ run_step() {
     correctness) "$python" -m pytest -q -m gpu tests/study/test_gpu.py ;;
     same-as-cpu)
       "$python" scripts/same_as_cpu.py --device "$device" ${dry:+--train-images 300 --epochs 1 --val-images 200} ;;
-    throughput) bench throughput --workers 2 -- --images 512 --samples 2 ;;
-    throughput-cores) bench throughput --workers "$cores" -- --images 512 --samples 2 ;;
+    # Far more images than loaders prepare ahead, else their work would not be seen.
+    throughput) bench throughput --workers 2 --images 30720 -- --images 512 --samples 2 ;;
+    throughput-cores) bench throughput --workers "$cores" --images 30720 -- --images 512 --samples 2 ;;
     epoch) bench epoch --images 45000 -- --images 300 --val-images 200 --epochs 2 ;;
     trials-per-hour) bench trials-per-hour -- --repeats 1 --trials 2 --epochs 1 --train-images 300 --val-images 200 ;;
-    slots) bench slots -- --samples 1 --images 256 ;;
+    slots) bench slots --samples 3 -- --samples 1 --images 256 ;;
     busy) bench busy -- --images 512 ;;
-    busy-augmented) bench busy --augment -- --images 512 ;;
+    busy-augmented) bench busy --augment --images 38400 -- --images 512 ;;
     memory) bench memory -- --trials 4 --settle 1 --train-images 300 --val-images 200 ;;
     startup) bench startup -- --samples 1 ;;
     study) "$python" -m study.run --space best --trials "$trials" --device "$device" "${where[@]}" \
       ${tiny_study[@]+"${tiny_study[@]}"} ;;
-    rerank) "$python" -m study.rerank --device "$device" "${where[@]}" ${tiny_rerank[@]+"${tiny_rerank[@]}"} ;;
+    # A cut-off trial starts anew: few at once, so that each call finishes some.
+    rerank) "$python" -m study.rerank --jobs 2 --device "$device" "${where[@]}" ${tiny_rerank[@]+"${tiny_rerank[@]}"} ;;
     retrain) retrain "${where[@]}" ;;
     reference) retrain --reference "${where[@]}" ;;
     yardstick) retrain --yardstick "${where[@]}" ;;
     distilled) retrain --teacher "${where[@]}" ;;
     study-100k) "$python" -m study.run --space best --max-params 100000 --trials "$trials" --device "$device" \
       "${where_100k[@]}" ${tiny_study[@]+"${tiny_study[@]}"} ;;
-    rerank-100k) "$python" -m study.rerank --device "$device" "${where_100k[@]}" ${tiny_rerank[@]+"${tiny_rerank[@]}"} ;;
+    rerank-100k) "$python" -m study.rerank --jobs 2 --device "$device" "${where_100k[@]}" \
+      ${tiny_rerank[@]+"${tiny_rerank[@]}"} ;;
     retrain-100k) retrain "${where_100k[@]}" ;;
     samplers) samplers ;;
     publish) publish ;;
