@@ -70,12 +70,12 @@ def gpu(epochs: int = 2, **options: object) -> TrainingConfig:
     ids=["resident", "loaded", "adamw", "muon", "mixup", "taught"],
 )
 def test_twenty_graph_steps_are_twenty_eager_steps(
-    images: Images, augmentation: Augmentation, optimizer: str, taught: bool
+    images: Images, augmentation: Augmentation, optimizer: str, taught: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # In float32 without tf32, so that only the order of sums may differ.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     found = []
     for capture in (True, False):
-        # In float32 without tf32, so that only the order of sums may differ.
-        torch.backends.cudnn.allow_tf32 = False
         each = _Training(
             candidate(augmentation, 0.05 if optimizer == "sgd" else 0.005, optimizer),
             images,
@@ -159,6 +159,27 @@ def test_every_end_of_a_training_leaves_the_memory_as_it_was(images: Images) -> 
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert allocated() == before
+
+
+def test_a_layer_norm_keeps_the_short_type() -> None:
+    from study.model import LayerNorm2d
+
+    norm = LayerNorm2d(48).cuda()
+    x = torch.randn(8, 48, 16, 16, device="cuda").to(memory_format=torch.channels_last)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        short = norm(x.bfloat16())
+    assert short.dtype == torch.bfloat16
+    assert short.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(short.float(), norm(x.bfloat16().float()), atol=0.05)
+
+
+def test_captures_add_no_memory_of_libraries(images: Images) -> None:
+    """Muon's matrix products have a workspace for every stream: trial after trial it is the same."""
+    found = []
+    for _ in range(4):
+        train(candidate(MOVED, 0.005, "muon"), images, gpu(epochs=1))
+        found.append(allocated())
+    assert found[-1] == found[1]
 
 
 def test_dilated_depthwise_convolutions_run_cudnn_kernels() -> None:
