@@ -132,7 +132,9 @@ class Objective:
             trial.report(record.val_accuracy, record.epoch)
             trial.set_user_attr("curve", curve)
             self.on_epoch(record)
-            if record.epoch + 1 < config.epochs and trial.should_prune():
+            # What others are measured by is measured whole, however few there are yet to compare it with.
+            prunable = self.slot.anchor is None and record.epoch + 1 < config.epochs
+            if prunable and trial.should_prune():
                 raise optuna.TrialPruned(f"pruned after epoch {record.epoch + 1} of {config.epochs}")
 
         training = TrainingConfig(

@@ -642,11 +642,11 @@ def draw(records: Sequence[Mapping[str, Any]], file: Path) -> None:
     growth.axhline(goal, color="#666666", linestyle="--", linewidth=1)
     growth.annotate(
         f"goal: 1% of a {TRIAL_S:.0f} s trial",
-        (1, goal),
+        (0, goal),
         xycoords=("axes fraction", "data"),
-        xytext=(-4, 4),
+        xytext=(4, 4),
         textcoords="offset points",
-        ha="right",
+        ha="left",
         color="#666666",
     )
     growth.set_xscale("log")

@@ -478,8 +478,14 @@ class WideSpace(DilatedSpace):
         return super().decode(params, Limits(), clock)
 
 
-def run_objective(tiny_images: Images, space: DilatedSpace | None = None, limits: Limits | None = None) -> FrozenTrial:
-    slot = Slot(3, 0, 1, 2, fixed=dict(DilatedSpace().anchors(Limits())["default"]))
+def run_objective(
+    tiny_images: Images,
+    space: DilatedSpace | None = None,
+    limits: Limits | None = None,
+    anchor: str | None = None,
+    pruner: optuna.pruners.BasePruner | None = None,
+) -> FrozenTrial:
+    slot = Slot(3, 0, 1, 2, fixed=dict(DilatedSpace().anchors(Limits())["default"]), anchor=anchor)
     half = np.arange(100)
     objective = Objective(
         slot,
@@ -491,9 +497,17 @@ def run_objective(tiny_images: Images, space: DilatedSpace | None = None, limits
         device="cpu",
         n_loaders=0,
     )
-    study = optuna.create_study(direction="maximize", sampler=make_sampler("random", 1, slot.fixed))
+    sampler = make_sampler("random", 1, slot.fixed)
+    study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner or optuna.pruners.NopPruner())
     study.optimize(objective, n_trials=1, catch=(TrialFailed,))
     return study.trials[0]
+
+
+@pytest.mark.parametrize(("anchor", "state", "n_epochs"), [(None, "PRUNED", 1), ("default", "COMPLETE", 2)])
+def test_anchors_are_never_pruned(tiny_images: Images, anchor: str | None, state: str, n_epochs: int) -> None:
+    strict = optuna.pruners.ThresholdPruner(lower=1.1)  # no accuracy is enough
+    trial = run_objective(tiny_images, anchor=anchor, pruner=strict)
+    assert (trial.state.name, len(trial.intermediate_values)) == (state, n_epochs)
 
 
 def test_a_trial_never_loads_a_test_image(tiny_images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
