@@ -78,7 +78,7 @@ def test_longer_trainings_augment_more(
     searched: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lengths are those of a full study as seen by the rule; everything else is of this small one."""
-    monkeypatch.setattr("study.rerank.lengthened", lambda augmentation, n: lengthened(augmentation, 1000 * n))
+    monkeypatch.setattr("study.rerank.lengthened", lambda augmentation, n: lengthened(augmentation, 5000 * n))
     monkeypatch.setattr("study.retrain.lengthened", lambda augmentation, n: lengthened(augmentation, 10**5 * n))
     assert rerank.main([*TINY, "--top", "2", "--epochs", "2", "--out", str(searched)]) == 0
     source, found = opened(searched), opened(searched, "dilated-rerank")
@@ -86,7 +86,7 @@ def test_longer_trainings_augment_more(
     for trial in found.get_trials():
         before = candidate_of(source.get_trials()[given[trial.user_attrs["slot"]]["trial"]])
         after = candidate_of(trial)
-        assert after.augmentation == lengthened(before.augmentation, 1000 * 2 * 200) != before.augmentation
+        assert after.augmentation == lengthened(before.augmentation, 5000 * 2 * 200) != before.augmentation
         assert (after.architecture, after.optimisation) == (before.architecture, before.optimisation)
 
     capsys.readouterr()
