@@ -325,7 +325,7 @@ def _study() -> str:
 
 def _benchmarks() -> str:
     rows = []
-    for file in sorted((RESULTS / "benchmarks").glob("*.json")):
+    for file in sorted((RESULTS / "benchmarks").rglob("*.json"), key=lambda file: (file.name, file.parent)):
         b = json.loads(file.read_text())
         sides = [f"{_spread(b[side])} {b['unit']}" if side in b else "" for side in ("ours", "peer")]
         ratio = f"**{b['ratio']:.2f}**" if "ratio" in b else ""

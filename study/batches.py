@@ -85,11 +85,12 @@ def _mean_and_scale(device: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _alone(source: AugmentedBatches, order: Iterable[BatchSpec], rows_only: bool = False) -> Generator[Batch]:
+    pins = rows_only and torch.cuda.is_available()
     for spec in order:
         if rows_only:
             batch = _tensors(spec.indices, source.labels(spec), source.moves(spec))
             # From memory that is not pinned, a copy to the device would wait for the step before.
-            yield tuple(tensor.pin_memory() for tensor in batch) if torch.cuda.is_available() else batch  # type: ignore[misc]
+            yield tuple(tensor.pin_memory() for tensor in batch) if pins else batch  # type: ignore[misc]
         else:
             yield _tensors(*source[spec])
 

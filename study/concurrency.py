@@ -56,6 +56,7 @@ def rates(device: str, precision: str) -> dict[int, float]:
     known = known_rates(device, precision)
     if known:
         return known
+    print("Measuring once how many trainings at once are fastest here (some seconds for each number)", flush=True)
     measured: dict[int, float] = {}
     for jobs in candidates(n_cores(), device):
         try:

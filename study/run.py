@@ -137,6 +137,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def jobs_option(text: str) -> int | str:
     """The value of `--jobs`: a number or "auto"."""
+    if text != "auto" and not text.lstrip("-").isdigit():
+        raise argparse.ArgumentTypeError(f"must be a whole number or auto: {text!r}")
     return text if text == "auto" else int(text)
 
 
@@ -254,8 +256,6 @@ class Run:
         if options.jobs != "auto" or options.trials == 1 or n_cores() == 1:
             options.jobs = 1 if options.jobs == "auto" else options.jobs
             return known_rates(device, precision)
-        if not known_rates(device, precision):
-            print("Measuring once how many trials at once are fastest here (some seconds for each number)", flush=True)
         options.jobs, rates = best_jobs(device, precision)
         n_gpus = max(1, len(gpus(device)))  # measured on one
         options.jobs = min(n_cores(), options.jobs * n_gpus)

@@ -102,7 +102,7 @@ def test_stopped_and_resumed_equals_uninterrupted(made_cifar10: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("to_all", [True, False], ids=["ctrl-c", "kill"])
-def test_seeds_at_once_are_stopped_and_resumed(to_all: bool, made_cifar10: Path, tmp_path: Path):
+def test_seeds_at_once_are_stopped_and_resumed(to_all: bool, made_cifar10: Path, tmp_path: Path, capfd):
     arguments = ["--reference", "--epochs", "30", "--train-images", "640", "--device", "cpu"]
     arguments += ["--seeds", "2", "--jobs", "2", "--out", str(tmp_path)]
     command = [sys.executable, "-u", "-m", "study.retrain", *arguments]
@@ -124,6 +124,10 @@ def test_seeds_at_once_are_stopped_and_resumed(to_all: bool, made_cifar10: Path,
     assert len(states) == 2
     assert all(state is not None and 1 <= state.epoch < 30 for state in states)
     assert not list((tmp_path / "checkpoints").rglob("*.tmp"))
+
+    assert retrain.main(arguments) == 0
+    assert capfd.readouterr().out.count(": goes on at epoch") == 2
+    assert len(metrics(tmp_path / "reference")["test_accuracy"]) == 2
 
 
 def test_snapshots_are_written_once_beside_a_small_checkpoint(made_cifar10: Path, tmp_path: Path, capsys):
