@@ -7,7 +7,6 @@ Writes <space>-<max_params>.json into the folder and prints a table. Exit code 1
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import random
@@ -26,6 +25,7 @@ from search_spaces import SPACES, get_space
 from search_spaces.architecture import Architecture, Branch, Branches, Residual
 from search_spaces.constraints import InfeasibleError, Limits, certify
 from search_spaces.space import Choice, Dimension, Integer, Real
+from study.errors import Parser, UserError, run_command
 from study.paths import RESULTS
 
 CHUNK = 250
@@ -111,7 +111,7 @@ def _n_blocks(architecture: Architecture, side: int) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python scripts/audit_spaces.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--samples", type=int, default=10_000, help="samples per space and limit (%(default)s)")
     parser.add_argument(
         "--max-params",
@@ -124,7 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS / "audit", help="folder of the records (%(default)s)")
     options = parser.parse_args(argv)
     if options.samples < 1 or min(options.max_params) < 1:
-        parser.error("--samples and --max-params must be at least 1")
+        raise UserError(
+            f"--samples and --max-params must be at least 1: {options.samples} and {min(options.max_params)}."
+        )
     command = shlex.join(["python", "scripts/audit_spaces.py", *(sys.argv[1:] if argv is None else argv)])
     options.out.mkdir(parents=True, exist_ok=True)
     missed = False
@@ -290,4 +292,4 @@ def _quantiles(values: list[float]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

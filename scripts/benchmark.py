@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from study.errors import run_command
+from study.errors import Parser, run_command
 from study.paths import RESULTS
 
 BENCHMARKS = (
@@ -36,7 +36,7 @@ BENCHMARKS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__, prog="python scripts/benchmark.py", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")

@@ -18,14 +18,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from study.errors import UserError, run_command
+from study.errors import Parser, UserError, run_command
 from study.paths import RESULTS
 
 N_BOOTSTRAP = 2000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__, prog="python scripts/fidelity.py", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     from study.options import add_study_options, storage_url, study_name

@@ -41,7 +41,7 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from study.errors import UserError, run_command
+from study.errors import Parser, UserError, run_command
 from study.paths import RESULTS
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Outcome:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__, prog="python scripts/pruners.py", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     from study.options import add_study_options, storage_url, study_name

@@ -16,14 +16,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from study.errors import UserError, run_command
+from study.errors import Parser, UserError, run_command
 
 MARGIN = 0.005
 """Allowed beyond noise: what bfloat16 kernels of two makers may differ by."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__, prog="python scripts/same_as_cpu.py", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help="to compare with the CPU")

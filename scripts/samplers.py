@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from search_spaces import DEFAULT_SPACE, get_space
 from search_spaces.constraints import Limits
-from study.errors import StudyFailed, UserError, run_command
+from study.errors import Parser, StudyFailed, UserError, run_command
 from study.paths import REPOSITORY, RESULTS, RUNS, default_storage
 
 NO_SEARCH = "none"
@@ -45,7 +45,7 @@ COLOURS = {"anchored": "#d95f02", "random": "#7f7f7f", "tpe": "#7570b3", "gp": "
 def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     split = given.index("--") if "--" in given else len(given)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__, prog="python scripts/samplers.py", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--space", default=DEFAULT_SPACE, help=f"(default: {DEFAULT_SPACE})")

@@ -25,6 +25,7 @@ from search_spaces.architecture import Architecture, Conv, identifier
 from search_spaces.candidate import Augmentation
 from search_spaces.cost import CostModel, Work
 from search_spaces.reference import REFERENCE, REFERENCE_ARCHITECTURE
+from study import heap
 from study.errors import StudyFailed, UserError
 from study.paths import cache_dir
 from study.processes import end_with_parent
@@ -138,7 +139,7 @@ def memory(device: str) -> dict[str, float]:
 
 def calibrate(device: str) -> Calibration:
     """Measures, or reads what was measured on this machine before."""
-    key = identifier([hardware(device), versions(), "cost-9"])
+    key = identifier([hardware(device), versions(), "cost-10"])
     file = cache_dir() / f"calibration-{key}.json"
     try:
         return Calibration.from_json(json.loads(file.read_text()))
@@ -187,6 +188,7 @@ def _measure(device: str) -> Calibration:
 
     if device == "cpu":
         torch.set_num_threads(n_cores())
+        heap.keep()  # as a training does
     timed = dict.fromkeys(("bfloat16", "float32"), float("inf"))
     for _ in range(N_ROUNDS):  # in turns, so that a busy moment of the machine hits both
         for name in timed:

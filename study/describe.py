@@ -18,7 +18,7 @@ from search_spaces.reference import REFERENCE
 from search_spaces.space import Dimension, SearchSpace
 from study.bundle import CANDIDATE, load_candidate
 from study.config import open_space
-from study.errors import UserError, run_command
+from study.errors import Parser, UserError, run_command
 from study.layer_table import layer_table
 from study.options import add_study_options, storage_url, study_name
 
@@ -94,7 +94,7 @@ def candidate_text(candidate: Candidate, title: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m study.describe",
         description="Describe a network, layer by layer, or a search space.",
         epilog=_EPILOG,

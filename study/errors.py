@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -20,6 +22,18 @@ class StudyFailed(Exception):
 
 class TrialFailed(Exception):
     """This trial cannot give a value (it diverged, ran out of memory); the study goes on."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose refusals are one line like every other, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuses the command line.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(f"{message.rstrip('.')}. {self.prog} --help says what there is.")
 
 
 def run_command(main: Callable[[], int | None]) -> None:

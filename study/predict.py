@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from study.bundle import Bundle, load_bundle
 from study.data import CLASSES
-from study.errors import EXIT_USAGE, run_command
+from study.errors import EXIT_USAGE, Parser, run_command
 
 _TOP = 3
 _BATCH = 256
@@ -136,7 +136,7 @@ def predictions(bundle: Bundle, names: Sequence[str], pixels: Sequence[np.ndarra
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m study.predict",
         description="Classify image files with a trained network.",
         epilog=_EPILOG,

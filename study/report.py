@@ -31,7 +31,7 @@ from search_spaces.cost import CostModel
 from search_spaces.space import Integer, Real
 from study import report_figures as figures
 from study.config import StudyConfig
-from study.errors import run_command
+from study.errors import Parser, run_command
 from study.options import add_study_options, storage_url, study_name
 from study.paths import run_dir
 from study.report_figures import Record
@@ -644,7 +644,7 @@ def _mean(value: Any) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m study.report",
         description="Rebuild report.html and report.md of a study from its storage.",
         epilog="example: python -m study.report --study-name dilated",

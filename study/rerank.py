@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from search_spaces.candidate import Candidate
 from search_spaces.training_dimensions import lengthened
-from study.errors import UserError, run_command
+from study.errors import Parser, UserError, run_command
 from study.paths import run_dir
 from study.run import Given, Run, jobs_option, new_study
 
@@ -85,7 +85,7 @@ def best_candidates(study: optuna.Study, asked: int | None, default: int) -> lis
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m study.rerank",
         description="Train the best candidates of a study longer and rank them anew; study.retrain then prefers the "
         "winner. Omitted options of an existing re-ranking take its stored values.",

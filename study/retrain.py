@@ -30,7 +30,7 @@ from search_spaces.teacher import TEACHER
 from search_spaces.training_dimensions import lengthened
 from search_spaces.yardstick import YARDSTICK_ARCHITECTURE
 from study.checkpoints import forget_snapshots, load_progress, save_progress
-from study.errors import StudyFailed, TrialFailed, UserError, run_command
+from study.errors import Parser, StudyFailed, TrialFailed, UserError, run_command
 from study.paths import REPOSITORY, run_dir
 from study.run import jobs_option
 from study.wording import duration
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m study.retrain",
         description="Retrain the best trial on all 50,000 training images, test it once, write the bundle.",
     )

@@ -30,7 +30,7 @@ from search_spaces.constraints import Clock, InfeasibleError, Limits
 from search_spaces.cost import CostModel
 from search_spaces.reference import REFERENCE_ARCHITECTURE
 from search_spaces.space import Params, SearchSpace
-from study.errors import EXIT_INTERRUPTED, StudyFailed, UserError, run_command
+from study.errors import EXIT_INTERRUPTED, Parser, StudyFailed, UserError, run_command
 from study.options import default_space, space_name
 from study.paths import run_dir
 from study.wording import duration, percent
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m study.run",
         description="Search small CIFAR-10 networks under hard limits. Omitted options of an existing study "
         "take its stored values; different ones are refused.",
@@ -277,14 +277,14 @@ class Run:
         """Everything that can be refused without the storage, the data or a calibration."""
         from study.config import open_space
         from study.data import N_SEARCH, N_VALIDATION, check_sizes
-        from study.search import DEFAULT_PRUNER, DEFAULT_SAMPLER, check_names
+        from study.search import DEFAULT_SAMPLER, check_names, default_pruner
 
         options = self.options
         open_space(space_name(options))
         n_train = N_SEARCH if options.train_images is None else options.train_images
         check_sizes(n_train, N_VALIDATION if options.val_images is None else options.val_images)
-        pruner = "none" if options.sampler == "gp" else DEFAULT_PRUNER
-        check_names(options.sampler or DEFAULT_SAMPLER, options.pruner or pruner)
+        sampler = options.sampler or DEFAULT_SAMPLER
+        check_names(sampler, options.pruner or default_pruner(sampler))
 
     def _existing(self) -> tuple[optuna.Study, optuna.storages.RDBStorage] | None:
         """The stored study, if there is one and the options are its own.
@@ -333,7 +333,7 @@ class Run:
         """
         from study.config import StudyConfig, open_space
         from study.data import N_VALIDATION
-        from study.search import DEFAULT_PRUNER, DEFAULT_SAMPLER
+        from study.search import DEFAULT_SAMPLER, default_pruner
 
         options = self.options
         epochs, train_images = FIDELITY[device]
@@ -344,7 +344,7 @@ class Run:
             "train_images": train_images,
             "val_images": N_VALIDATION,
             "seed": 0,
-            "pruner": "none" if options.sampler == "gp" else DEFAULT_PRUNER,
+            "pruner": default_pruner(options.sampler or DEFAULT_SAMPLER),
             "sampler": DEFAULT_SAMPLER,
             "precision": calibration.precision,
         }

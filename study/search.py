@@ -147,6 +147,11 @@ def make_pruner(name: str, epochs: int) -> optuna.pruners.BasePruner:
     return optuna.pruners.NopPruner()
 
 
+def default_pruner(sampler: str) -> str:
+    """The pruner that goes with a sampler: Optuna's Gaussian process sees only whole trials."""
+    return "none" if sampler == "gp" else DEFAULT_PRUNER
+
+
 def check_names(sampler: str, pruner: str) -> None:
     """Refuses combinations that would mislead the search.
 

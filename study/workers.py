@@ -6,8 +6,6 @@ A worker trains what it is told and nothing else; claims, retries and counting a
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import multiprocessing
 import os
@@ -20,6 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from study import heap
 from study.objective import Slot  # imports torch: a worker's module, the supervisor imports it late
 from study.processes import end_with_parent
 
@@ -182,13 +181,12 @@ def _set_aside(n_trials: int) -> None:
 
 
 def _give_back_memory(device: str) -> None:
-    """Hands freed memory back to the system: what a trial leaves behind in pieces, the next one cannot use."""
+    """Hands freed memory back to the system."""
     if device == "cuda":
         import torch
 
         torch.cuda.empty_cache()  # others share the device
-    with contextlib.suppress(OSError, AttributeError):  # not the GNU C library
-        ctypes.CDLL(None).malloc_trim(0)
+    heap.give_back()
 
 
 def _serve(connection: Connection, setup: WorkerSetup) -> None:

@@ -6,6 +6,9 @@ import dataclasses
 import io
 import math
 import multiprocessing
+import platform
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -61,7 +64,7 @@ def _train(images: Images, candidate: Candidate = CANDIDATE, **options: Any) -> 
         candidate,
         images,
         TrainingConfig(**{"epochs": EPOCHS, "seed": 5, "n_loaders": 0, **config}),
-        images,
+        options.pop("validation", images),
         **options,
     )
 
@@ -184,7 +187,8 @@ def test_snapshots_hold_the_averaged_weights_of_their_epoch(tiny_images: Images)
     assert all(torch.equal(t, found.snapshots[2][name]) for name, t in found.ema.state_dict().items())
     network = build(TINY).eval()
     network.load_state_dict(found.snapshots[1])
-    loss, _ = evaluate(network, tiny_images, "cpu", "bfloat16")
+    half = tiny_images.take(np.arange(0, len(tiny_images), 2))
+    loss, _ = evaluate(network, half, "cpu", "bfloat16")
     assert loss == pytest.approx(found.records[1].val_loss, rel=1e-2)  # there with folded norms, in bfloat16
 
 
@@ -239,6 +243,16 @@ def test_records_say_what_happened(tiny_images: Images) -> None:
     assert all(0 <= record.wait_frac <= 1 and 0 < record.val_frac < 1 and record.wall_s > 0 for record in seen)
     alone = train(CANDIDATE, tiny_images, TrainingConfig(epochs=1, seed=0, n_loaders=0))
     assert alone.records[0].val_accuracy is None
+
+
+def test_only_the_last_epoch_is_validated_on_every_image(tiny_images: Images) -> None:
+    labels = tiny_images.labels.copy()
+    labels[1::2] = (labels[1::2] + 1) % 10
+    changed = _train(tiny_images, validation=Images(tiny_images.pixels, labels)).records
+    for before, record in zip(_train(tiny_images).records, changed, strict=True):
+        is_last = record.epoch == EPOCHS - 1
+        assert (record.val_accuracy != before.val_accuracy) == is_last
+        assert (record.val_loss != before.val_loss) == is_last
 
 
 def _saved(progress: Progress) -> bytes:
@@ -345,3 +359,20 @@ def test_evaluate_covers_every_image_in_order(tiny_images: Images, monkeypatch: 
 def test_accuracy_is_a_fraction() -> None:
     logits = np.array([[0.0, 1.0], [2.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
     assert accuracy(logits, np.array([1, 0, 0, 0])) == 0.75
+
+
+def test_freed_memory_is_kept_until_it_is_given_back() -> None:
+    """Elsewhere than with the GNU C library on Linux there is nothing to see, and nothing may fail."""
+    code = (
+        "import resource; from study import heap; from study.calibration import memory\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "heap.keep(); bytearray(2**26); held = memory('cpu').get('rss_mib', 0); before = faults()\n"
+        "for _ in range(20): bytearray(2**26)\n"
+        "new = faults() - before; heap.give_back(); left = memory('cpu').get('rss_mib', 0)\n"
+        "print(new, held - left)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    if platform.libc_ver()[0] == "glibc":
+        faults, given_back = float(found[0]), float(found[1])
+        assert faults < 20 * 2**26 / 4096 / 100  # of 64 MiB each, a hundredth of its pages at most
+        assert given_back > 60
