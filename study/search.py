@@ -23,6 +23,9 @@ DEFAULT_PRUNER = "halving"
 N_STARTUP_TRIALS = 10
 """Finished trials before TPE stops sampling at random."""
 
+MAX_COMPARED = 1_000
+"""Trials of the worse group that TPE compares the better one with; of more, the newest, which already weigh most."""
+
 CHANGED_SHARE = 0.2
 """Of the dimensions that a neighbour draws anew."""
 
@@ -63,7 +66,8 @@ class SlotSampler(optuna.samplers.TPESampler):
     """A TPE sampler for one slot after another that gives each what a fresh sampler with its seed would.
 
     A fresh one compares the dimensions of all finished trials, and turns all their parameters into numbers, for
-    every slot again. Finished trials never change, so this one does it once for each.
+    every slot again. Finished trials never change, so this one does it once for each. Of more than `MAX_COMPARED`
+    it compares only so many: the others would change little and cost most of the time.
     """
 
     def __init__(self) -> None:
@@ -83,6 +87,7 @@ class SlotSampler(optuna.samplers.TPESampler):
         self, trials: list[optuna.trial.FrozenTrial], search_space: dict[str, Any], study: optuna.Study
     ) -> dict[str, np.ndarray]:
         """One array a dimension, of the trials that have all of them; as Optuna's, but finished trials are kept."""
+        trials = trials[-MAX_COMPARED:]
         if search_space != self._distributions:
             self._distributions, self._rows = dict(search_space), {}
         rows = []

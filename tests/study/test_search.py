@@ -19,6 +19,7 @@ from search_spaces.space import Real
 from study.errors import UserError
 from study.search import (
     CHANGED_SHARE,
+    MAX_COMPARED,
     N_STARTUP_TRIALS,
     PRUNERS,
     SAMPLERS,
@@ -324,3 +325,19 @@ def test_a_kept_sampler_leaves_others_alone() -> None:
     kept = SlotSampler()
     assert isinstance(make_sampler("random", 1, None, kept), optuna.samplers.RandomSampler)
     assert isinstance(make_sampler("tpe", 1, {"lr": 0.1}, kept), optuna.samplers.PartialFixedSampler)
+
+
+def test_a_kept_sampler_compares_with_the_newest_trials() -> None:
+    kept, study = SlotSampler(), optuna.create_study(direction="maximize")
+    distributions = {"x": optuna.distributions.FloatDistribution(0.0, 1.0)}
+    study.add_trials(
+        [
+            optuna.create_trial(params={"x": (n + 0.5) / 1500}, distributions=distributions, value=float(n))
+            for n in range(1500)
+        ]
+    )
+    rows = kept._get_internal_repr(study.get_trials(), dict(distributions), study)
+    assert len(rows["x"]) == MAX_COMPARED == 1000
+    assert rows["x"].min() > 500 / 1500
+    study.sampler = kept.begin(seed=3)
+    assert study.ask(distributions).params["x"] > 0.9  # the better group is whole: its 25 are the highest
