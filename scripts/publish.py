@@ -414,14 +414,15 @@ def _replays() -> str:
     from replays import markdown
 
     table, quality = found["table"], found["surrogate"]
+    third, whole = found["budget"] // 3, found["budget"]
+    curves = f"{quality['n_trials']} whole curves of {table['epochs']} epochs of {table['train_images']:,} images"
+    rank, upper = quality["spearman"], quality["spearman_of_upper_half"]
     return (
-        f"{markdown(found)}\n\nMean accuracy of the best trial, without the noise it was chosen by, after "
-        f"{found['budget'] // 3} and {found['budget']} epochs ([all along](results/replays/dilated.png)). The "
-        f"surrogate was fitted to {quality['n_trials']} whole curves of {table['epochs']} epochs of "
-        f"{table['train_images']:,} images; on candidates that it was not fitted to, its ranking has a Spearman correlation of "
-        f"{quality['spearman']:.2f} with the truth ({quality['spearman_of_upper_half']:.2f} in the better half), its "
-        f"median error is {quality['median_error_points']:.1f} points, and {quality['noise_points_at_half']:.1f} "
-        f"points is one standard deviation of a training repeated from another seed (`{found['command']}`)."
+        f"{markdown(found)}\n\nMean accuracy of the best trial, without the noise by which it was chosen, after {third} "
+        f"and {whole} epochs ([all along](results/replays/dilated.png)). The surrogate was fitted to {curves}; on "
+        f"candidates that it was not fitted to, its ranking has a Spearman correlation of {rank:.2f} with the truth "
+        f"({upper:.2f} in the better half), its median error is {quality['median_error_points']:.1f} points; "
+        f"{quality['noise_points_at_half']:.1f} points is one standard deviation between seeds (`{found['command']}`)."
     )
 
 
