@@ -418,8 +418,8 @@ def _replays() -> str:
     curves = f"{quality['n_trials']} whole curves of {table['epochs']} epochs of {table['train_images']:,} images"
     rank, upper = quality["spearman"], quality["spearman_of_upper_half"]
     return (
-        f"{markdown(found)}\n\nMean accuracy of the best trial, without the noise by which it was chosen, after {third} "
-        f"and {whole} epochs ([all along](results/replays/dilated.png)). The surrogate was fitted to {curves}; on "
+        f"{markdown(found)}\n\nMean accuracy of the best trial, without the noise that chose it, after {third} "
+        f"and {whole} epochs ([all along](results/replays/dilated.png)). Its surrogate was fitted to {curves}; on "
         f"candidates that it was not fitted to, its ranking has a Spearman correlation of {rank:.2f} with the truth "
         f"({upper:.2f} in the better half), its median error is {quality['median_error_points']:.1f} points; "
         f"{quality['noise_points_at_half']:.1f} points is one standard deviation between seeds (`{found['command']}`)."
