@@ -26,8 +26,6 @@ from study.optimizers import make_optimizer
 from study.step import Ema, Step, autocast
 
 EVALUATION_BATCH = 500
-VALIDATION_STRIDE = 2
-"""Before the last epoch every so many validation images one is looked at: enough to prune by."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,7 @@ class EpochRecord:
     Attributes:
         epoch: From zero.
         train_loss, train_accuracy: Running means over the epoch's augmented batches.
-        val_loss, val_accuracy: Of the EMA weights, on all validation images after the last epoch and on half of
-            them before it; None where nothing is validated on.
+        val_loss, val_accuracy: Of the EMA weights; None where nothing is validated on.
         lr: Learning rate of the epoch's last step.
         wall_s: Seconds the epoch took, validation included.
         wait_frac: Share of them in which training waited for augmented batches (on a CPU, made them).
@@ -153,8 +150,7 @@ def train(
         candidate: Network, augmentation and optimisation.
         images: What to train on.
         config: Length, seed and place.
-        validation: Evaluated after every epoch with the EMA weights, if given: half of them, the same ones, until
-            the last epoch, whose figures are of all.
+        validation: Evaluated after every epoch with the EMA weights, if given.
         on_epoch: Called after every epoch; whatever it raises ends the training.
         resume: Where an interrupted training of the same arguments stood. It then goes on exactly.
         on_checkpoint: Called after every step with a function that captures the progress; decides itself
@@ -333,14 +329,12 @@ class _Training:
         """Mean loss and accuracy of the averaged weights."""
         assert self.validation is not None
         assert self.val_pixels is not None
-        step = 1 if epoch == self.config.epochs - 1 else VALIDATION_STRIDE
-        pixels, labels = self.val_pixels[::step], self.validation.labels[::step]
-        found = _logits(folded(self.ema.network), pixels, self.config.device, self.config.precision)
+        found = _logits(folded(self.ema.network), self.val_pixels, self.config.device, self.config.precision)
         if not bool(torch.isfinite(found).all()):
             lr = self.candidate.optimisation.lr
             raise TrialFailed(f"diverged: the averaged network gives NaN after epoch {epoch} (lr={lr:.4g})")
-        loss = F.cross_entropy(found, torch.from_numpy(np.array(labels)))
-        return float(loss), accuracy(found.numpy(), labels)
+        loss = F.cross_entropy(found, torch.from_numpy(np.array(self.validation.labels)))
+        return float(loss), accuracy(found.numpy(), self.validation.labels)
 
     def batches(self, first_epoch: int, first_batch: int = 0) -> Generator[Batch]:
         """All batches from there to the end of the training: an epoch's first ones are made during validation."""
