@@ -413,16 +413,17 @@ def _replays() -> str:
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     from replays import markdown
 
-    table, quality = found["table"], found["surrogate"]
-    third, whole = found["budget"] // 3, found["budget"]
-    curves = f"{quality['n_trials']} whole curves of {table['epochs']} epochs of {table['train_images']:,} images"
+    config, quality, third, whole = found["config"], found["surrogate"], found["budget"] // 3, found["budget"]
+    trials = f"{quality['n_trials']} trials of {config['epochs']} epochs of {config['train_images']:,} images"
     rank, upper = quality["spearman"], quality["spearman_of_upper_half"]
     return (
-        f"{markdown(found)}\n\nMean accuracy of the best trial, without the noise that chose it, after {third} "
-        f"and {whole} epochs ([all along](results/replays/dilated.png)). Its surrogate was fitted to {curves}; on "
-        f"candidates that it was not fitted to, its ranking has a Spearman correlation of {rank:.2f} with the truth "
-        f"({upper:.2f} in the better half), its median error is {quality['median_error_points']:.1f} points; "
-        f"{quality['noise_points_at_half']:.1f} points is one standard deviation between seeds (`{found['command']}`)."
+        f"{markdown(found)}\n\nMean accuracy of the best trial, without the noise that chose it, after {third} and "
+        f"{whole} epochs ([all along](results/replays/dilated.png)); intervals are over replays on one surrogate. It "
+        f"was fitted to {trials} ({quality['n_candidates']} candidates). On candidates that it was not fitted to, its "
+        f"ranking has a Spearman correlation of {rank:.2f} with the recorded one ({upper:.2f} in the better half), its "
+        f"median error is {quality['median_error_points']:.1f} points; one standard deviation between seeds is "
+        f"{quality['noise_points_at_best']:.1f} points at the best, from {quality['noise_degrees_of_freedom']} repeats "
+        f"(`{found['command']}`)."
     )
 
 

@@ -1,4 +1,4 @@
-"""Is the search worth its cost? Samplers replayed many times on a table of recorded trials.
+"""Which sampler finds most in equal epochs? All of them replayed many times on a table of recorded trials.
 
     python scripts/replays.py --collect results/runs/samplers results/runs/whole   # makes the table
     python scripts/replays.py [--space dilated] [--replays 50] [--budget 180]
@@ -6,18 +6,21 @@
 Real studies cost minutes each, so that `scripts/samplers.py` affords a few. Here trials are not trained: a forest of
 extremely randomised trees (Geurts et al. 2006), fitted to the learning curves of recorded trials, says what they would
 reach, and noise as large as that between two trainings of one candidate is added (a surrogate benchmark, after
-Eggensperger et al. 2015). Samplers and pruner are the program's own, asked as `study.run` asks them, until the epochs
-of the budget are spent. How well the forest ranks trials that it has not seen is in the record, and belongs next to
-every figure: it is smoother than the truth, and knows little where no trial was recorded.
+Eggensperger et al. 2015). Samplers and pruner are the program's own, asked as `study.run --jobs 1` asks them, until the
+epochs of the budget are spent. How well the forest ranks candidates that it has not seen is in the record, and belongs
+next to every figure: it is smoother than the truth, and knows little where no trial was recorded. Intervals are over
+replays on this one forest; what it gets wrong is in none of them.
 
-`--collect` reads every study of the space below the folders that has the fidelity of the first one and writes
-results/replays/<space>-table.json; complete trials are used, so record some with --pruner none. Replays write
-results/replays/<space>.json and .png and print a table. Needs scikit-learn (`pip install -e '.[dev]'`).
+`--collect` reads every study of the space below the folders that has the fidelity and limits of the first one (the
+limit of an epoch's time may differ) and writes results/replays/<space>-table.json. Only complete trials are used, so
+record some with --pruner none: those of a pruned study were lucky enough not to be pruned. Replays write
+results/replays/<space>.json and .png and print a table. Needs scikit-learn (`pip install -e '.[replays]'`).
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import shlex
@@ -34,13 +37,13 @@ import numpy.typing as npt
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from search_spaces import DEFAULT_SPACE, get_space
-from search_spaces.candidate import Candidate
-from search_spaces.constraints import Clock, Limits
+from search_spaces.constraints import Clock, InfeasibleError
 from search_spaces.cost import CostModel
-from search_spaces.space import Choice, Params, Real
+from search_spaces.space import Choice, Params
+from study.config import StudyConfig
 from study.errors import Parser, UserError, run_command
 from study.paths import RESULTS
-from study.search import DEFAULT_PRUNER, is_neighbour
+from study.search import DEFAULT_PRUNER, N_STARTUP_TRIALS, is_neighbour
 
 if TYPE_CHECKING:
     import optuna
@@ -49,8 +52,10 @@ Floats = npt.NDArray[np.float64]
 
 MIN_TRIALS = 40
 N_FOLDS = 10
+FIGURES = ("params", "macs", "receptive_field")
+"""Of a network, beside its dimensions: widths are solved for, so these say more."""
 N_TREES = 300
-COLOURS = ("#d95f02", "#e7298a", "#66a61e", "#7570b3", "#7f7f7f", "#1b9e77")
+COLOURS = ("#d95f02", "#e7298a", "#66a61e", "#7570b3", "#7f7f7f", "#1b9e77", "#000000")
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,9 @@ class Setting:
     Attributes:
         title: For people.
         sampler, pruner: As `study.run` names them.
-        near: Whether a slot, of a study with so many finished trials, gets a neighbour.
-        pools: Whether neighbours are of the best trial once the start-up is over, or always of the default.
+        near: Whether a slot, of a study with so many finished trials, gets a neighbour: of the default during the
+            start-up, of the best trial after it.
+        anchors_only: Whether nothing is searched.
         replays_share: Of the replays that are asked for; the Gaussian process takes far longer than the others.
     """
 
@@ -69,16 +75,18 @@ class Setting:
     sampler: str = "tpe"
     pruner: str = DEFAULT_PRUNER
     near: Callable[[int, int], bool] = lambda slot, n_finished: False
+    anchors_only: bool = False
     replays_share: float = 1.0
 
 
 SETTINGS = {
     "anchored": Setting("neighbours of the default, then TPE and neighbours of the best in turns", near=is_neighbour),
     "neighbours": Setting("neighbours only", near=lambda slot, n_finished: True),
-    "start": Setting("neighbours of the default, then TPE alone", near=lambda slot, n: is_neighbour(1, n)),
+    "start": Setting("neighbours of the default, then TPE alone", near=lambda slot, n: n < N_STARTUP_TRIALS),
     "tpe": Setting("TPE"),
     "random": Setting("random", sampler="random"),
     "gp": Setting("Gaussian process, not pruned", sampler="gp", pruner="none", replays_share=0.2),
+    "none": Setting("the space's anchors, no search", anchors_only=True),
 }
 """The first one is the program's default, with which the others are compared."""
 
@@ -110,8 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = json.loads(file.read_text())
     if len(table["trials"]) < MIN_TRIALS:
         raise UserError(f"The table needs at least {MIN_TRIALS} trials: {len(table['trials'])}. Collect more.")
-    if options.budget < 4 * table["epochs"]:
-        raise UserError(f"--budget must allow at least 4 trials of {table['epochs']} epochs: {options.budget}.")
+    epochs = table["config"]["epochs"]
+    if options.budget < 4 * epochs:
+        raise UserError(f"--budget must allow at least 4 trials of {epochs} epochs: {options.budget}.")
     import joblib
 
     surrogate = Surrogate(table)
@@ -127,7 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "command": shlex.join(["python", "scripts/replays.py", *given]),
         "space": options.space,
         "budget": options.budget,
-        "table": {name: table[name] for name in ("studies", "epochs", "train_images", "val_images")},
+        "studies": table["studies"],
+        "config": {**table["config"], "sampler": None, "seed": None, "pruner": None},
         "surrogate": surrogate.quality(),
         "settings": [summary(name, by_name[name], by_name, options.budget) for name in SETTINGS],
     }
@@ -139,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def collect(space: str, folders: Sequence[Path]) -> dict[str, Any]:
-    """The table: complete trials of every study of `space` that has the fidelity of the first one found."""
+    """The table: complete trials of every study of `space` that has the fidelity and limits of the first one found."""
     import optuna
 
     from study.storage import config_of
@@ -150,61 +160,68 @@ def collect(space: str, folders: Sequence[Path]) -> dict[str, Any]:
         url = f"sqlite:///{file}"
         for name in sorted(optuna.get_all_study_names(url)):
             study = optuna.load_study(study_name=name, storage=url)
+            if "config" not in study.user_attrs or "rerank_of" in study.user_attrs:
+                continue
             config = config_of(study)
-            if config.space != space or "rerank_of" in study.user_attrs:
+            complete = [
+                trial
+                for trial in study.get_trials(deepcopy=False)
+                if trial.state.name == "COMPLETE" and len(trial.intermediate_values) == config.epochs
+            ]
+            if config.space != space or not complete:
                 continue
-            fidelity = {
-                "space": space,
-                "space_version": config.space_version,
-                "epochs": config.epochs,
-                "train_images": config.train_images,
-                "val_images": config.val_images,
-            }
             if not table:
-                table = {
-                    **fidelity,
-                    "limits": config.limits.to_json(),
-                    "cost_model": study.user_attrs["cost_model"],
-                    "studies": {},
-                    "trials": [],
-                }
-            complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
-            if any(table[key] != value for key, value in fidelity.items()) or not complete:
+                cost = study.user_attrs["cost_model"]
+                table = {"config": config.to_json(), "cost_model": cost, "studies": {}, "trials": []}
+            if not comparable(StudyConfig.from_json(table["config"]), config):
                 continue
-            table["studies"][name] = len(complete)
+            table["studies"][name] = {"complete": len(complete), "pruner": config.pruner}
             table["trials"] += [
                 {
                     "params": trial.params,
+                    "figures": [trial.user_attrs[key] for key in FIGURES],
                     "candidate_id": trial.user_attrs["candidate_id"],
+                    "training_seed": trial.user_attrs["training_seed"],
                     "curve": [round(value, 5) for _, value in sorted(trial.intermediate_values.items())],
                 }
                 for trial in complete
             ]
     if not table:
-        raise UserError(f"No study of {space!r} is below {', '.join(map(str, folders))}.")
+        raise UserError(f"No study of {space!r} with complete trials is below {', '.join(map(str, folders))}.")
     return table
+
+
+def comparable(first: StudyConfig, other: StudyConfig) -> bool:
+    """Whether trials of two studies were trained and limited alike, but for the limit of an epoch's time."""
+    limits = dataclasses.replace(other.limits, max_epoch_s=first.limits.max_epoch_s)
+    how = {"seed": first.seed, "sampler": first.sampler, "pruner": first.pruner}
+    return dataclasses.replace(other, **how, limits=limits) == first  # type: ignore[arg-type]
 
 
 class Surrogate:
     """What a trial would reach, from what recorded ones did.
 
-    Works on logits of accuracies, where noise is alike at all heights.
+    Works on logits of accuracies. Candidates count once, however often they were trained.
     """
 
     def __init__(self, table: dict[str, Any]) -> None:
-        self.space = get_space(table["space"])
-        self.epochs: int = table["epochs"]
-        self.limits = Limits(**table["limits"])
-        self.clock = Clock(CostModel.from_json(table["cost_model"]), table["train_images"], table["val_images"])
-        trials = table["trials"]
-        self.inputs = np.array([self.features(trial["params"]) for trial in trials])
-        self.curves = logit(np.array([trial["curve"] for trial in trials], dtype=float))
-        self.candidates = [trial["candidate_id"] for trial in trials]
-        self.noise = spread_of_repeats(self.curves, self.candidates)
+        self.config = StudyConfig.from_json(table["config"])
+        self.space, self.epochs = get_space(self.config.space), self.config.epochs
+        self.clock = Clock(CostModel.from_json(table["cost_model"]), self.config.train_images, self.config.val_images)
+        trained = {(trial["candidate_id"], trial["training_seed"]): trial for trial in table["trials"]}
+        by_candidate = defaultdict(list)
+        for (candidate, _), trial in trained.items():
+            by_candidate[candidate].append(trial)
+        repeats = [logit(np.array([trial["curve"] for trial in group])) for group in by_candidate.values()]
+        self.noise, self.n_noise = covariance_of_repeats(repeats)
+        first = [group[0] for group in by_candidate.values()]
+        self.inputs = np.array([self.features(trial["params"], trial["figures"]) for trial in first])
+        self.curves = np.array([curves.mean(axis=0) for curves in repeats])
+        self.n_trials = len(trained)
         self.forest = _forest().fit(self.inputs, self.curves)
 
-    def features(self, params: Params) -> list[float]:
-        """What the trees may ask: every dimension, and what follows from several of them."""
+    def features(self, params: Params, figures: Sequence[float]) -> list[float]:
+        """What the trees may ask: every dimension, and the figures of the network that came of them."""
         found = []
         used = _OPTIMIZER_PREFIX[params["optimizer"]]
         for name, dimension in self.space.dimensions.items():
@@ -213,41 +230,48 @@ class Surrogate:
                 found.append(-1.0)  # another optimizer's: it has no effect
             elif isinstance(dimension, Choice) and any(isinstance(each, str) for each in dimension.values):
                 found += [float(value == each) for each in dimension.values]
-            elif isinstance(dimension, Real) and dimension.log:
-                found.append(math.log(value / dimension.low) / math.log(dimension.high / dimension.low))
             else:
                 found.append(float(value))
-        architecture = self.candidate(params).architecture
-        return [*found, architecture.params / 1e5, math.log(architecture.macs), float(architecture.receptive_field)]
-
-    def candidate(self, params: Params) -> Candidate:
-        return self.space.decode(params, self.limits, self.clock).candidate
+        return [*found, *map(float, figures)]
 
     def curve(self, params: Params) -> Floats:
-        """Accuracies after every epoch, without noise."""
-        found: Floats = expit(self.forest.predict([self.features(params)])[0])
+        """Accuracies after every epoch, without noise.
+
+        Raises:
+            InfeasibleError: They decode to nothing within the limits.
+        """
+        architecture = self.space.decode(params, self.config.limits, self.clock).candidate.architecture
+        figures = [getattr(architecture, key) for key in FIGURES]
+        found: Floats = expit(self.forest.predict([self.features(params, figures)])[0])
         return found
 
     def noisy(self, curve: Floats, seed: int) -> Floats:
-        """`curve` as one training would have it: lucky or unlucky all along."""
-        return expit(logit(curve) + np.random.default_rng(seed).standard_normal() * self.noise)
+        """`curve` as one training would have it."""
+        noise = np.random.default_rng(seed).multivariate_normal(np.zeros(len(curve)), self.noise)
+        found: Floats = expit(logit(curve) + noise)
+        return found
 
     def quality(self) -> dict[str, Any]:
-        """How the forest does on candidates that it was not fitted to (cross-validation, grouped by candidate)."""
-        from scipy.stats import spearmanr
-        from sklearn.model_selection import GroupKFold, cross_val_predict
+        """How the forest does on candidates that it was not fitted to (cross-validation).
 
-        folds = GroupKFold(N_FOLDS)
-        predicted = cross_val_predict(_forest(), self.inputs, self.curves, groups=self.candidates, cv=folds)
-        true, found = self.curves[:, -1], predicted[:, -1]
-        top = true >= np.median(true)
+        Neighbours of one another may be on both sides, as they are in a replay.
+        """
+        from scipy.stats import spearmanr
+        from sklearn.model_selection import KFold, cross_val_predict
+
+        folds = KFold(N_FOLDS, shuffle=True, random_state=0)
+        recorded, found = self.curves[:, -1], cross_val_predict(_forest(), self.inputs, self.curves, cv=folds)[:, -1]
+        top = recorded >= np.median(recorded)
+        best, spread = recorded.max(), math.sqrt(self.noise[-1, -1])
         return {
-            "n_trials": len(true),
-            "n_candidates": len(set(self.candidates)),
-            "spearman": round(float(spearmanr(true, found)[0]), 3),
-            "spearman_of_upper_half": round(float(spearmanr(true[top], found[top])[0]), 3),
-            "median_error_points": round(100 * float(np.median(np.abs(expit(true) - expit(found)))), 2),
-            "noise_points_at_half": round(100 * float(expit(self.noise[-1]) - 0.5), 2),
+            "n_trials": self.n_trials,
+            "n_candidates": len(recorded),
+            "spearman": round(float(spearmanr(recorded, found)[0]), 3),
+            "spearman_of_upper_half": round(float(spearmanr(recorded[top], found[top])[0]), 3),
+            "median_error_points": round(100 * float(np.median(np.abs(expit(recorded) - expit(found)))), 2),
+            "best_accuracy": round(float(expit(best)), 4),
+            "noise_points_at_best": round(100 * float(expit(best) - expit(best - spread)), 2),
+            "noise_degrees_of_freedom": self.n_noise,
         }
 
 
@@ -270,26 +294,22 @@ def expit(value: Any) -> Any:
     return 1 / (1 + np.exp(-value))
 
 
-def spread_of_repeats(curves: Floats, candidates: Sequence[str]) -> Floats:
-    """Standard deviation, after every epoch, between trainings of one candidate, pooled over candidates.
+def covariance_of_repeats(repeats: Sequence[Floats]) -> tuple[Floats, int]:
+    """Covariance over epochs [epoch, epoch] between trainings of one candidate, pooled, and its degrees of freedom.
 
     Args:
-        curves: [trial, epoch].
-        candidates: Of every trial.
+        repeats: For every candidate its curves [training, epoch].
 
     Raises:
         UserError: No candidate was trained twice.
     """
-    groups = defaultdict(list)
-    for curve, candidate in zip(curves.tolist(), candidates, strict=True):
-        if curve not in groups[candidate]:  # the same seed, too
-            groups[candidate].append(curve)
-    repeats = [np.array(group) for group in groups.values() if len(group) > 1]
-    if not repeats:
+    deviations = [curves - curves.mean(axis=0) for curves in repeats if len(curves) > 1]
+    if not deviations:
         raise UserError("No candidate of the table was trained from two seeds, so nothing tells how large noise is.")
-    squares = sum(((group - group.mean(axis=0)) ** 2).sum(axis=0) for group in repeats)
-    found: Floats = np.sqrt(squares / sum(len(group) - 1 for group in repeats))
-    return found
+    n_free = sum(len(each) - 1 for each in deviations)
+    stacked = np.concatenate(deviations)
+    found: Floats = stacked.T @ stacked / n_free
+    return found, n_free
 
 
 def replay(setting: Setting, surrogate: Surrogate, seed: int, budget: int) -> list[tuple[int, float]]:
@@ -300,26 +320,34 @@ def replay(setting: Setting, surrogate: Surrogate, seed: int, budget: int) -> li
     """
     import optuna
 
+    from study import run
     from study.search import SlotSampler, make_pruner, make_sampler, neighbour, sampler_seed, suggest, training_seed
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize", pruner=make_pruner(setting.pruner, surrogate.epochs))
     space, kept = surrogate.space, SlotSampler()
-    anchors = list(space.anchors(surrogate.limits).values())
-    spent, slot, best, true_of_best = 0, 0, 0.0, 0.0
-    centre, steps = space.anchors(surrogate.limits)["default"], []
+    anchors = [params for _, params in run.anchors(space, surrogate.config, surrogate.clock.cost)]
+    default = space.anchors(surrogate.config.limits)["default"]
+    spent, slot, attempt, best, true_of_best, steps = 0, 0, 0, 0.0, 0.0, []
     while spent < budget:
-        finished = len(study.get_trials(deepcopy=False))
-        chosen = sampler_seed(seed, slot, 0)
+        finished = len(steps)
+        chosen = sampler_seed(seed, slot, attempt)
         fixed: dict[str, Any] | None = None
         if slot < len(anchors):
             fixed = dict(anchors[slot])
+        elif setting.anchors_only:
+            break
         elif setting.near(slot, finished):
-            fixed = neighbour(space, centre if is_startup(finished) else _best_params(study, centre), chosen)
+            fixed = neighbour(space, default if finished < N_STARTUP_TRIALS else _best_params(study, default), chosen)
         study.sampler = make_sampler(setting.sampler, chosen, fixed, kept)
         trial = study.ask()
         params = suggest(trial, space)
-        true = surrogate.curve(params)
+        try:
+            true = surrogate.curve(params)
+        except InfeasibleError:  # drawn anew
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            attempt += 1
+            continue
         for epoch, accuracy in enumerate(surrogate.noisy(true, training_seed(seed, slot)).tolist()):
             trial.report(accuracy, epoch)
             spent += 1
@@ -331,13 +359,8 @@ def replay(setting: Setting, surrogate: Surrogate, seed: int, budget: int) -> li
             if accuracy > best and spent <= budget:
                 best, true_of_best = accuracy, float(true[-1])
         steps.append((spent, true_of_best))
-        slot += 1
+        slot, attempt = slot + 1, 0
     return steps
-
-
-def is_startup(n_finished: int) -> bool:
-    """Whether TPE would still sample uniformly."""
-    return is_neighbour(1, n_finished)
 
 
 def _best_params(study: optuna.Study, otherwise: Params) -> Params:
@@ -345,15 +368,15 @@ def _best_params(study: optuna.Study, otherwise: Params) -> Params:
     return max(complete, key=lambda trial: trial.value or 0.0).params if complete else otherwise
 
 
-def at(steps: Sequence[tuple[int, float]], epochs: int) -> float:
+def best_at(steps: Sequence[tuple[int, float]], epochs: int) -> float:
     """The accuracy of the best trial when `epochs` are spent."""
     return next((value for spent, value in reversed(steps) if spent <= epochs), 0.0)
 
 
 def summary(name: str, runs: Sequence[Any], all_runs: dict[str, list[Any]], budget: int) -> dict[str, Any]:
     """Means at a third of the budget and at the whole, and what the default has ahead, over the same seeds."""
-    finals = np.array([at(run, budget) for run in runs])
-    first = np.array([at(run, budget) for run in all_runs[next(iter(SETTINGS))]])[: len(finals)]
+    finals = np.array([best_at(run, budget) for run in runs])
+    first = np.array([best_at(run, budget) for run in all_runs[next(iter(SETTINGS))]])[: len(finals)]
     grid = range(1, budget + 1)
     ahead = first - finals
     return {
@@ -361,12 +384,12 @@ def summary(name: str, runs: Sequence[Any], all_runs: dict[str, list[Any]], budg
         "title": SETTINGS[name].title,
         "replays": len(runs),
         "trials": float(np.mean([sum(spent <= budget for spent, _ in run) for run in runs])),
-        "at_third": float(np.mean([at(run, budget // 3) for run in runs])),
+        "at_third": float(np.mean([best_at(run, budget // 3) for run in runs])),
         "final": float(finals.mean()),
         "final_interval": interval(finals),
         "behind_default": float(ahead.mean()),
         "behind_default_interval": interval(ahead),
-        "mean_curve": [round(float(np.mean([at(run, epochs) for run in runs])), 5) for epochs in grid],
+        "mean_curve": [round(float(np.mean([best_at(run, epochs) for run in runs])), 5) for epochs in grid],
     }
 
 
@@ -380,7 +403,7 @@ def interval(values: Floats) -> tuple[float, float]:
 
 def markdown(record: dict[str, Any]) -> str:
     """One row a way to choose trials."""
-    head = ("how trials are chosen", "replays", "trials", "after a third", "at the end", "behind the default way (95%)")
+    head = ("sampler", "replays", "trials", "after a third", "at the end", "points behind the default sampler (95%)")
     rows = [head, ("---",) * len(head)]
     for each in record["settings"]:
         low, high = (100 * value for value in each["behind_default_interval"])
