@@ -201,7 +201,8 @@ def comparable(first: StudyConfig, other: StudyConfig) -> bool:
 class Surrogate:
     """What a trial would reach, from what recorded ones did.
 
-    Works on logits of accuracies. Candidates count once, however often they were trained.
+    Works on logits of accuracies. Candidates count once, however often they were trained. Noise is that of the better
+    half of them, between which a search has to choose; bad ones vary more.
     """
 
     def __init__(self, table: dict[str, Any]) -> None:
@@ -213,7 +214,9 @@ class Surrogate:
         for (candidate, _), trial in trained.items():
             by_candidate[candidate].append(trial)
         repeats = [logit(np.array([trial["curve"] for trial in group])) for group in by_candidate.values()]
-        self.noise, self.n_noise = covariance_of_repeats(repeats)
+        height = [float(curves.mean(axis=0)[-1]) for curves in repeats]
+        good = [curves for curves, mean in zip(repeats, height, strict=True) if mean >= np.median(height)]
+        self.noise, self.n_noise = covariance_of_repeats(good)
         first = [group[0] for group in by_candidate.values()]
         self.inputs = np.array([self.features(trial["params"], trial["figures"]) for trial in first])
         self.curves = np.array([curves.mean(axis=0) for curves in repeats])
@@ -305,7 +308,7 @@ def covariance_of_repeats(repeats: Sequence[Floats]) -> tuple[Floats, int]:
     """
     deviations = [curves - curves.mean(axis=0) for curves in repeats if len(curves) > 1]
     if not deviations:
-        raise UserError("No candidate of the table was trained from two seeds, so nothing tells how large noise is.")
+        raise UserError("No good candidate of the table was trained from two seeds: nothing tells how large noise is.")
     n_free = sum(len(each) - 1 for each in deviations)
     stacked = np.concatenate(deviations)
     found: Floats = stacked.T @ stacked / n_free

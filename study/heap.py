@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
-_NEVER = 2**31 - 1
+_NEVER = -1
 _BLOCK, _BLOCK_OF_OLDER = 2**30, 2**25  # bytes; older GNU C libraries take no more than 32 MiB
 
 
@@ -24,6 +24,6 @@ def keep() -> None:
 
 
 def give_back() -> None:
-    """Hands kept memory back to the system: what a trial leaves behind in pieces, the next one cannot use."""
+    """Hands kept memory back to the system, so that what one trial fragments does not add to the next one's."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

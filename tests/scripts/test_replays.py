@@ -47,8 +47,9 @@ def table() -> dict[str, Any]:
         params = space.sample(rng)
         height = 0.3 + 0.4 * params["budget_frac"]
         trials.append(recorded(params, number, 0, [height - 0.2, height - 0.1, height]))
-    for trial in trials[:5]:
+    for trial in sorted(trials, key=lambda trial: trial["curve"][-1])[-5:]:
         trials.append({**trial, "training_seed": 1, "curve": [value + 0.01 for value in trial["curve"]]})
+    trials.append({**trials[0], "training_seed": 1, "curve": [0.1, 0.2, 0.3]})  # a bad one varies more
     trials.append(trials[0])
     default = space.anchors(Limits())["default"]
     trials += [recorded({**default, "flip": flip}, 100 + flip, 0, [0.1, 0.15, 0.2]) for flip in (False, True)]
@@ -65,7 +66,7 @@ def test_noise_is_that_between_trainings_of_one_candidate() -> None:
     covariance, n_free = replays.covariance_of_repeats(repeats)
     assert covariance.tolist() == [[2.0, 1.0], [1.0, 1.0]]
     assert n_free == 2
-    with pytest.raises(UserError, match="No candidate of the table was trained from two seeds"):
+    with pytest.raises(UserError, match="No good candidate of the table was trained from two seeds"):
         replays.covariance_of_repeats(repeats[1:2])
 
 
@@ -77,7 +78,7 @@ def test_the_surrogate_has_learnt_and_says_how_well(surrogate: replays.Surrogate
     assert (np.diff(high) > 0).all()
     quality = surrogate.quality()
     assert quality["spearman"] > 0.6
-    assert (quality["n_trials"], quality["n_candidates"], quality["noise_degrees_of_freedom"]) == (67, 62, 5)
+    assert (quality["n_trials"], quality["n_candidates"], quality["noise_degrees_of_freedom"]) == (68, 62, 5)
     noisy = np.array([surrogate.noisy(high, seed) for seed in range(200)])
     assert noisy.std(axis=0) == pytest.approx(0.007, rel=0.3)  # two trainings a point apart
     assert (surrogate.noisy(high, 3) == surrogate.noisy(high, 3)).all()

@@ -34,7 +34,7 @@ from study.search import (
 )
 from study.storage import open_storage
 
-EPOCHS = 9  # the first two never prune, and only halving prunes after the third
+EPOCHS = 9  # the first three never prune
 
 LIVE: dict[str, list[float]] = {
     # the live trial's curve, scripted as its validation accuracy after each epoch
@@ -49,7 +49,7 @@ LIVE: dict[str, list[float]] = {
 STOPS: dict[str, dict[str, int | None]] = {
     "percentile": {"best": None, "good": 3, "middling": 3, "hopeless": 3, "fades late": 6},
     "median": {"best": None, "good": None, "middling": 3, "hopeless": 3, "fades late": 7},
-    "halving": {"best": None, "good": 2, "middling": 2, "hopeless": 2, "fades late": None},
+    "halving": {"best": None, "good": 3, "middling": 3, "hopeless": 3, "fades late": None},
     "hyperband": {"best": None, "good": 3, "middling": 3, "hopeless": 3, "fades late": None},
     "none": {"best": None, "good": None, "middling": None, "hopeless": None, "fades late": None},
 }
@@ -76,7 +76,7 @@ def run_live(study: optuna.Study, curve: list[float]) -> int | None:
 def study_with_history(pruner: str, n_history: int = 8) -> optuna.Study:
     # The name decides Hyperband's brackets.
     study = optuna.create_study(direction="maximize", study_name="table", pruner=make_pruner(pruner, EPOCHS))
-    rung = EPOCHS // 3 - (pruner == "halving")
+    rung = EPOCHS // 2 - 1 if pruner == "halving" else EPOCHS // 3
     for rank in range(n_history):
         curve = history_curve(rank)
         study.add_trial(
@@ -105,7 +105,7 @@ def test_nothing_is_pruned_before_five_trials_are_complete(pruner: str) -> None:
 def test_no_schedule_prunes_in_its_first_third(pruner: str, epochs: int) -> None:
     study = optuna.create_study(direction="maximize", study_name="warmup", pruner=make_pruner(pruner, epochs))
     stops = [run_live(study, [(0.9 if rank < 6 else 0.1)] * epochs) for rank in range(12)]
-    first = max(1, epochs // 3 - (pruner == "halving"))
+    first = max(1, epochs // 2 - 1 if pruner == "halving" else epochs // 3)
     assert all(stop is None or stop >= first for stop in stops)
     if pruner in ("percentile", "median") and epochs >= 3:
         assert stops[-1] == epochs // 3  # the bad ones do go, at the first chance
