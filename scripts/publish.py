@@ -212,6 +212,10 @@ def update_readme(readme: Path = README) -> bool:
     return new != text
 
 
+THIRD = "halving, rung 1, factor 4"
+"""What halving was for trials of 6 epochs before it waited for half of them."""
+
+
 def readme_block(name: str) -> str:
     """The README's block `name`, from the files in results/.
 
@@ -358,15 +362,19 @@ def _fidelity() -> str:
 
 
 def _pruners() -> str:
-    found = _load("pruners", "curves.json")
-    if found is None:
-        return "Not measured yet."
+    # What was recorded in the first version of the space, when there was one optimizer, is kept but not shown.
+    files = [file for file in sorted((RESULTS / "pruners").glob("*.json")) if file.stem != "version-1"]
+    return "\n\n".join(map(_pruners_of, files)) or "Not measured yet."
+
+
+def _pruners_of(file: Path) -> str:
     from study.search import PRUNERS
 
+    found = json.loads(file.read_text())
     rows = []
     for row in found["settings"]:
         names = [row["name"], *row["same_as"]]
-        if found["winner"] not in names and not set(names) & set(PRUNERS):
+        if found["winner"] not in names and not set(names) & {*PRUNERS, THIRD}:
             continue
         low, high = row["regret_interval_95"]
         rows.append(
@@ -379,10 +387,12 @@ def _pruners() -> str:
             )
         )
     head = ("pruner", "epochs spent", "points lost (95%)", "kept the best trial", "best within half of all epochs")
+    recorded = found["recorded_with"]
     return (
-        f"{_table(head, rows)}\n\n{found['n_curves']} whole curves of {found['epochs']} epochs, replayed in "
-        f"{found['replays']} random orders each; {len(found['settings'])} settings compared, those that have a "
-        f"name and the winner shown (`{found['command']}`; the rule is in the script)."
+        f"{_table(head, rows)}\n\n{found['n_curves']} whole curves of {found['epochs']} epochs of "
+        f"{recorded['train_images']:,} images (`--sampler {recorded['sampler']}`), replayed in {found['replays']} "
+        f"random orders each; {len(found['settings'])} settings compared, those that have a name, the former default "
+        f"and the winner by the rule in the script shown (`{found['command']}`)."
     )
 
 
