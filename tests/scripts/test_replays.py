@@ -74,7 +74,7 @@ def test_the_surrogate_has_learnt_and_says_how_well(surrogate: replays.Surrogate
     space = get_space("dilated")
     params = space.sample(random.Random(1))
     low, high = (surrogate.curve({**params, "budget_frac": share}) for share in (0.4, 1.0))
-    assert (high > low + 0.05).all()
+    assert (high > low + 0.01).all()
     assert (np.diff(high) > 0).all()
     quality = surrogate.quality()
     assert quality["spearman"] > 0.6
