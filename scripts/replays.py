@@ -29,24 +29,24 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit, logit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from samplers import save
 from search_spaces import DEFAULT_SPACE, get_space
 from search_spaces.constraints import Clock, InfeasibleError
 from search_spaces.cost import CostModel
 from search_spaces.space import Choice, Params
+from search_spaces.training_dimensions import OF_OPTIMIZER
 from study.config import StudyConfig
 from study.errors import Parser, UserError, run_command
 from study.paths import RESULTS
 from study.search import DEFAULT_PRUNER, N_STARTUP_TRIALS, is_neighbour
-
-if TYPE_CHECKING:
-    import optuna
 
 Floats = npt.NDArray[np.float64]
 
@@ -226,7 +226,7 @@ class Surrogate:
     def features(self, params: Params, figures: Sequence[float]) -> list[float]:
         """What the trees may ask: every dimension, and the figures of the network that came of them."""
         found = []
-        used = _OPTIMIZER_PREFIX[params["optimizer"]]
+        used = OF_OPTIMIZER[params["optimizer"]]
         for name, dimension in self.space.dimensions.items():
             value = params[name]
             if name.endswith(("lr", "weight_decay")) and name not in (f"{used}lr", f"{used}weight_decay"):
@@ -278,23 +278,10 @@ class Surrogate:
         }
 
 
-_OPTIMIZER_PREFIX = {"sgd": "", "adamw": "adamw_", "muon": "muon_"}
-
-
 def _forest() -> Any:
     from sklearn.ensemble import ExtraTreesRegressor
 
     return ExtraTreesRegressor(N_TREES, min_samples_leaf=2, max_features=0.5, random_state=0)
-
-
-def logit(accuracy: Floats) -> Floats:
-    clipped = np.clip(accuracy, 1e-3, 1 - 1e-3)
-    found: Floats = np.log(clipped / (1 - clipped))
-    return found
-
-
-def expit(value: Any) -> Any:
-    return 1 / (1 + np.exp(-value))
 
 
 def covariance_of_repeats(repeats: Sequence[Floats]) -> tuple[Floats, int]:
@@ -325,6 +312,7 @@ def replay(setting: Setting, surrogate: Surrogate, seed: int, budget: int) -> li
 
     from study import run
     from study.search import SlotSampler, make_pruner, make_sampler, neighbour, sampler_seed, suggest, training_seed
+    from study.storage import best_trial
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize", pruner=make_pruner(setting.pruner, surrogate.epochs))
@@ -341,7 +329,8 @@ def replay(setting: Setting, surrogate: Surrogate, seed: int, budget: int) -> li
         elif setting.anchors_only:
             break
         elif setting.near(slot, finished):
-            fixed = neighbour(space, default if finished < N_STARTUP_TRIALS else _best_params(study, default), chosen)
+            # The anchors are complete before any other trial starts.
+            fixed = neighbour(space, default if finished < N_STARTUP_TRIALS else best_trial(study).params, chosen)
         study.sampler = make_sampler(setting.sampler, chosen, fixed, kept)
         trial = study.ask()
         params = suggest(trial, space)
@@ -364,11 +353,6 @@ def replay(setting: Setting, surrogate: Surrogate, seed: int, budget: int) -> li
         steps.append((spent, true_of_best))
         slot, attempt = slot + 1, 0
     return steps
-
-
-def _best_params(study: optuna.Study, otherwise: Params) -> Params:
-    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
-    return max(complete, key=lambda trial: trial.value or 0.0).params if complete else otherwise
 
 
 def best_at(steps: Sequence[tuple[int, float]], epochs: int) -> float:
@@ -429,11 +413,7 @@ def draw(record: dict[str, Any], file: Path) -> None:
         axes.plot(epochs[first:], curve[first:], color=colour, label=f"{each['title']} ({each['replays']})")
     lowest = min(100 * each["at_third"] for each in record["settings"])
     axes.set_ylim(bottom=lowest - 3)
-    axes.set(xlabel="epochs spent on all trials", ylabel="accuracy of the best trial so far, %", title=record["space"])
-    axes.legend(fontsize=8, loc="lower right")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=130, metadata={"Software": None})
+    save(figure, axes, record["space"], "accuracy of the best trial so far, %", file)
 
 
 if __name__ == "__main__":

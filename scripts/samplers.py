@@ -226,7 +226,12 @@ def draw(record: dict[str, Any], file: Path) -> None:
             axes.step(grid, curves[-1], where="post", color=colour, alpha=0.3, linewidth=0.8)
         mean = np.mean(curves, axis=0)  # from where all of them have one
         axes.step(grid, mean, where="post", color=colour, linewidth=2, label=f"{title} ({len(of)} studies)")
-    axes.set(xlabel="epochs spent on all trials", ylabel="best validation accuracy so far, %", title=record["space"])
+    save(figure, axes, record["space"], "best validation accuracy so far, %", file)
+
+
+def save(figure: Any, axes: Any, space: str, ylabel: str, file: Path) -> None:
+    """Finishes a picture of curves over the epochs that studies of `space` spent, and writes it."""
+    axes.set(xlabel="epochs spent on all trials", ylabel=ylabel, title=space)
     axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -41,7 +41,7 @@ LONG_DIMENSIONS: dict[str, Dimension] = {
 }
 """Further augmentation, for spaces whose trials are long enough to want it."""
 
-_OF_OPTIMIZER = {"sgd": "", "adamw": "adamw_", "muon": "muon_"}
+OF_OPTIMIZER = {"sgd": "", "adamw": "adamw_", "muon": "muon_"}
 """Every optimizer has a rate and a decay of its own: one name, one fixed distribution."""
 
 
@@ -105,8 +105,8 @@ def training_params(augmentation: Augmentation, optimisation: Optimisation) -> d
         "dropout_hole": augmentation.dropout_hole,
         **{name: DEFAULT_TRAINING[name] for name in TRAINING_DIMENSIONS if name.endswith(("lr", "weight_decay"))},
         "optimizer": optimisation.optimizer,
-        _OF_OPTIMIZER[optimisation.optimizer] + "lr": optimisation.lr,
-        _OF_OPTIMIZER[optimisation.optimizer] + "weight_decay": optimisation.weight_decay,
+        OF_OPTIMIZER[optimisation.optimizer] + "lr": optimisation.lr,
+        OF_OPTIMIZER[optimisation.optimizer] + "weight_decay": optimisation.weight_decay,
         "batch_size": optimisation.batch_size,
         "label_smoothing": optimisation.label_smoothing,
     }
@@ -127,7 +127,7 @@ def decode_augmentation(params: Params) -> Augmentation:
 
 
 def decode_optimisation(params: Params) -> Optimisation:
-    of_optimizer = _OF_OPTIMIZER[params["optimizer"]]
+    of_optimizer = OF_OPTIMIZER[params["optimizer"]]
     return Optimisation(
         lr=params[of_optimizer + "lr"],
         batch_size=params["batch_size"],

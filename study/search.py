@@ -67,7 +67,7 @@ class SlotSampler(optuna.samplers.TPESampler):
 
     A fresh one compares the dimensions of all finished trials, and turns all their parameters into numbers, for
     every slot again. Finished trials never change, so this one does it once for each. Of more than `MAX_COMPARED`
-    worse ones it knows only the newest, which is where it differs from a fresh one: all of 5,000 cost twice the time.
+    worse ones it knows only the newest, which is where it differs from a fresh one: its time stops growing there.
     """
 
     def __init__(self) -> None:

@@ -43,7 +43,7 @@ def table() -> dict[str, Any]:
     """
     space, rng = get_space("dilated"), random.Random(0)
     trials = []
-    for number in range(60):
+    for number in range(200):
         params = space.sample(rng)
         height = 0.3 + 0.4 * params["budget_frac"]
         trials.append(recorded(params, number, 0, [height - 0.2, height - 0.1, height]))
@@ -52,7 +52,7 @@ def table() -> dict[str, Any]:
     trials.append({**trials[0], "training_seed": 1, "curve": [0.1, 0.2, 0.3]})  # a bad one varies more
     trials.append(trials[0])
     default = space.anchors(Limits())["default"]
-    trials += [recorded({**default, "flip": flip}, 100 + flip, 0, [0.1, 0.15, 0.2]) for flip in (False, True)]
+    trials += [recorded({**default, "flip": flip}, 1000 + flip, 0, [0.1, 0.15, 0.2]) for flip in (False, True)]
     return {"config": CONFIG.to_json(), "cost_model": COST, "studies": {"made": {}}, "trials": trials}
 
 
@@ -74,11 +74,11 @@ def test_the_surrogate_has_learnt_and_says_how_well(surrogate: replays.Surrogate
     space = get_space("dilated")
     params = space.sample(random.Random(1))
     low, high = (surrogate.curve({**params, "budget_frac": share}) for share in (0.4, 1.0))
-    assert (high > low + 0.01).all()
+    assert (high > low + 0.1).all()
     assert (np.diff(high) > 0).all()
     quality = surrogate.quality()
-    assert quality["spearman"] > 0.6
-    assert (quality["n_trials"], quality["n_candidates"], quality["noise_degrees_of_freedom"]) == (68, 62, 5)
+    assert quality["spearman"] > 0.8
+    assert (quality["n_trials"], quality["n_candidates"], quality["noise_degrees_of_freedom"]) == (208, 202, 5)
     noisy = np.array([surrogate.noisy(high, seed) for seed in range(200)])
     assert noisy.std(axis=0) == pytest.approx(0.007, rel=0.3)  # two trainings a point apart
     assert (surrogate.noisy(high, 3) == surrogate.noisy(high, 3)).all()
