@@ -19,12 +19,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from study.errors import Parser, UserError, run_command
 from study.paths import REPOSITORY, RESULTS, run_dir
 
 README = REPOSITORY / "README.md"
+THIRD = "halving, rung 1, factor 4"
+"""What halving was for trials of 6 epochs before it waited for half of them."""
 BUNDLES = ("best", "best-distilled", "reference", "yardstick")
 OTHERS = (
     ("best-distilled", "the same, learning from a larger network besides"),
@@ -212,10 +215,6 @@ def update_readme(readme: Path = README) -> bool:
     return new != text
 
 
-THIRD = "halving, rung 1, factor 4"
-"""What halving was for trials of 6 epochs before it waited for half of them."""
-
-
 def readme_block(name: str) -> str:
     """The README's block `name`, from the files in results/.
 
@@ -400,7 +399,6 @@ def _samplers() -> str:
     files = sorted((RESULTS / "samplers").glob("*.json"))
     if not files:
         return "Not measured yet."
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
     from samplers import markdown
 
     parts = []
@@ -421,7 +419,6 @@ def _replays() -> str:
     found = _load("replays", "dilated.json")
     if found is None:
         return "Not measured yet."
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
     from replays import markdown
 
     config, quality, third, whole = found["config"], found["surrogate"], found["budget"] // 3, found["budget"]

@@ -46,7 +46,7 @@ from search_spaces.training_dimensions import OF_OPTIMIZER
 from study.config import StudyConfig
 from study.errors import Parser, UserError, run_command
 from study.paths import RESULTS
-from study.search import DEFAULT_PRUNER, N_STARTUP_TRIALS, is_neighbour
+from study.search import N_STARTUP_TRIALS, is_neighbour
 
 Floats = npt.NDArray[np.float64]
 
@@ -64,7 +64,7 @@ class Setting:
 
     Attributes:
         title: For people.
-        sampler, pruner: As `study.run` names them.
+        sampler: As `study.run` names it; its pruner is the one that goes with it there.
         near: Whether a slot, of a study with so many finished trials, gets a neighbour: of the default during the
             start-up, of the best trial after it.
         anchors_only: Whether nothing is searched.
@@ -73,7 +73,6 @@ class Setting:
 
     title: str
     sampler: str = "tpe"
-    pruner: str = DEFAULT_PRUNER
     near: Callable[[int, int], bool] = lambda slot, n_finished: False
     anchors_only: bool = False
     replays_share: float = 1.0
@@ -85,7 +84,7 @@ SETTINGS = {
     "start": Setting("neighbours of the default, then TPE alone", near=lambda slot, n: n < N_STARTUP_TRIALS),
     "tpe": Setting("TPE"),
     "random": Setting("random", sampler="random"),
-    "gp": Setting("Gaussian process, not pruned", sampler="gp", pruner="none", replays_share=0.2),
+    "gp": Setting("Gaussian process, not pruned", sampler="gp", replays_share=0.2),
     "none": Setting("the space's anchors, no search", anchors_only=True),
 }
 """The first one is the program's default, with which the others are compared."""
@@ -106,10 +105,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.replays < 5:
         raise UserError(f"--replays must be at least 5 for an interval: {options.replays}.")
     file = options.results / f"{options.space}-table.json"
-    options.results.mkdir(parents=True, exist_ok=True)
     if options.collect:
         found = collect(options.space, options.collect)
         text = json.dumps(found, separators=(",", ":")).replace('{"params"', '\n{"params"')
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text + "\n")
         print(f"{len(found['trials'])} complete trials of {len(found['studies'])} studies -> {file}")
         return 0
@@ -311,11 +310,22 @@ def replay(setting: Setting, surrogate: Surrogate, seed: int, budget: int) -> li
     import optuna
 
     from study import run
-    from study.search import SlotSampler, make_pruner, make_sampler, neighbour, sampler_seed, suggest, training_seed
+    from study.search import (
+        SlotSampler,
+        default_pruner,
+        make_pruner,
+        make_sampler,
+        neighbour,
+        sampler_seed,
+        suggest,
+        training_seed,
+    )
     from study.storage import best_trial
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(direction="maximize", pruner=make_pruner(setting.pruner, surrogate.epochs))
+    study = optuna.create_study(
+        direction="maximize", pruner=make_pruner(default_pruner(setting.sampler), surrogate.epochs)
+    )
     space, kept = surrogate.space, SlotSampler()
     anchors = [params for _, params in run.anchors(space, surrogate.config, surrogate.clock.cost)]
     default = space.anchors(surrogate.config.limits)["default"]
