@@ -25,6 +25,7 @@ from study.search import (
     SAMPLERS,
     SlotSampler,
     check_names,
+    default_pruner,
     make_pruner,
     make_sampler,
     neighbour,
@@ -286,6 +287,8 @@ def test_every_other_combination_is_allowed() -> None:
     for sampler, pruner in product(("tpe", "random"), PRUNERS):
         check_names(sampler, pruner)
     check_names("gp", "none")
+    for sampler in SAMPLERS:
+        check_names(sampler, default_pruner(sampler))  # what a study gets that names no pruner
 
 
 def test_a_kept_sampler_draws_what_fresh_ones_draw() -> None:
