@@ -3,18 +3,18 @@
     python scripts/replays.py --collect results/runs/samplers results/runs/whole   # makes the table
     python scripts/replays.py [--space dilated] [--replays 50] [--budget 180]
 
-Real studies cost minutes each, so that `scripts/samplers.py` affords a few. Here trials are not trained: a forest of
-extremely randomised trees (Geurts et al. 2006), fitted to the learning curves of recorded trials, says what they would
-reach, and noise as large as that between two trainings of one candidate is added (a surrogate benchmark, after
+Real studies cost minutes each, so that `scripts/samplers.py` affords a few. Here trials are not trained: smoothed
+radial basis functions (the mean of a Gaussian process), fitted to the learning curves of recorded trials, say what they
+would reach, and noise as large as that between two trainings of one candidate is added (a surrogate benchmark, after
 Eggensperger et al. 2015). Samplers and pruner are the program's own, asked as `study.run --jobs 1` asks them, until the
-epochs of the budget are spent. How well the forest ranks candidates that it has not seen is in the record, and belongs
-next to every figure: it is smoother than the truth, and knows little where no trial was recorded. Intervals are over
-replays on this one forest; what it gets wrong is in none of them.
+epochs of the budget are spent. How well the surrogate ranks candidates that it has not seen is in the record, and
+belongs next to every figure: it is smoother than the truth, and knows little where no trial was recorded. Intervals are
+over replays on this one surrogate; what it gets wrong is in none of them.
 
 `--collect` reads every study of the space below the folders that has the fidelity and limits of the first one (the
 limit of an epoch's time may differ) and writes results/replays/<space>-table.json. Only complete trials are used, so
 record some with --pruner none: those of a pruned study were lucky enough not to be pruned. Replays write
-results/replays/<space>.json and .png and print a table. Needs scikit-learn (`pip install -e '.[replays]'`).
+results/replays/<space>.json and .png and print a table.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.interpolate import RBFInterpolator
 from scipy.special import expit, logit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -54,7 +55,8 @@ MIN_TRIALS = 40
 N_FOLDS = 10
 FIGURES = ("params", "macs", "receptive_field")
 """Of a network, beside its dimensions: widths are solved for, so these say more."""
-N_TREES = 300
+WIDTH, SMOOTHING = 0.3, 0.1
+"""Of the basis functions, with inputs from 0 to 1: chosen by cross-validation on the published table."""
 COLOURS = ("#d95f02", "#e7298a", "#66a61e", "#7570b3", "#7f7f7f", "#1b9e77", "#000000")
 
 
@@ -217,13 +219,16 @@ class Surrogate:
         good = [curves for curves, mean in zip(repeats, height, strict=True) if mean >= np.median(height)]
         self.noise, self.n_noise = covariance_of_repeats(good)
         first = [group[0] for group in by_candidate.values()]
-        self.inputs = np.array([self.features(trial["params"], trial["figures"]) for trial in first])
+        features = np.array([self.features(trial["params"], trial["figures"]) for trial in first])
+        self.low = features.min(axis=0)
+        self.range = np.where(np.ptp(features, axis=0) > 0, np.ptp(features, axis=0), 1.0)
+        self.inputs = (features - self.low) / self.range
         self.curves = np.array([curves.mean(axis=0) for curves in repeats])
         self.n_trials = len(trained)
-        self.forest = _forest().fit(self.inputs, self.curves)
+        self.model = _fitted(self.inputs, self.curves)
 
     def features(self, params: Params, figures: Sequence[float]) -> list[float]:
-        """What the trees may ask: every dimension, and the figures of the network that came of them."""
+        """What the surrogate sees: every dimension, and the figures of the network that came of them."""
         found = []
         used = OF_OPTIMIZER[params["optimizer"]]
         for name, dimension in self.space.dimensions.items():
@@ -244,7 +249,8 @@ class Surrogate:
         """
         architecture = self.space.decode(params, self.config.limits, self.clock).candidate.architecture
         figures = [getattr(architecture, key) for key in FIGURES]
-        found: Floats = expit(self.forest.predict([self.features(params, figures)])[0])
+        scaled = (np.array(self.features(params, figures)) - self.low) / self.range
+        found: Floats = expit(self.model(scaled[None])[0])
         return found
 
     def noisy(self, curve: Floats, seed: int) -> Floats:
@@ -254,15 +260,18 @@ class Surrogate:
         return found
 
     def quality(self) -> dict[str, Any]:
-        """How the forest does on candidates that it was not fitted to (cross-validation).
+        """How the surrogate does on candidates that it was not fitted to (cross-validation).
 
         Neighbours of one another may be on both sides, as they are in a replay.
         """
         from scipy.stats import spearmanr
-        from sklearn.model_selection import KFold, cross_val_predict
 
-        folds = KFold(N_FOLDS, shuffle=True, random_state=0)
-        recorded, found = self.curves[:, -1], cross_val_predict(_forest(), self.inputs, self.curves, cv=folds)[:, -1]
+        recorded = self.curves[:, -1]
+        fold = np.random.default_rng(0).permutation(len(recorded)) % N_FOLDS
+        found = np.empty_like(recorded)
+        for index in range(N_FOLDS):
+            model = _fitted(self.inputs[fold != index], self.curves[fold != index])
+            found[fold == index] = model(self.inputs[fold == index])[:, -1]
         top = recorded >= np.median(recorded)
         best, spread = recorded.max(), math.sqrt(self.noise[-1, -1])
         return {
@@ -277,10 +286,8 @@ class Surrogate:
         }
 
 
-def _forest() -> Any:
-    from sklearn.ensemble import ExtraTreesRegressor
-
-    return ExtraTreesRegressor(N_TREES, min_samples_leaf=2, max_features=0.5, random_state=0)
+def _fitted(inputs: Floats, curves: Floats) -> RBFInterpolator:
+    return RBFInterpolator(inputs, curves, kernel="gaussian", epsilon=WIDTH, smoothing=SMOOTHING, degree=0)
 
 
 def covariance_of_repeats(repeats: Sequence[Floats]) -> tuple[Floats, int]:

@@ -18,8 +18,6 @@ from search_spaces.constraints import InfeasibleError, Limits
 from study.config import StudyConfig
 from study.errors import UserError
 
-pytest.importorskip("sklearn")
-
 COST = {
     "dense_mac_s": 1e-9, "depthwise_mac_s": 1e-8, "depthwise_other_mac_s": 1e-8, "activation_s": 1e-8, "image_s": 1e-5,
     "operation_s": 1e-5, "device": "cpu",
@@ -155,10 +153,9 @@ def test_the_best_so_far_is_read_at_the_budget() -> None:
 
 
 def test_the_command_makes_table_and_picture(
-    table: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    table: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "dilated-table.json").write_text(json.dumps(table))
-    monkeypatch.setattr(replays, "N_TREES", 20)
     arguments = ["--replays", "5", "--budget", "15", "--jobs", "1", "--results", str(tmp_path)]
     assert replays.main(arguments) == 0
     record = json.loads((tmp_path / "dilated.json").read_text())
