@@ -103,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, prog="python scripts/pruners.py", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     from study.options import add_study_options, storage_url, study_name
+    from study.search import compared_epochs
     from study.storage import config_of, open_study
 
     add_study_options(parser)
@@ -135,6 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     used = f"{len(numbers)} whole curves of {config.epochs} epochs, of {len(trials)} trials of {name!r}."
     if config.pruner != "none":
         used += f" It was pruned ({config.pruner}): the losers' curves are missing and the comparison is too kind."
+        if compared_epochs(config.pruner, config.epochs) is not None:
+            used += " Accuracies of epochs at which it compared nothing may be of a fifth of the images."
 
     budget = round(options.budget_share * curves.size)
     arguments = (curves, options.replays, options.seed, name, budget)

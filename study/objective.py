@@ -20,7 +20,7 @@ from study.config import StudyConfig
 from study.data import Images
 from study.errors import TrialFailed
 from study.model import build, certify_module
-from study.search import suggest
+from study.search import compared_epochs, suggest
 from study.storage import set_attributes
 from study.training import EpochRecord, TrainingConfig, train
 
@@ -143,6 +143,7 @@ class Objective:
             device=self.device,
             precision=config.precision,
             n_loaders=self.n_loaders,
+            whole_validations=compared_epochs(config.pruner, config.epochs),
         )
         trained = train(candidate, self.images, training, self.validation, on_epoch)
         value = trained.records[-1].val_accuracy

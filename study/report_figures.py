@@ -48,6 +48,7 @@ class Record:
         outcome: One of the constants of this module.
         accuracy: EMA validation accuracy of the last epoch it reached, in [0, 1].
         curve: (epoch from zero, validation accuracy) per epoch.
+        glanced: Whether some epochs were validated on fewer images than others.
         sampled: Value per parameter of the space.
         distributions: Optuna's distribution per parameter.
         params, receptive_field, receptive_field_with_pool, macs, n_dilated_reductions: Of the network.
@@ -63,6 +64,7 @@ class Record:
     slot: int | None = None
     accuracy: float | None = None
     curve: tuple[tuple[int, float], ...] = ()
+    glanced: bool = False
     sampled: Mapping[str, Any] = field(default_factory=dict)
     distributions: Mapping[str, BaseDistribution] = field(default_factory=dict)
     params: int | None = None
@@ -110,6 +112,7 @@ def _record(trial: FrozenTrial) -> Record:
         slot=attrs.get("slot"),
         accuracy=accuracy,
         curve=curve,
+        glanced=len({epoch.get("n_val") for epoch in attrs.get("curve", ())}) > 1,
         sampled=trial.params,
         distributions=trial.distributions,
         params=attrs.get("params"),

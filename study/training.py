@@ -27,6 +27,9 @@ from study.step import Ema, Step, autocast
 
 EVALUATION_BATCH = 500
 
+GLANCE = 5
+"""Where nothing depends on an epoch's validation, one of so many images is enough."""
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -42,6 +45,8 @@ class TrainingConfig:
         n_snapshots: EMA states kept, evenly spread over the epochs and always the last one.
         capture: Whether a GPU runs the step as one CUDA graph.
         compiled: Whether the graph may be that of the compiled network, where that pays back its cost.
+        whole_validations: Epochs (from zero) that are validated on all images; the others on every fifth, enough
+            for a curve. None: all of them are.
     """
 
     epochs: int
@@ -52,6 +57,7 @@ class TrainingConfig:
     n_snapshots: int = 0
     capture: bool = True
     compiled: bool = False
+    whole_validations: tuple[int, ...] | None = None
 
     @property
     def ema_half_life(self) -> float:
@@ -76,6 +82,7 @@ class EpochRecord:
         wall_s: Seconds the epoch took, validation included.
         wait_frac: Share of them in which training waited for augmented batches (on a CPU, made them).
         val_frac: Share of them in which it validated.
+        n_val: Images validated on.
     """
 
     epoch: int
@@ -87,6 +94,7 @@ class EpochRecord:
     wall_s: float
     wait_frac: float
     val_frac: float = 0.0
+    n_val: int = 0
 
 
 @dataclass
@@ -150,7 +158,8 @@ def train(
         candidate: Network, augmentation and optimisation.
         images: What to train on.
         config: Length, seed and place.
-        validation: Evaluated after every epoch with the EMA weights, if given.
+        validation: Evaluated after every epoch with the EMA weights, if given; where
+            `config.whole_validations` says that nothing depends on it, only every fifth image of it.
         on_epoch: Called after every epoch; whatever it raises ends the training.
         resume: Where an interrupted training of the same arguments stood. It then goes on exactly.
         on_checkpoint: Called after every step with a function that captures the progress; decides itself
@@ -308,10 +317,11 @@ class _Training:
         loss_sum, n_correct = step.sums.tolist()
         if not math.isfinite(loss_sum):
             raise TrialFailed(f"diverged: the training loss became {loss_sum} in epoch {epoch} (lr={o.lr:.4g})")
-        val_loss = val_accuracy = None
+        val_loss, val_accuracy, n_val = None, None, 0
         trained = time.perf_counter()
         if self.validation is not None:
-            val_loss, val_accuracy = self._validate(epoch)
+            whole = self.config.whole_validations is None or epoch in self.config.whole_validations
+            val_loss, val_accuracy, n_val = self._validate(epoch, 1 if whole else GLANCE)
         wall = before["wall_s"] + time.perf_counter() - started
         return EpochRecord(
             epoch=epoch,
@@ -323,18 +333,20 @@ class _Training:
             wall_s=wall,
             wait_frac=(before["wait_s"] + waited) / wall,
             val_frac=(time.perf_counter() - trained) / wall,
+            n_val=n_val,
         )
 
-    def _validate(self, epoch: int) -> tuple[float, float]:
-        """Mean loss and accuracy of the averaged weights."""
+    def _validate(self, epoch: int, every: int) -> tuple[float, float, int]:
+        """Mean loss and accuracy of the averaged weights on one of `every` images, and the number of these."""
         assert self.validation is not None
         assert self.val_pixels is not None
-        found = _logits(folded(self.ema.network), self.val_pixels, self.config.device, self.config.precision)
+        pixels, labels = self.val_pixels[::every], np.array(self.validation.labels[::every])
+        found = _logits(folded(self.ema.network), pixels, self.config.device, self.config.precision)
         if not bool(torch.isfinite(found).all()):
             lr = self.candidate.optimisation.lr
             raise TrialFailed(f"diverged: the averaged network gives NaN after epoch {epoch} (lr={lr:.4g})")
-        loss = F.cross_entropy(found, torch.from_numpy(np.array(self.validation.labels)))
-        return float(loss), accuracy(found.numpy(), self.validation.labels)
+        loss = F.cross_entropy(found, torch.from_numpy(labels))
+        return float(loss), accuracy(found.numpy(), labels), len(labels)
 
     def batches(self, first_epoch: int, first_batch: int = 0) -> Generator[Batch]:
         """All batches from there to the end of the training: an epoch's first ones are made during validation."""

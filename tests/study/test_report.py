@@ -295,6 +295,18 @@ def test_every_state_of_a_study_gives_a_report(name: str, tmp_path: Path) -> Non
     assert "<main>" in html.read_text()
 
 
+def test_curves_of_fewer_images_are_told() -> None:
+    def html(trials: list[FrozenTrial]) -> str:
+        return report_page.to_html(report.build_page(made_study(trials), Path("nowhere")))
+
+    note = "only a fifth of the validation images"
+    trials = rich_trials()
+    assert note not in html(trials)
+    first, *others = trials[0].user_attrs["curve"]
+    trials[0].user_attrs["curve"] = [{**first, "n_val": 1000}, *({**each, "n_val": 5000} for each in others)]
+    assert note in html(trials)
+
+
 def test_too_few_trials_say_so_instead_of_a_ranking() -> None:
     study = made_study(SMALL_STUDIES["two"])
     page = report.build_page(study, Path("nowhere"))

@@ -510,6 +510,15 @@ def test_anchors_are_never_pruned(tiny_images: Images, anchor: str | None, state
     assert (trial.state.name, len(trial.intermediate_values)) == (state, n_epochs)
 
 
+@pytest.mark.parametrize(("pruner", "validated_on"), [("halving", [20, 20, 100, 20, 20, 100]), ("none", [100] * 6)])
+def test_halving_needs_all_validation_images_only_where_it_compares(
+    tiny_images: Images, monkeypatch: pytest.MonkeyPatch, pruner: str, validated_on: list[int]
+) -> None:
+    monkeypatch.setitem(globals(), "CONFIG", dataclasses.replace(CONFIG, epochs=6, pruner=pruner))
+    trial = run_objective(tiny_images)
+    assert [epoch["n_val"] for epoch in trial.user_attrs["curve"]] == validated_on
+
+
 def test_a_trial_never_loads_a_test_image(tiny_images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any) -> None:
         raise AssertionError("the objective asked for test images")

@@ -25,6 +25,7 @@ from study.search import (
     SAMPLERS,
     SlotSampler,
     check_names,
+    compared_epochs,
     default_pruner,
     make_pruner,
     make_sampler,
@@ -114,6 +115,33 @@ def test_no_schedule_prunes_in_its_first_third(pruner: str, epochs: int) -> None
         assert stops[-1] == first
     if pruner == "none" or epochs == 1:
         assert stops == [None] * 12
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+@pytest.mark.parametrize("epochs", [1, 2, 3, 6, 9, 16, 30, 70])
+def test_only_compared_epochs_decide(pruner: str, epochs: int) -> None:
+    """Curves whose other epochs are made up lead to the same stops as true ones."""
+    compared = compared_epochs(pruner, epochs)
+    assert (compared is None) == (pruner != "halving")
+    kept = set(range(epochs) if compared is None else compared)
+    assert max(kept) == epochs - 1
+    rng = random.Random(0)
+    true = [[rng.random()] * epochs for _ in range(60)]
+    made_up = [[value if epoch in kept else rng.random() for epoch, value in enumerate(curve)] for curve in true]
+    found = []
+    for curves in (true, made_up):
+        study = optuna.create_study(direction="maximize", study_name="compared", pruner=make_pruner(pruner, epochs))
+        found.append([run_live(study, curve) for curve in curves])
+    assert found[0] == found[1]
+    stops = {stop for stop in found[0] if stop is not None}
+    if compared is not None:
+        assert stops == set(compared[:-1])  # and every one of them does decide something
+
+
+def test_halving_compares_after_a_half_and_at_every_fourfold_of_it() -> None:
+    assert compared_epochs("halving", 6) == (2, 5)
+    assert compared_epochs("halving", 16) == (7, 15)
+    assert compared_epochs("halving", 1) == (0,)
 
 
 # A slot of a study in miniature: what study.workers does, with made values instead of training.

@@ -244,6 +244,19 @@ def test_records_say_what_happened(tiny_images: Images) -> None:
     assert alone.records[0].val_accuracy is None
 
 
+def test_where_nothing_depends_on_it_a_fifth_of_the_images_validates(tiny_images: Images) -> None:
+    whole, partly = _train(tiny_images), _train(tiny_images, whole_validations=(1,))
+    n, fifth = len(tiny_images), tiny_images.take(np.arange(0, len(tiny_images), 5))
+    assert [record.n_val for record in whole.records] == [n, n, n]
+    assert [record.n_val for record in partly.records] == [len(fifth), n, len(fifth)]
+    assert partly.records[1].val_loss == whole.records[1].val_loss
+    loss, logits = evaluate(folded(partly.ema), fifth, "cpu", "bfloat16")
+    assert partly.records[2].val_accuracy == accuracy(logits, fifth.labels)
+    assert partly.records[2].val_loss == pytest.approx(loss, rel=1e-3)
+    weights = zip(whole.ema.state_dict().values(), partly.ema.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in weights)
+
+
 def _saved(progress: Progress) -> bytes:
     file = io.BytesIO()
     torch.save(progress.to_dict(), file)
