@@ -13,7 +13,9 @@ over replays on this one surrogate; what it gets wrong is in none of them.
 
 `--collect` reads every study of the space below the folders that has the fidelity and limits of the first one (the
 limit of an epoch's time may differ) and writes results/replays/<space>-table.json. Only complete trials are used, so
-record some with --pruner none: those of a pruned study were lucky enough not to be pruned. Replays write
+record some with --pruner none: those of a pruned study were lucky enough not to be pruned, and halving looks at fewer
+images after most epochs. How large noise is, is known from candidates that were trained twice: studies of several seeds
+share the anchors, and `study.rerank` with a study's own --epochs and --train-images repeats its best ones. Replays write
 results/replays/<space>.json and .png and print a table.
 """
 
@@ -161,7 +163,7 @@ def collect(space: str, folders: Sequence[Path]) -> dict[str, Any]:
         url = f"sqlite:///{file}"
         for name in sorted(optuna.get_all_study_names(url)):
             study = optuna.load_study(study_name=name, storage=url)
-            if "config" not in study.user_attrs or "rerank_of" in study.user_attrs:
+            if "config" not in study.user_attrs:
                 continue
             config = config_of(study)
             complete = [
@@ -169,6 +171,9 @@ def collect(space: str, folders: Sequence[Path]) -> dict[str, Any]:
                 for trial in study.get_trials(deepcopy=False)
                 if trial.state.name == "COMPLETE" and len(trial.intermediate_values) == config.epochs
             ]
+            if "rerank_of" in study.user_attrs:  # repetitions, but for those that a longer training augments more
+                known = {trial["candidate_id"] for trial in table.get("trials", ())}
+                complete = [trial for trial in complete if trial.user_attrs["candidate_id"] in known]
             if config.space != space or not complete:
                 continue
             if not table:

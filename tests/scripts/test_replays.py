@@ -173,19 +173,21 @@ def test_the_table_is_collected_from_studies_of_one_fidelity(table: dict[str, An
     longer = dataclasses.replace(CONFIG, epochs=4)
     other = dataclasses.replace(CONFIG, limits=Limits(max_params=100_000))
     slower = dataclasses.replace(CONFIG, limits=Limits(max_epoch_s=9.0), seed=7, pruner="halving")
-    for name, config in (("a", CONFIG), ("b", slower), ("c", longer), ("d", other)):
+    for name, config in (("a", CONFIG), ("b", slower), ("c", longer), ("d", other), ("e", CONFIG), ("f", CONFIG)):
         (tmp_path / name).mkdir()
         study = optuna.create_study(
             study_name=name, storage=f"sqlite:///{tmp_path / name / 'study.db'}", direction="maximize"
         )
         study.set_user_attr("config", config.to_json())
         study.set_user_attr("cost_model", COST)
+        if name in "ef":  # only what was trained before is repeated
+            study.set_user_attr("rerank_of", "a")
         for n_reported in (config.epochs, 1):  # the second one lacks epochs
             trial = study.ask()
             for key in default:
                 trial.suggest_categorical(key, [default[key]])
             for key in ("candidate_id", "training_seed", *replays.FIGURES):
-                trial.set_user_attr(key, 1)
+                trial.set_user_attr(key, 2 if name == "f" else 1)
             for epoch in range(n_reported):
                 trial.report(0.5 + 0.1 * epoch, epoch)
             study.tell(trial, 0.5)
@@ -193,8 +195,9 @@ def test_the_table_is_collected_from_studies_of_one_fidelity(table: dict[str, An
     optuna.create_study(study_name="foreign", storage=f"sqlite:///{tmp_path / 'a' / 'study.db'}")
     assert replays.main(["--collect", str(tmp_path), "--results", str(tmp_path / "results")]) == 0
     found = json.loads((tmp_path / "results" / "dilated-table.json").read_text())
-    assert found["studies"] == {"a": {"complete": 1, "pruner": "none"}, "b": {"complete": 1, "pruner": "halving"}}
-    assert [trial["curve"] for trial in found["trials"]] == [[0.5, 0.6, 0.7]] * 2
+    assert {name: study["complete"] for name, study in found["studies"].items()} == {"a": 1, "b": 1, "e": 1}
+    assert found["studies"]["b"]["pruner"] == "halving"
+    assert [trial["curve"] for trial in found["trials"]] == [[0.5, 0.6, 0.7]] * 3
     assert found["trials"][0]["params"] == default
 
 
