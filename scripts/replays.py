@@ -1,7 +1,7 @@
 """Which sampler finds most in equal epochs? All of them replayed many times on a table of recorded trials.
 
     python scripts/replays.py --collect results/runs/samplers results/runs/whole   # makes the table
-    python scripts/replays.py [--space dilated] [--replays 50] [--budget 180]
+    python scripts/replays.py [--space dilated] [--name dilated] [--replays 50] [--budget 180]
 
 Real studies cost minutes each, so that `scripts/samplers.py` affords a few. Here trials are not trained: smoothed
 radial basis functions (the mean of a Gaussian process), fitted to the learning curves of recorded trials, say what they
@@ -12,11 +12,11 @@ belongs next to every figure: it is smoother than the truth, and knows little wh
 over replays on this one surrogate; what it gets wrong is in none of them.
 
 `--collect` reads every study of the space below the folders that has the fidelity and limits of the first one (the
-limit of an epoch's time may differ) and writes results/replays/<space>-table.json. Only complete trials are used, so
+limit of an epoch's time may differ) and writes results/replays/<name>-table.json. Only complete trials are used, so
 record some with --pruner none: those of a pruned study were lucky enough not to be pruned, and halving looks at fewer
 images after most epochs. How large noise is, is known from candidates that were trained twice: studies of several seeds
 share the anchors, and `study.rerank` with a study's own --epochs and --train-images repeats its best ones. Replays write
-results/replays/<space>.json and .png and print a table.
+results/replays/<name>.json and .png and print a table.
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, prog="python scripts/replays.py", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--space", default=DEFAULT_SPACE, help=f"(default: {DEFAULT_SPACE})")
+    parser.add_argument("--name", help="of the table and what comes of it (default: the space's)")
     parser.add_argument("--collect", type=Path, nargs="+", metavar="DIR", help="make the table of studies below these")
     parser.add_argument("--replays", type=int, default=50, metavar="N", help="of each way (default: 50)")
     parser.add_argument("--budget", type=int, default=180, metavar="N", help="epochs of each replay (default: 180)")
@@ -108,7 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(given)
     if options.replays < 5:
         raise UserError(f"--replays must be at least 5 for an interval: {options.replays}.")
-    file = options.results / f"{options.space}-table.json"
+    name = options.name or options.space
+    file = options.results / f"{name}-table.json"
     if options.collect:
         found = collect(options.space, options.collect)
         text = json.dumps(found, separators=(",", ":")).replace('{"params"', '\n{"params"')
@@ -127,14 +129,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     import joblib
 
     surrogate = Surrogate(table)
-    counts = {name: max(5, round(options.replays * way.replays_share)) for name, way in SETTINGS.items()}
-    work = [(name, seed) for name, count in counts.items() for seed in range(count)]
+    counts = {way: max(5, round(options.replays * setting.replays_share)) for way, setting in SETTINGS.items()}
+    work = [(way, seed) for way, count in counts.items() for seed in range(count)]
     steps = joblib.Parallel(options.jobs)(
-        joblib.delayed(replay)(SETTINGS[name], surrogate, seed, options.budget) for name, seed in work
+        joblib.delayed(replay)(SETTINGS[way], surrogate, seed, options.budget) for way, seed in work
     )
-    by_name = defaultdict(list)
-    for (name, _), found in zip(work, steps, strict=True):
-        by_name[name].append(found)
+    by_way = defaultdict(list)
+    for (way, _), found in zip(work, steps, strict=True):
+        by_way[way].append(found)
     record = {
         "command": shlex.join(["python", "scripts/replays.py", *given]),
         "space": options.space,
@@ -142,9 +144,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "studies": table["studies"],
         "config": {**table["config"], "sampler": None, "seed": None, "pruner": None},
         "surrogate": surrogate.quality(),
-        "settings": [summary(name, by_name[name], by_name, options.budget) for name in SETTINGS],
+        "settings": [summary(way, by_way[way], by_way, options.budget) for way in SETTINGS],
     }
-    file = options.results / f"{options.space}.json"
+    file = options.results / f"{name}.json"
     file.write_text(json.dumps(record, indent=1) + "\n")
     draw(record, file.with_suffix(".png"))
     print(f"{json.dumps(record['surrogate'])}\n\n{markdown(record)}\n\n-> {file} and .png")
