@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ N_BOOTSTRAP = 2000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    given = list(sys.argv[1:] if argv is None else argv)
+    command = shlex.join(["python", "scripts/fidelity.py", *given])
     parser = Parser(
         description=__doc__, prog="python scripts/fidelity.py", formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -38,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     parser.add_argument("--data", metavar="DIR", help="folder with cifar-10-batches-py")
     parser.add_argument("--results", type=Path, default=RESULTS / "fidelity", help="(default: results/fidelity)")
-    options = parser.parse_args(argv)
+    options = parser.parse_args(given)
     if options.candidates < 3:
         raise UserError(f"--candidates must be at least 3 for a rank correlation: {options.candidates}.")
     name = study_name(options)
@@ -84,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "short_val_accuracy": trial.value,
             "fuller_val_accuracy": record.val_accuracy,
         }
-        _write(file, name, config, fuller, list(known.values()))
+        _write(file, command, name, config, fuller, list(known.values()))
         print(f"trial {trial.number}: {trial.value:.4f} short, {record.val_accuracy:.4f} fuller", flush=True)
     if file.exists():
         print(file.read_text())
@@ -101,7 +104,9 @@ def _known(file: Path, fuller: dict[str, int]) -> dict[str, Any]:
     return {candidate["candidate_id"]: candidate for candidate in found["candidates"]}
 
 
-def _write(file: Path, name: str, config: Any, fuller: dict[str, int], candidates: list[dict[str, Any]]) -> None:
+def _write(
+    file: Path, command: str, name: str, config: Any, fuller: dict[str, int], candidates: list[dict[str, Any]]
+) -> None:
     import numpy as np
     from scipy.stats import spearmanr
 
@@ -114,7 +119,7 @@ def _write(file: Path, name: str, config: Any, fuller: dict[str, int], candidate
         if len(set(rows)) > 2:
             found.append(spearmanr(short[rows], full[rows]).statistic)
     record = {
-        "command": "python scripts/fidelity.py",
+        "command": command,
         "study": name,
         "short": {"epochs": config.epochs, "train_images": config.train_images},
         "fuller": fuller,

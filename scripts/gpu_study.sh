@@ -6,16 +6,18 @@
 #   scripts/gpu_study.sh --list           what there is, in order
 #   scripts/gpu_study.sh --dry-run        every step at a tiny size on the CPU, into a temporary folder
 #
-# Every step ends within 8 minutes ($STEP_S seconds). One that is cut off goes on where it stood at the next call,
-# from its storage and checkpoints in results/runs/; one that is done is skipped. A step that fails says so, and the
-# others go on; the exit code is 1 then. $PYTHON names the interpreter (default: python), $STUDY_DATA the folder with
-# cifar-10-batches-py, --out another folder than results/runs/ for the studies, and $GPU_EPOCHS the length of the
-# retrains (default: 300).
+# Every step ends within 8 minutes ($STEP_S seconds), and all of a call within $TOTAL_S, if set. A study or a retrain
+# that is cut off goes on where it stood at the next call, from its storage and checkpoints in results/runs/, a benchmark
+# begins anew; a step that is done is skipped, and one that needs another waits until that is done. A step that fails
+# says so, and the others go on; the exit code is 1 then. $PYTHON names the interpreter (default: python), $STUDY_DATA
+# the folder with cifar-10-batches-py, --out another folder than results/runs/ for the studies, and $GPU_EPOCHS the
+# length of the retrains (default: 300).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python}
-limit=${STEP_S:-480}
+step_limit=${STEP_S:-480}
+total=${TOTAL_S:-}
 epochs=${GPU_EPOCHS:-300}
 device=cuda
 dry=
@@ -35,6 +37,14 @@ steps=(
   study-100k rerank-100k retrain-100k
   samplers publish
 )
+# What a step works on: a list of the best that was made too early would stay.
+declare -A needs=(
+  [rerank]=study [retrain]=rerank [yardstick]=rerank [distilled]=rerank
+  [rerank-100k]=study-100k [retrain-100k]=rerank-100k
+)
+# Compilers of several trainings at once share the cores with the processes that augment.
+export TORCHINDUCTOR_COMPILE_THREADS=${TORCHINDUCTOR_COMPILE_THREADS:-4}
+
 while [ $# -gt 0 ]; do
   case $1 in
     --dry-run) dry=1 ;;
@@ -80,7 +90,7 @@ cores=$("$python" -c "from study.calibration import n_cores; print(n_cores())") 
 
 run_step() {
   case $1 in
-    correctness) "$python" -m pytest -q -m gpu tests/study/test_gpu.py ;;
+    correctness) correctness ;;
     same-as-cpu)
       "$python" scripts/same_as_cpu.py --device "$device" ${dry:+--train-images 300 --epochs 1 --val-images 200} ;;
     # Far more images than loaders prepare ahead, else their work would not be seen.
@@ -111,6 +121,14 @@ run_step() {
   esac
 }
 
+correctness() {
+  if [ -z "$dry" ]; then # the tests would be skipped, which looks like success
+    "$python" -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || { echo "There is no GPU." >&2; return 1; }
+    [ -n "${STUDY_DATA:-}" ] || { echo "\$STUDY_DATA names no folder." >&2; return 1; }
+  fi
+  "$python" -m pytest -q -m gpu tests/study/test_gpu.py
+}
+
 retrain() {
   "$python" -m study.retrain --device "$device" --epochs "$epochs" --seeds "$seeds" "$@" \
     ${tiny_retrain[@]+"${tiny_retrain[@]}"}
@@ -139,6 +157,22 @@ for step in "${wanted[@]}"; do
   if [ -e "$markers/$step" ]; then
     echo "== $step: done before, in $(cat "$markers/$step") s"
     continue
+  fi
+  before=${needs[$step]-}
+  if [ -n "$before" ] && [ ! -e "$markers/$before" ]; then
+    status=1
+    echo "== $step: waits for $before"
+    continue
+  fi
+  limit=$step_limit
+  if [ -n "$total" ]; then
+    left=$((total - SECONDS - 40)) # a cut-off step has half a minute to save what it has
+    if [ "$left" -lt 10 ]; then
+      status=1
+      echo "== $step: no time left; the same command goes on"
+      continue
+    fi
+    [ "$left" -ge "$limit" ] || limit=$left
   fi
   echo "== $step"
   started=$SECONDS

@@ -348,9 +348,12 @@ def _spread(side: dict[str, Any]) -> str:
 
 
 def _fidelity() -> str:
-    found = _load("fidelity", "dilated.json")
-    if found is None or found["spearman"] is None:
-        return "Not measured yet."
+    # What was recorded in the first version of the space, when there was one optimizer, is kept but not shown.
+    files = [file for file in sorted((RESULTS / "fidelity").glob("*.json")) if file.stem != "version-1"]
+    return "\n\n".join(_fidelity_of(json.loads(file.read_text())) for file in files) or "Not measured yet."
+
+
+def _fidelity_of(found: dict[str, Any]) -> str:
     short, fuller = (f"{found[k]['epochs']} epochs of {found[k]['train_images']:,} images" for k in ("short", "fuller"))
     low, high = found["spearman_interval_95"]
     return (
@@ -416,9 +419,11 @@ def _samplers() -> str:
 
 
 def _replays() -> str:
-    found = _load("replays", "dilated.json")
-    if found is None:
-        return "Not measured yet."
+    files = [file for file in sorted((RESULTS / "replays").glob("*.json")) if not file.stem.endswith("-table")]
+    return "\n\n".join(_replays_of(file.stem, json.loads(file.read_text())) for file in files) or "Not measured yet."
+
+
+def _replays_of(name: str, found: dict[str, Any]) -> str:
     from replays import markdown
 
     config, quality, third, whole = found["config"], found["surrogate"], found["budget"] // 3, found["budget"]
@@ -426,7 +431,7 @@ def _replays() -> str:
     rank, upper = quality["spearman"], quality["spearman_of_upper_half"]
     return (
         f"{markdown(found)}\n\nMean accuracy of the best trial, without the noise that chose it, after {third} and "
-        f"{whole} epochs ([all along](results/replays/dilated.png)); intervals are over replays on one surrogate. It "
+        f"{whole} epochs ([all along](results/replays/{name}.png)); intervals are over replays on one surrogate. It "
         f"was fitted to {trials} ({quality['n_candidates']} candidates). On candidates that it was not fitted to, its "
         f"ranking has a Spearman correlation of {rank:.2f} with the recorded one ({upper:.2f} in the better half), its "
         f"median error is {quality['median_error_points']:.1f} points; one standard deviation between seeds is "

@@ -123,6 +123,7 @@ class Step:
         """Keeps the compiled network if its graph takes less than `seconds`."""
         assert self._inputs is not None
         plain = self._forward, self._graph
+        stream = torch.cuda.current_stream() if self.device == "cuda" else None
         try:
             self._forward = torch.compile(self.network)
             self._graph = self._captured(self._inputs)
@@ -130,6 +131,8 @@ class Step:
         except Exception as error:  # a compiler that is missing or fails costs speed, never the training
             print(f"not compiled: {type(error).__name__}: {str(error).strip().splitlines()[:1]}", file=sys.stderr)
             faster = False
+            if stream is not None:  # a capture that fails may leave its own stream as the current one
+                torch.cuda.set_stream(stream)
         if not faster:
             self._forward, self._graph = plain
 

@@ -167,7 +167,7 @@ def train(
         teacher: A trained network to learn from besides the labels, if given; it stays as it is.
 
     Raises:
-        TrialFailed: The loss became NaN or infinite, or memory ran out.
+        TrialFailed: The loss became NaN or infinite, memory ran out, or cuDNN has no kernel for the network.
     """
     try:
         return _Training(candidate, images, config, validation, teacher).run(on_epoch, resume, on_checkpoint)
@@ -176,6 +176,8 @@ def train(
     except RuntimeError as error:
         if "can't allocate memory" in str(error) or "out of memory" in str(error):
             raise TrialFailed(f"out of memory or killed: {str(error).splitlines()[0]}") from error
+        if "unable to find an engine" in str(error).lower():  # cuDNN's, for a shape or for want of memory
+            raise TrialFailed(f"no kernel runs this network: {str(error).splitlines()[0]}") from error
         raise
 
 

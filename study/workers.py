@@ -185,6 +185,7 @@ def _give_back_memory(device: str) -> None:
     if device == "cuda":
         import torch
 
+        torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()  # others share the device
     heap.give_back()
 

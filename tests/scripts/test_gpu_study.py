@@ -56,21 +56,37 @@ def test_steps_that_are_done_are_skipped(tmp_path: Path) -> None:
 
 def test_a_failed_step_does_not_stop_the_others_and_is_tried_again(tmp_path: Path) -> None:
     out = str(tmp_path / "runs")
-    found = call(tmp_path, "--out", out, "study", "rerank", fails="study.run")
+    found = call(tmp_path, "--out", out, "study", "rerank", "reference", fails="study.run")
     assert found.returncode == 1
     assert "study: FAILED with exit code 3" in found.stdout
-    assert len(calls(tmp_path)) == 2
+    assert "rerank: waits for study" in found.stdout
+    assert [line.split()[1] for line in calls(tmp_path)] == ["study.run", "study.retrain"]
     assert call(tmp_path, "--out", out, "study", "rerank").returncode == 0
-    assert len(calls(tmp_path)) == 3
+    assert [line.split()[1] for line in calls(tmp_path)[2:]] == ["study.run", "study.rerank"]
 
 
 def test_a_long_step_is_cut_off_and_goes_on_next_time(tmp_path: Path) -> None:
     out = str(tmp_path / "runs")
-    found = call(tmp_path, "--out", out, "study", "rerank", hangs="study.run", STEP_S="1")
+    found = call(tmp_path, "--out", out, "study", "rerank", "reference", hangs="study.run", STEP_S="1")
     assert found.returncode == 1
     assert re.search(r"study: cut off after \d+ s; the same command goes on", found.stdout)
-    assert "study.rerank" in calls(tmp_path)[1]
+    assert "rerank: waits for study" in found.stdout  # a list of the best of half a study would stay
+    assert "study.retrain" in calls(tmp_path)[1]
     assert call(tmp_path, "--out", out, "study").returncode == 0
+
+
+def test_a_call_ends_in_time(tmp_path: Path) -> None:
+    out = str(tmp_path / "runs")
+    found = call(tmp_path, "--out", out, "study", "reference", hangs="study.run", TOTAL_S="52")
+    assert re.search(r"study: cut off after 1[123] s; the same command goes on", found.stdout)
+    assert "reference: no time left" in found.stdout
+    assert (found.returncode, len(calls(tmp_path))) == (1, 1)
+
+
+def test_correctness_is_not_what_was_skipped(tmp_path: Path) -> None:
+    found = call(tmp_path, "--out", str(tmp_path / "runs"), "correctness", STUDY_DATA="")
+    assert found.returncode == 1
+    assert "correctness: FAILED" in found.stdout
 
 
 @pytest.mark.parametrize("words", [["--nonsense"], ["nonsense"], ["--out"]])

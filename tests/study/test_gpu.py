@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from search_spaces import SPACES, get_space
 from search_spaces.architecture import Architecture, Conv, Residual
 from search_spaces.candidate import Augmentation, Candidate, Optimisation
+from search_spaces.constraints import Limits
 from search_spaces.reference import REFERENCE
+from search_spaces.teacher import TEACHER
+from search_spaces.yardstick import YARDSTICK
 from study.concurrency import images_per_second
 from study.data import Images, load_train, search_split
 from study.errors import TrialFailed
@@ -74,6 +78,7 @@ def test_twenty_graph_steps_are_twenty_eager_steps(
 ) -> None:
     # In float32 without tf32, so that only the order of sums may differ.
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     found = []
     for capture in (True, False):
         each = _Training(
@@ -92,6 +97,24 @@ def test_twenty_graph_steps_are_twenty_eager_steps(
     for name, tensor in eager.ema.network.state_dict().items():
         assert torch.allclose(graph.ema.network.state_dict()[name].float(), tensor.float(), rtol=2e-2, atol=2e-3), name
     assert graph.progress.records[0].train_loss == pytest.approx(eager.progress.records[0].train_loss, rel=1e-3)
+
+
+NETWORKS = {
+    "yardstick": YARDSTICK,
+    "teacher": TEACHER,
+    **{
+        f"{space}-{anchor}": get_space(space).decode(params, Limits()).candidate
+        for space in SPACES
+        for anchor, params in get_space(space).anchors(Limits()).items()
+    },
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_family_of_networks_can_be_captured(images: Images, name: str) -> None:
+    trained = train(NETWORKS[name], images, gpu(epochs=1, precision="bfloat16"), images)
+    assert np.isfinite(trained.records[0].train_loss)
+    assert trained.records[0].val_accuracy is not None
 
 
 def test_a_compiled_graph_trains_as_well(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -538,9 +538,16 @@ def test_a_trial_that_diverges_fails_with_the_reason(tiny_images: Images) -> Non
     assert trial.user_attrs["wall_s"] > 0
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
-def test_a_trial_without_memory_fails_with_the_reason(
-    error: Exception, tiny_images: Images, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "out of memory: "),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory: "),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), "no kernel runs this network: "),
+    ],
+)
+def test_a_trial_without_memory_or_kernels_fails_with_the_reason(
+    error: Exception, reason: str, tiny_images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run_out(*args: Any) -> None:
         raise error
@@ -548,7 +555,7 @@ def test_a_trial_without_memory_fails_with_the_reason(
     monkeypatch.setattr(_Training, "_epoch", run_out)
     trial = run_objective(tiny_images)
     assert trial.state == TrialState.FAIL
-    assert trial.user_attrs["reason"].startswith("out of memory: ")
+    assert trial.user_attrs["reason"].startswith(reason)
     assert "candidate" in trial.user_attrs  # so that its slot is run again with the same parameters
 
 
