@@ -14,7 +14,9 @@ import argparse
 import csv
 import json
 import shutil
+import statistics
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -230,6 +232,7 @@ def readme_block(name: str) -> str:
         "audit": _audit,
         "samplers": _samplers,
         "replays": _replays,
+        "whole-studies": _whole_studies,
     }
     return blocks[name]()
 
@@ -363,10 +366,17 @@ def _fidelity_of(found: dict[str, Any]) -> str:
     )
 
 
+def _first_open(tables: Sequence[str], summary: str) -> str:
+    """The first of `tables` as it is, the others folded away."""
+    folded = (f"<details><summary>{summary}</summary>\n\n{table}\n\n</details>" for table in tables[1:])
+    return "\n\n".join([tables[0], *folded])
+
+
 def _pruners() -> str:
     # What was recorded in the first version of the space, when there was one optimizer, is kept but not shown.
     files = [file for file in sorted((RESULTS / "pruners").glob("*.json")) if file.stem != "version-1"]
-    return "\n\n".join(map(_pruners_of, files)) or "Not measured yet."
+    tables = [_pruners_of(file) for file in files]
+    return _first_open(tables, "The same for other candidates, or shorter trials") if tables else "Not measured yet."
 
 
 def _pruners_of(file: Path) -> str:
@@ -419,8 +429,65 @@ def _samplers() -> str:
 
 
 def _replays() -> str:
-    files = [file for file in sorted((RESULTS / "replays").glob("*.json")) if not file.stem.endswith("-table")]
-    return "\n\n".join(_replays_of(file.stem, json.loads(file.read_text())) for file in files) or "Not measured yet."
+    files = [
+        file
+        for file in sorted((RESULTS / "replays").glob("*.json"), key=lambda file: len(file.stem))
+        if not file.stem.endswith("-table")
+    ]
+    if not files:
+        return "Not measured yet."
+    tables = [_replays_of(file.stem, json.loads(file.read_text())) for file in files]
+    return _first_open(tables, "The same on a surrogate of fewer, longer trials")
+
+
+def _whole_studies() -> str:
+    """Studies without pruning whose best trials were trained again: what their samplers found."""
+    from samplers import SAMPLERS
+
+    found = _load("replays", "dilated-15000-table.json")
+    if found is None:
+        return "Not measured yet."
+    studies, values = found["studies"], defaultdict(list)
+    for trial in found["trials"]:
+        values[trial["candidate_id"]].append((trial["study"], trial["curve"][-1]))
+    [default_id] = {trial["candidate_id"] for trial in found["trials"] if trial["anchor"] == "default"}
+    default = [value for _, value in values[default_id]]
+    rows = [("sampler", "trials", "median of them", "best of them", "trained again", "better than the default")]
+    rows.append(("---",) * len(rows[0]))
+    for name, study in studies.items():
+        if "rerank_of" in study:
+            continue
+        sampled = [t for t in found["trials"] if t["study"] == name and t["anchor"] is None]
+        best = max(sampled, key=lambda trial: trial["curve"][-1])
+        again = [v for of, v in values[best["candidate_id"]] if studies[of].get("rerank_of") == name]
+        better = sum(trial["curve"][-1] > statistics.mean(default) for trial in sampled)
+        rows.append(
+            (
+                SAMPLERS[study["sampler"]].removesuffix(", pruned"),
+                str(len(sampled)),
+                _percent(statistics.median(trial["curve"][-1] for trial in sampled)),
+                _percent(best["curve"][-1]),
+                _percent(again[0]) if again else "",
+                f"{better} of {len(sampled)}",
+            )
+        )
+    config = found["config"]
+    mean, low, high = (_percent(of(default)) for of in (statistics.mean, min, max))
+    commands = [
+        f"python -m study.rerank --study-name {study['rerank_of']} --top {study['complete']} "
+        f"--epochs {config['epochs']} --train-images {config['train_images']}"
+        if "rerank_of" in study
+        else f"python -m study.run --trials {study['complete']} --pruner {study['pruner']} "
+        f"--sampler {study['sampler']} --seed {study['seed']} --study-name {name}"
+        for name, study in studies.items()
+    ]
+    return (
+        "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        + f"\n\nSpace `dilated`, {config['epochs']} epochs of {config['train_images']:,} images, validated on "
+        f"{config['val_images']:,}, not pruned, anchors not counted. The space's default has {mean} "
+        f"(mean of {len(default)} trainings, {low} to {high}). [All trials](results/replays/dilated-15000-table.json), "
+        f"made by {', '.join(f'`{command}`' for command in commands)} and `python scripts/replays.py --collect`."
+    )
 
 
 def _replays_of(name: str, found: dict[str, Any]) -> str:

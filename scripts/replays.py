@@ -183,9 +183,13 @@ def collect(space: str, folders: Sequence[Path]) -> dict[str, Any]:
                 table = {"config": config.to_json(), "cost_model": cost, "studies": {}, "trials": []}
             if not comparable(StudyConfig.from_json(table["config"]), config):
                 continue
-            table["studies"][name] = {"complete": len(complete), "pruner": config.pruner}
+            how = {"sampler": config.sampler, "pruner": config.pruner, "seed": config.seed}
+            repeats = {"rerank_of": study.user_attrs["rerank_of"]} if "rerank_of" in study.user_attrs else {}
+            table["studies"][name] = {"complete": len(complete), **how, **repeats}
             table["trials"] += [
                 {
+                    "study": name,
+                    "anchor": trial.user_attrs.get("anchor"),
                     "params": trial.params,
                     "figures": [trial.user_attrs[key] for key in FIGURES],
                     "candidate_id": trial.user_attrs["candidate_id"],
