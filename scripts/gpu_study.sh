@@ -10,8 +10,8 @@
 # that is cut off goes on where it stood at the next call, from its storage and checkpoints in results/runs/, a benchmark
 # begins anew; a step that is done is skipped, and one that needs another waits until that is done. A step that fails
 # says so, and the others go on; the exit code is 1 then. $PYTHON names the interpreter (default: python), $STUDY_DATA
-# the folder with cifar-10-batches-py, --out another folder than results/runs/ for the studies, and $GPU_EPOCHS the
-# length of the retrains (default: 300).
+# the folder with cifar-10-batches-py, --out another folder than results/runs/ for the studies, --results another one than
+# results/ for what is published, and $GPU_EPOCHS the length of the retrains (default: 300).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -50,7 +50,8 @@ while [ $# -gt 0 ]; do
     --dry-run) dry=1 ;;
     --list) printf '%s\n' "${steps[@]}"; exit 0 ;;
     --out) [ $# -gt 1 ] || usage "--out needs a folder."; runs=$2; shift ;;
-    -*) usage "There is no option $1: --dry-run, --list, --out DIR, or names of steps." ;;
+    --results) [ $# -gt 1 ] || usage "--results needs a folder."; published=$2; shift ;;
+    -*) usage "There is no option $1: --dry-run, --list, --out DIR, --results DIR, or names of steps." ;;
     *) [[ " ${steps[*]} " == *" $1 "* ]] || usage "There is no step $1: scripts/gpu_study.sh --list names them."
        wanted+=("$1") ;;
   esac
@@ -140,15 +141,16 @@ samplers() {
       --runs "$runs/samplers" --results "$published/samplers" -- \
       --epochs 1 --train-images 300 --val-images 200 --device cpu --jobs 1
   else
-    "$python" scripts/samplers.py --space best --seeds 3 --trials 30 --fuller-epochs 80 --runs "$runs/samplers"
+    "$python" scripts/samplers.py --space best --seeds 3 --trials 30 --fuller-epochs 80 \
+      --runs "$runs/samplers" --results "$published/samplers"
   fi
 }
 
 publish() {
   local name
   for name in best best-100k; do
-    [ -n "$dry" ] && set -- --results "$published" || set --
-    [ ! -e "$runs/$name/study.db" ] || "$python" scripts/publish.py --study-name "$name" --out "$runs/$name" "$@" || return
+    [ ! -e "$runs/$name/study.db" ] ||
+      "$python" scripts/publish.py --study-name "$name" --out "$runs/$name" --results "$published" || return
   done
 }
 

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError("--name must not be 'runs': unpublished studies live there. Choose another.")
         publish(study, run_dir(name, options.out), folder)
         print(f"Published to {folder}")
-    if options.results == RESULTS and update_readme():
+    if options.results.resolve() == RESULTS.resolve() and update_readme():
         print(f"Rewrote the result blocks of {README}")
     return 0
 

@@ -89,7 +89,19 @@ def test_correctness_is_not_what_was_skipped(tmp_path: Path) -> None:
     assert "correctness: FAILED" in found.stdout
 
 
-@pytest.mark.parametrize("words", [["--nonsense"], ["nonsense"], ["--out"]])
+def test_what_is_published_goes_where_it_is_wanted(tmp_path: Path) -> None:
+    runs, results = tmp_path / "runs", str(tmp_path / "published")
+    (runs / "best").mkdir(parents=True)
+    (runs / "best" / "study.db").touch()
+    found = call(tmp_path, "--out", str(runs), "--results", results, "throughput", "samplers", "publish")
+    assert found.returncode == 0
+    throughput, samplers, publish = calls(tmp_path)
+    assert f"--out {results}/benchmarks" in throughput
+    assert samplers.endswith(f"--runs {runs}/samplers --results {results}/samplers")
+    assert publish == f"scripts/publish.py --study-name best --out {runs}/best --results {results}"
+
+
+@pytest.mark.parametrize("words", [["--nonsense"], ["nonsense"], ["--out"], ["--results"]])
 def test_mistakes_get_a_line(tmp_path: Path, words: list[str]) -> None:
     found = call(tmp_path, *words)
     assert found.returncode == 2
