@@ -337,7 +337,9 @@ def _benchmarks() -> str:
         sides = [f"{_spread(b[side])} {b['unit']}" if side in b else "" for side in ("ours", "peer")]
         # The title of a row about accuracy has the paired difference, which a ratio of medians would only blur.
         ratio = f"**{b['ratio']:.2f}**" if "ratio" in b and "loss" not in b else ""
-        rows.append((b["title"], *sides, ratio, b["goal"] or "", _machine(b["hardware"]), f"`{b['command']}`"))
+        trend = b.get("trend_rss_mib")
+        title = b["title"] + (f"; {trend['slope_mib_per_trial']:+.2f} MiB a trial" if trend else "")
+        rows.append((title, *sides, ratio, b["goal"] or "", _machine(b["hardware"]), f"`{b['command']}`"))
     return _table(("benchmark", "ours", "peer", "ratio", "goal", "machine", "command"), rows)
 
 
@@ -403,8 +405,8 @@ def _pruners_of(file: Path) -> str:
     return (
         f"{_table(head, rows)}\n\n{found['n_curves']} whole curves of {found['epochs']} epochs of "
         f"{recorded['train_images']:,} images (`--sampler {recorded['sampler']}`), replayed in {found['replays']} "
-        f"random orders each; {len(found['settings'])} settings compared, those that have a name, the former default "
-        f"and the winner by the rule in the script shown (`{found['command']}`)."
+        f"random orders each. Of {len(found['settings'])} settings: those that have a name, the former default, and in "
+        f"bold the cheapest that loses at most {100 * found['max_regret']:.1f} points (`{found['command']}`)."
     )
 
 
@@ -472,6 +474,7 @@ def _whole_studies() -> str:
             )
         )
     config = found["config"]
+    folders = " ".join(f"results/runs/{name}" for name, study in studies.items() if "rerank_of" not in study)
     mean, low, high = (_percent(of(default)) for of in (statistics.mean, min, max))
     commands = [
         f"python -m study.rerank --study-name {study['rerank_of']} --top {study['complete']} "
@@ -486,7 +489,8 @@ def _whole_studies() -> str:
         + f"\n\nSpace `dilated`, {config['epochs']} epochs of {config['train_images']:,} images, validated on "
         f"{config['val_images']:,}, not pruned, anchors not counted. The space's default has {mean} "
         f"(mean of {len(default)} trainings, {low} to {high}). [All trials](results/replays/dilated-15000-table.json), "
-        f"made by {', '.join(f'`{command}`' for command in commands)} and `python scripts/replays.py --collect`."
+        f"made by {', '.join(f'`{command}`' for command in commands)} "
+        f"and `python scripts/replays.py --collect {folders} --name dilated-15000`."
     )
 
 
@@ -497,8 +501,9 @@ def _replays_of(name: str, found: dict[str, Any]) -> str:
     trials = f"{quality['n_trials']} trials of {config['epochs']} epochs of {config['train_images']:,} images"
     rank, upper = quality["spearman"], quality["spearman_of_upper_half"]
     return (
-        f"{markdown(found)}\n\nMean accuracy of the best trial, without the noise that chose it, after {third} and "
-        f"{whole} epochs ([all along](results/replays/{name}.png)); intervals are over replays on one surrogate. It "
+        f"{markdown(found)}\n\nMean of the surrogate's own accuracy, without noise, of the trial that looks best after "
+        f"{third} and {whole} epochs ([all along](results/replays/{name}.png)); intervals are over replays on one "
+        "surrogate. It "
         f"was fitted to {trials} ({quality['n_candidates']} candidates). On candidates that it was not fitted to, its "
         f"ranking has a Spearman correlation of {rank:.2f} with the recorded one ({upper:.2f} in the better half), its "
         f"median error is {quality['median_error_points']:.1f} points; one standard deviation between seeds is "

@@ -100,7 +100,7 @@ def write_bundle(
         folder: Where to write; made if it does not exist.
         candidate: What was trained.
         network: Its averaged weights.
-        metrics: What goes into metrics.json (names: DESIGN, contract).
+        metrics: What goes into metrics.json.
         curves: One mapping per epoch: epoch (from zero), train_loss, train_accuracy, and test_loss and
             test_accuracy, which are None where no snapshot was tested.
         test_images: The N test images.

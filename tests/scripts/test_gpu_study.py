@@ -78,7 +78,7 @@ def test_a_long_step_is_cut_off_and_goes_on_next_time(tmp_path: Path) -> None:
 def test_a_call_ends_in_time(tmp_path: Path) -> None:
     out = str(tmp_path / "runs")
     found = call(tmp_path, "--out", out, "study", "reference", hangs="study.run", TOTAL_S="52")
-    assert re.search(r"study: cut off after 1[123] s; the same command goes on", found.stdout)
+    assert re.search(r"study: cut off after \d+ s; the same command goes on", found.stdout)
     assert "reference: no time left" in found.stdout
     assert (found.returncode, len(calls(tmp_path))) == (1, 1)
 
