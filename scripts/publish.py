@@ -353,9 +353,8 @@ def _spread(side: dict[str, Any]) -> str:
 
 
 def _fidelity() -> str:
-    # What was recorded in the first version of the space, when there was one optimizer, is kept but not shown.
-    files = [file for file in sorted((RESULTS / "fidelity").glob("*.json")) if file.stem != "version-1"]
-    return "\n\n".join(_fidelity_of(json.loads(file.read_text())) for file in files) or "Not measured yet."
+    found = [json.loads(file.read_text()) for file in _shown("fidelity")]
+    return "\n\n".join(_fidelity_of(each) for each in found if each["spearman"] is not None) or "Not measured yet."
 
 
 def _fidelity_of(found: dict[str, Any]) -> str:
@@ -368,6 +367,11 @@ def _fidelity_of(found: dict[str, Any]) -> str:
     )
 
 
+def _shown(folder: str) -> list[Path]:
+    """Records but for those of the space's first version, which had one optimizer: they are kept."""
+    return [file for file in sorted((RESULTS / folder).glob("*.json")) if file.stem != "version-1"]
+
+
 def _first_open(tables: Sequence[str], summary: str) -> str:
     """The first of `tables` as it is, the others folded away."""
     folded = (f"<details><summary>{summary}</summary>\n\n{table}\n\n</details>" for table in tables[1:])
@@ -375,9 +379,7 @@ def _first_open(tables: Sequence[str], summary: str) -> str:
 
 
 def _pruners() -> str:
-    # What was recorded in the first version of the space, when there was one optimizer, is kept but not shown.
-    files = [file for file in sorted((RESULTS / "pruners").glob("*.json")) if file.stem != "version-1"]
-    tables = [_pruners_of(file) for file in files]
+    tables = [_pruners_of(file) for file in _shown("pruners")]
     return _first_open(tables, "The same for other candidates, or shorter trials") if tables else "Not measured yet."
 
 
@@ -454,11 +456,9 @@ def _whole_studies() -> str:
         values[trial["candidate_id"]].append((trial["study"], trial["curve"][-1]))
     [default_id] = {trial["candidate_id"] for trial in found["trials"] if trial["anchor"] == "default"}
     default = [value for _, value in values[default_id]]
-    rows = [("sampler", "trials", "median of them", "best of them", "trained again", "better than the default")]
-    rows.append(("---",) * len(rows[0]))
-    for name, study in studies.items():
-        if "rerank_of" in study:
-            continue
+    searches = {name: study for name, study in studies.items() if "rerank_of" not in study}
+    rows = []
+    for name, study in searches.items():
         sampled = [t for t in found["trials"] if t["study"] == name and t["anchor"] is None]
         best = max(sampled, key=lambda trial: trial["curve"][-1])
         again = [v for of, v in values[best["candidate_id"]] if studies[of].get("rerank_of") == name]
@@ -474,7 +474,7 @@ def _whole_studies() -> str:
             )
         )
     config = found["config"]
-    folders = " ".join(f"results/runs/{name}" for name, study in studies.items() if "rerank_of" not in study)
+    folders = " ".join(f"results/runs/{name}" for name in searches)
     mean, low, high = (_percent(of(default)) for of in (statistics.mean, min, max))
     commands = [
         f"python -m study.rerank --study-name {study['rerank_of']} --top {study['complete']} "
@@ -484,10 +484,10 @@ def _whole_studies() -> str:
         f"--sampler {study['sampler']} --seed {study['seed']} --study-name {name}"
         for name, study in studies.items()
     ]
+    head = ("sampler", "trials", "median of them", "best of them", "trained again", "better than the default")
     return (
-        "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        + f"\n\nSpace `dilated`, {config['epochs']} epochs of {config['train_images']:,} images, validated on "
-        f"{config['val_images']:,}, not pruned, anchors not counted. The space's default has {mean} "
+        f"{_table(head, rows)}\n\nSpace `dilated`, {config['epochs']} epochs of {config['train_images']:,} images, "
+        f"validated on {config['val_images']:,}, not pruned, anchors not counted. The space's default has {mean} "
         f"(mean of {len(default)} trainings, {low} to {high}). [All trials](results/replays/dilated-15000-table.json), "
         f"made by {', '.join(f'`{command}`' for command in commands)} "
         f"and `python scripts/replays.py --collect {folders} --name dilated-15000`."

@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     file = options.results / f"{name}-table.json"
     if options.collect:
         found = collect(options.space, options.collect)
-        text = json.dumps(found, separators=(",", ":")).replace('{"params"', '\n{"params"')
+        text = json.dumps(found, separators=(",", ":")).replace('{"study"', '\n{"study"')
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text + "\n")
         print(f"{len(found['trials'])} complete trials of {len(found['studies'])} studies -> {file}")

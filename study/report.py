@@ -517,14 +517,15 @@ def _figure_sections(facts: _Facts) -> list[Section]:
         "note",
     )
     none = Text("No trial has reported an accuracy yet.", "note")
-    glanced = [
-        Text("After epochs at which no trials are compared only a fifth of the validation images is looked at.", "note")
-    ] * any(r.glanced for r in curves)
+    glanced = Text(
+        "After epochs at which no trials are compared only a fifth of the validation images is looked at.", "note"
+    )
+    learning = (Chart("curves", figures.learning_curves(facts.records)),) if curves else (none,)
     sections = [
         Section("History", (Chart("history", figures.history(facts.records)),) if reached else (none,)),
         Section(
             "Learning curves",
-            (Chart("curves", figures.learning_curves(facts.records)), *glanced) if curves else (none,),
+            (*learning, glanced) if any(r.glanced for r in curves) else learning,
         ),
         Section("Importance of parameters", _importance(facts) if names else (few,)),
         Section("Size against accuracy", _size(facts, reached) if reached else (none,)),

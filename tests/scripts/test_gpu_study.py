@@ -15,6 +15,7 @@ from study.paths import REPOSITORY
 SCRIPT = REPOSITORY / "scripts" / "gpu_study.sh"
 FAKE = """#!/usr/bin/env bash
 # Stands in for python: notes what it is asked for, and fails where it is told to.
+case "$*" in *is_available*) exit "$NO_GPU" ;; esac
 if [ "$1" = -c ]; then echo 2; exit 0; fi
 echo "$*" >> "$CALLS"
 case "$*" in *"$FAILS"*) exit 3 ;; esac
@@ -27,6 +28,7 @@ def call(tmp_path: Path, *words: str, fails: str = "nothing", hangs: str = "noth
     fake.write_text(FAKE)
     fake.chmod(0o755)
     environment = {**os.environ, "PYTHON": str(fake), "CALLS": str(tmp_path / "calls"), "FAILS": fails, "HANGS": hangs}
+    environment |= {"NO_GPU": "0"}
     command = [str(SCRIPT), *words]
     return subprocess.run(command, env={**environment, **more}, capture_output=True, text=True, timeout=120)
 
@@ -83,10 +85,14 @@ def test_a_call_ends_in_time(tmp_path: Path) -> None:
     assert (found.returncode, len(calls(tmp_path))) == (1, 1)
 
 
-def test_correctness_is_not_what_was_skipped(tmp_path: Path) -> None:
-    found = call(tmp_path, "--out", str(tmp_path / "runs"), "correctness", STUDY_DATA="")
+@pytest.mark.parametrize("lacking", [{"STUDY_DATA": ""}, {"NO_GPU": "1"}])
+def test_correctness_is_not_what_was_skipped(tmp_path: Path, lacking: dict[str, str]) -> None:
+    out, there = str(tmp_path / "runs"), {"STUDY_DATA": "somewhere"}
+    found = call(tmp_path, "--out", out, "correctness", **{**there, **lacking})
     assert found.returncode == 1
     assert "correctness: FAILED" in found.stdout
+    assert not (tmp_path / "calls").exists()
+    assert call(tmp_path, "--out", out, "correctness", **there).returncode == 0
 
 
 def test_what_is_published_goes_where_it_is_wanted(tmp_path: Path) -> None:

@@ -196,7 +196,10 @@ def test_the_table_is_collected_from_studies_of_one_fidelity(table: dict[str, An
     assert replays.main(["--collect", str(tmp_path), "--results", str(tmp_path / "results")]) == 0
     found = json.loads((tmp_path / "results" / "dilated-table.json").read_text())
     assert {name: study["complete"] for name, study in found["studies"].items()} == {"a": 1, "b": 1, "e": 1}
-    assert found["studies"]["b"]["pruner"] == "halving"
+    assert found["studies"]["b"] == {"complete": 1, "sampler": CONFIG.sampler, "pruner": "halving", "seed": 7}
+    assert found["studies"]["e"]["rerank_of"] == "a"
+    assert [(trial["study"], trial["anchor"]) for trial in found["trials"]] == [("a", None), ("b", None), ("e", None)]
+    assert len((tmp_path / "results" / "dilated-table.json").read_text().splitlines()) == 4  # a line each, for diffs
     assert [trial["curve"] for trial in found["trials"]] == [[0.5, 0.6, 0.7]] * 3
     assert found["trials"][0]["params"] == default
 
