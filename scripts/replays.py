@@ -35,6 +35,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import optuna
 from scipy.interpolate import RBFInterpolator
 from scipy.special import expit, logit
 
@@ -46,10 +47,10 @@ from search_spaces.constraints import Clock, InfeasibleError
 from search_spaces.cost import CostModel
 from search_spaces.space import Choice, Params
 from search_spaces.training_dimensions import OF_OPTIMIZER
+from study import search
 from study.config import StudyConfig
 from study.errors import Parser, UserError, run_command
 from study.paths import RESULTS
-from study.search import N_STARTUP_TRIALS, is_neighbour
 
 Floats = npt.NDArray[np.float64]
 
@@ -83,9 +84,11 @@ class Setting:
 
 
 SETTINGS = {
-    "anchored": Setting("neighbours of the default, then TPE and neighbours of the best in turns", near=is_neighbour),
+    "anchored": Setting(
+        "neighbours of the default, then TPE and neighbours of the best in turns", near=search.is_neighbour
+    ),
     "neighbours": Setting("neighbours only", near=lambda slot, n_finished: True),
-    "start": Setting("neighbours of the default, then TPE alone", near=lambda slot, n: n < N_STARTUP_TRIALS),
+    "start": Setting("neighbours of the default, then TPE alone", near=lambda slot, n: n < search.N_STARTUP_TRIALS),
     "tpe": Setting("TPE"),
     "random": Setting("random", sampler="random"),
     "gp": Setting("Gaussian process, not pruned", sampler="gp", replays_share=0.2),
@@ -155,8 +158,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def collect(space: str, folders: Sequence[Path]) -> dict[str, Any]:
     """The table: complete trials of every study of `space` that has the fidelity and limits of the first one found."""
-    import optuna
-
     from study.storage import config_of
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -325,32 +326,20 @@ def replay(setting: Setting, surrogate: Surrogate, seed: int, budget: int) -> li
     Returns:
         Pairs of epochs spent and the accuracy, without noise, of the trial that looks best so far.
     """
-    import optuna
-
     from study import run
-    from study.search import (
-        SlotSampler,
-        default_pruner,
-        make_pruner,
-        make_sampler,
-        neighbour,
-        sampler_seed,
-        suggest,
-        training_seed,
-    )
     from study.storage import best_trial
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
-        direction="maximize", pruner=make_pruner(default_pruner(setting.sampler), surrogate.epochs)
+        direction="maximize", pruner=search.make_pruner(search.default_pruner(setting.sampler), surrogate.epochs)
     )
-    space, kept = surrogate.space, SlotSampler()
+    space, kept = surrogate.space, search.SlotSampler()
     anchors = [params for _, params in run.anchors(space, surrogate.config, surrogate.clock.cost)]
     default = space.anchors(surrogate.config.limits)["default"]
     spent, slot, attempt, best, true_of_best, steps = 0, 0, 0, 0.0, 0.0, []
     while spent < budget:
         finished = len(steps)
-        chosen = sampler_seed(seed, slot, attempt)
+        chosen = search.sampler_seed(seed, slot, attempt)
         fixed: dict[str, Any] | None = None
         if slot < len(anchors):
             fixed = dict(anchors[slot])
@@ -358,17 +347,19 @@ def replay(setting: Setting, surrogate: Surrogate, seed: int, budget: int) -> li
             break
         elif setting.near(slot, finished):
             # The anchors are complete before any other trial starts.
-            fixed = neighbour(space, default if finished < N_STARTUP_TRIALS else best_trial(study).params, chosen)
-        study.sampler = make_sampler(setting.sampler, chosen, fixed, kept)
+            fixed = search.neighbour(
+                space, default if finished < search.N_STARTUP_TRIALS else best_trial(study).params, chosen
+            )
+        study.sampler = search.make_sampler(setting.sampler, chosen, fixed, kept)
         trial = study.ask()
-        params = suggest(trial, space)
+        params = search.suggest(trial, space)
         try:
             true = surrogate.curve(params)
         except InfeasibleError:  # drawn anew
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
             attempt += 1
             continue
-        for epoch, accuracy in enumerate(surrogate.noisy(true, training_seed(seed, slot)).tolist()):
+        for epoch, accuracy in enumerate(surrogate.noisy(true, search.training_seed(seed, slot)).tolist()):
             trial.report(accuracy, epoch)
             spent += 1
             if slot >= len(anchors) and epoch + 1 < surrogate.epochs and trial.should_prune():
