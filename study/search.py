@@ -29,9 +29,6 @@ MAX_COMPARED = 1_000
 CHANGED_SHARE = 0.2
 """Of the dimensions that a neighbour draws anew."""
 
-HALVING_FACTOR = 4
-"""Of so many trials that reach a rung of successive halving, one goes on."""
-
 
 def sampler_seed(base: int, slot: int, attempt: int) -> int:
     """Seed of the sampler that draws a slot's parameters; the same after any restart."""
@@ -149,7 +146,7 @@ def make_pruner(name: str, epochs: int) -> optuna.pruners.BasePruner:
     if name == "median":
         return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=warmup)
     if name == "halving":
-        return optuna.pruners.SuccessiveHalvingPruner(min_resource=_first_rung(epochs), reduction_factor=HALVING_FACTOR)
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=_first_rung(epochs), reduction_factor=4)
     if name == "hyperband":
         return optuna.pruners.HyperbandPruner(min_resource=warmup, max_resource=epochs, reduction_factor=3)
     return optuna.pruners.NopPruner()
@@ -161,17 +158,13 @@ def _first_rung(epochs: int) -> int:
 
 
 def compared_epochs(pruner: str, epochs: int) -> tuple[int, ...] | None:
-    """The epochs (from zero) whose accuracy decides anything: halving's rungs and the last one.
+    """The epochs (from zero) whose accuracy decides anything: halving's one rung before the end, and the last.
 
     None: all of them. The other pruners look at whole curves, and "none" is there to record them.
     """
     if pruner != "halving":
         return None
-    found, rung = set[int](), _first_rung(epochs)
-    while rung < epochs:
-        found.add(rung)
-        rung *= HALVING_FACTOR
-    return tuple(sorted(found | {epochs - 1}))
+    return tuple(sorted({min(_first_rung(epochs), epochs - 1), epochs - 1}))
 
 
 def default_pruner(sampler: str) -> str:

@@ -138,7 +138,7 @@ def test_only_compared_epochs_decide(pruner: str, epochs: int) -> None:
         assert stops == set(compared[:-1])  # and every one of them does decide something
 
 
-def test_halving_compares_after_a_half_and_at_every_fourfold_of_it() -> None:
+def test_halving_compares_after_a_half() -> None:
     assert compared_epochs("halving", 6) == (2, 5)
     assert compared_epochs("halving", 16) == (7, 15)
     assert compared_epochs("halving", 1) == (0,)
