@@ -25,6 +25,7 @@ BENCHMARKS = (
     "slots",
     "epoch",
     "busy",
+    "operations",
     "neighbour",
     "accuracy",
     "trials-per-hour",

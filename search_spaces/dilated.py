@@ -128,7 +128,7 @@ class DilatedSpace(SearchSpace):
     """See the module's tree."""
 
     name = "dilated"
-    version = 2
+    version = 3
     cpu_epoch_factor = 2.0
     tree = _TREE
 

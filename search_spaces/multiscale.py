@@ -122,7 +122,7 @@ class MultiscaleSpace(SearchSpace):
     """See the module's tree."""
 
     name = "multiscale"
-    version = 2
+    version = 3
     tree = _TREE
 
     MAX_DEPTHS = (5, 6)

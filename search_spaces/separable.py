@@ -142,7 +142,7 @@ class SeparableSpace(SearchSpace):
     """See the module's tree."""
 
     name = "separable"
-    version = 2
+    version = 3
     tree = _TREE
 
     MAX_DEPTHS = (4, 6, 6)

@@ -27,19 +27,21 @@ TRAINING_DIMENSIONS: dict[str, Dimension] = {
     "optimizer": Choice(("sgd", "adamw", "muon")),
     "lr": Real(0.03, 0.6, log=True),
     "weight_decay": Real(1e-4, 3e-3, log=True),
-    "adamw_lr": Real(1e-3, 1e-2, log=True),
+    "adamw_lr": Real(1e-3, 2e-2, log=True),
     "adamw_weight_decay": Real(1e-2, 0.3, log=True),
     "muon_lr": Real(5e-3, 4e-2, log=True),
     "muon_weight_decay": Real(1e-2, 0.3, log=True),
     "batch_size": Choice((64, 128, 256)),
     "label_smoothing": Real(0.0, 0.15),
 }
-LONG_DIMENSIONS: dict[str, Dimension] = {
+LONG_AUGMENTATION_DIMENSIONS: dict[str, Dimension] = {
     "colour_p": Real(0.0, 0.5),
     "colour_strength": Real(0.0, 0.4),
+    "sharpen_p": Real(0.0, 0.3),
     "mixup": Real(0.0, 0.4),
 }
-"""Further augmentation, for spaces whose trials are long enough to want it."""
+LONG_DIMENSIONS: dict[str, Dimension] = {**LONG_AUGMENTATION_DIMENSIONS, "warmup_frac": Real(0.05, 0.3)}
+"""Further dimensions, for spaces whose trials are long enough to want them."""
 
 OF_OPTIMIZER = {"sgd": "", "adamw": "adamw_", "muon": "muon_"}
 """Every optimizer has a rate and a decay of its own: one name, one fixed distribution."""
@@ -67,7 +69,15 @@ DEFAULT_TRAINING: dict[str, Any] = {
 """Light augmentation, for short runs."""
 
 LONG_AUGMENTATION = Augmentation(
-    crop_padding=4, affine_p=0.25, shift_frac=0.08, scale_frac=0.1, rotate_deg=8.0, dropout_p=0.4
+    crop_padding=4,
+    affine_p=0.25,
+    shift_frac=0.08,
+    scale_frac=0.1,
+    rotate_deg=8.0,
+    dropout_p=0.4,
+    colour_p=0.2,
+    colour_strength=0.2,
+    mixup=0.2,
 )
 """What a training of `LONG_PASSES` needs at least: its network would otherwise learn the images by heart."""
 
@@ -84,7 +94,10 @@ def lengthened(augmentation: Augmentation, n_images: int) -> Augmentation:
     passes = n_images / 50_000
     share = math.log(max(passes, SHORT_PASSES) / SHORT_PASSES) / math.log(LONG_PASSES / SHORT_PASSES)
     share = min(1.0, share)
-    names = ("crop_padding", "affine_p", "shift_frac", "scale_frac", "rotate_deg", "dropout_p")
+    names = (
+        *("crop_padding", "affine_p", "shift_frac", "scale_frac", "rotate_deg", "dropout_p"),
+        *("colour_p", "colour_strength", "mixup"),
+    )
     floors = {name: share * getattr(LONG_AUGMENTATION, name) for name in names}
     floors["crop_padding"] = round(floors["crop_padding"])
     return dataclasses.replace(
@@ -122,7 +135,7 @@ def decode_augmentation(params: Params) -> Augmentation:
         rotate_deg=params["rotate_deg"],
         dropout_p=params["dropout_p"],
         dropout_hole=params["dropout_hole"],
-        **{name: params[name] for name in LONG_DIMENSIONS if name in params},
+        **{name: params[name] for name in LONG_AUGMENTATION_DIMENSIONS if name in params},
     )
 
 
@@ -134,4 +147,5 @@ def decode_optimisation(params: Params) -> Optimisation:
         weight_decay=params[of_optimizer + "weight_decay"],
         label_smoothing=params["label_smoothing"],
         optimizer=params["optimizer"],
+        **{name: params[name] for name in ("warmup_frac",) if name in params},
     )

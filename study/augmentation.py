@@ -135,9 +135,13 @@ class AugmentedBatches:
         self._compose: Any = None
 
     def __getitem__(self, spec: BatchSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.pixels(spec), self.labels(spec), self.moves(spec)
+
+    def pixels(self, spec: BatchSpec) -> np.ndarray:
+        """The batch's images, not yet moved."""
         pixels = np.empty((len(spec.indices), *self.images.pixels.shape[1:]), dtype=np.uint8)
         self.augment(spec, pixels)
-        return pixels, self.labels(spec), self.moves(spec)
+        return pixels
 
     def labels(self, spec: BatchSpec) -> np.ndarray:
         return np.asarray(self.images.labels[spec.indices])

@@ -14,7 +14,8 @@ import mmap
 import multiprocessing
 import signal
 import sys
-from collections.abc import Generator, Iterable, Iterator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
@@ -25,6 +26,9 @@ import torch
 from study.augmentation import AugmentedBatches, BatchSpec, compose, needs_albumentations
 from study.data import MEAN, STD
 from study.errors import TrialFailed
+
+AHEAD = 8
+"""Batches that each process has in hand beside a GPU."""
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Images uint8 [N, H, W, 3] (or their rows, int64 [N], where all images are on the device), labels
@@ -39,7 +43,7 @@ def batches(source: AugmentedBatches, order: Iterable[BatchSpec], device: str, n
     """
     if not needs_albumentations(source.augmentation):
         return _alone(source, order, rows_only=device == "cuda")
-    if n_loaders == 0:
+    if n_loaders == 0 or not _can_fork():
         return _alone(source, order)
     return _ahead(source, order, n_loaders) if device == "cuda" else _in_rounds(source, order, n_loaders)
 
@@ -85,75 +89,87 @@ def _mean_and_scale(device: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _alone(source: AugmentedBatches, order: Iterable[BatchSpec], rows_only: bool = False) -> Generator[Batch]:
-    pins = rows_only and torch.cuda.is_available()
     for spec in order:
-        if rows_only:
-            batch = _tensors(spec.indices, source.labels(spec), source.moves(spec))
-            # From memory that is not pinned, a copy to the device would wait for the step before.
-            yield tuple(tensor.pin_memory() for tensor in batch) if pins else batch  # type: ignore[misc]
-        else:
-            yield _tensors(*source[spec])
+        yield _batch(source, spec, spec.indices if rows_only else source.pixels(spec), pins=rows_only)
 
 
 def _ahead(source: AugmentedBatches, order: Iterable[BatchSpec], n_loaders: int) -> Generator[Batch]:
+    """The helpers take turns, each with as many batches in hand as its memory has room for."""
     compose(source.augmentation)  # imports albumentations, once, for all processes to come
-    loader: Any = torch.utils.data.DataLoader(
-        _TensorBatches(source),  # type: ignore[arg-type]
-        batch_size=None,
-        sampler=order,  # type: ignore[arg-type]
-        num_workers=n_loaders,
-        prefetch_factor=8,
-        pin_memory=torch.cuda.is_available(),
-        # Forked: the arrays and imports are shared, so a loader starts within milliseconds.
-        multiprocessing_context="fork",
-        worker_init_fn=_starts,
-    )
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" in str(error):
-            raise TrialFailed(f"a process that augments died: {str(error).splitlines()[0]}") from error
-        raise
+    specs, first = _peeked(order)
+    if first is None:
+        return
+    asked: deque[tuple[_Helper, BatchSpec]] = deque()
+    with _helpers(source, n_loaders, len(first.indices), AHEAD) as helpers:
 
+        def ask(helper: _Helper) -> None:
+            for spec in itertools.islice(specs, 1):
+                helper.ask(spec)
+                asked.append((helper, spec))
 
-class _TensorBatches:
-    """`AugmentedBatches` as tensors, which the loader's processes hand over in shared memory."""
-
-    def __init__(self, source: AugmentedBatches) -> None:
-        self.source = source
-
-    def __getitem__(self, spec: BatchSpec) -> Batch:
-        return _tensors(*self.source[spec])
+        for _ in range(AHEAD):
+            for helper in helpers:
+                ask(helper)
+        while asked:
+            helper, spec = asked.popleft()
+            batch = _batch(source, spec, helper.answer(spec), pins=True)
+            ask(helper)
+            yield batch
 
 
 def _in_rounds(source: AugmentedBatches, order: Iterable[BatchSpec], n_helpers: int) -> Generator[Batch]:
     """This process augments the first batch of each round, each helper one of the others."""
-    specs = iter(order)
-    first = next(specs, None)
+    specs, first = _peeked(order)
     if first is None:
         return
-    specs = itertools.chain([first], specs)
-    n_bytes = source.images.pixels[:1].nbytes * len(first.indices)
-    with contextlib.ExitStack() as stack:
-        helpers = [stack.enter_context(_Helper(source, n_bytes)) for _ in range(n_helpers if _can_fork() else 0)]
+    with _helpers(source, n_helpers, len(first.indices)) as helpers:
         while round_ := list(itertools.islice(specs, 1 + len(helpers))):
             for helper, spec in zip(helpers, round_[1:], strict=False):
                 helper.ask(spec)
-            yield _tensors(*source[round_[0]])
+            yield _batch(source, round_[0], source.pixels(round_[0]))
             for helper, spec in zip(helpers, round_[1:], strict=False):
-                yield _tensors(helper.answer(spec), source.labels(spec), source.moves(spec))
+                yield _batch(source, spec, helper.answer(spec))
+
+
+def _peeked(order: Iterable[BatchSpec]) -> tuple[Iterator[BatchSpec], BatchSpec | None]:
+    """`order`, and its first batch, which is as large as any."""
+    specs = iter(order)
+    first = next(specs, None)
+    return (specs if first is None else itertools.chain([first], specs)), first
+
+
+@contextlib.contextmanager
+def _helpers(source: AugmentedBatches, n: int, batch_size: int, ahead: int = 1) -> Iterator[list[_Helper]]:
+    with contextlib.ExitStack() as stack:
+        n_bytes = source.images.pixels[:1].nbytes * batch_size
+        yield [stack.enter_context(_Helper(source, n_bytes, ahead)) for _ in range(n)]
 
 
 class _Helper:
-    """A process that augments a batch when asked to, into memory that it shares with this one."""
+    """A process that augments batches when asked to, into memory that it shares with this one.
 
-    def __init__(self, source: AugmentedBatches, n_bytes: int) -> None:
+    The memory has no name, so a small /dev/shm, as containers have it, does not matter.
+
+    Args:
+        source: What it augments.
+        n_bytes: Of a batch.
+        ahead: Batches that may be asked for before the first of them is taken.
+    """
+
+    def __init__(self, source: AugmentedBatches, n_bytes: int, ahead: int = 1) -> None:
         self._shape = source.images.pixels.shape[1:]
-        self._memory = np.frombuffer(mmap.mmap(-1, n_bytes), np.uint8)
+        try:
+            places = [np.frombuffer(mmap.mmap(-1, n_bytes), np.uint8) for _ in range(ahead)]
+        except OSError as error:
+            raise TrialFailed(
+                f"no memory for batches to augment ahead: {ahead} x {n_bytes:,} bytes ({error})"
+            ) from error
+        self._places = itertools.cycle(places)
+        # Forked: the arrays and imports are shared, so a helper starts within milliseconds.
         context = multiprocessing.get_context("fork")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
-            target=_help, args=(theirs, self._connection, source, self._memory), name="augmentation", daemon=True
+            target=_help, args=(theirs, self._connection, source, places), name="augmentation", daemon=True
         )
         self._process.start()
         theirs.close()
@@ -171,9 +187,10 @@ class _Helper:
             self._connection.send(spec)
 
     def answer(self, spec: BatchSpec) -> np.ndarray:
+        """The images of the batch that was asked for first."""
         with self._died_if(EOFError, OSError):
             self._connection.recv()
-        return _view(self._memory, len(spec.indices), self._shape).copy()
+        return _view(next(self._places), len(spec.indices), self._shape).copy()
 
     @contextlib.contextmanager
     def _died_if(self, *errors: type[BaseException]) -> Iterator[None]:
@@ -184,14 +201,18 @@ class _Helper:
             raise TrialFailed(f"a process that augments died (exit code {self._process.exitcode})") from error
 
 
-def _help(connection: Connection, other_end: Connection, source: AugmentedBatches, memory: np.ndarray) -> None:
+def _help(
+    connection: Connection, other_end: Connection, source: AugmentedBatches, places: Sequence[np.ndarray]
+) -> None:
     other_end.close()  # inherited; while it is open here, the end of the parent would go unnoticed
-    _starts(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
     shape = source.images.pixels.shape[1:]
     with contextlib.suppress(EOFError, OSError):  # the parent is done with it, or gone
-        while True:
+        for place in itertools.cycle(places):
             spec = connection.recv()
-            source.augment(spec, _view(memory, len(spec.indices), shape))
+            source.augment(spec, _view(place, len(spec.indices), shape))
             connection.send(True)
 
 
@@ -199,15 +220,21 @@ def _view(memory: np.ndarray, n: int, shape: tuple[int, ...]) -> np.ndarray:
     return memory[: n * int(np.prod(shape))].reshape(n, *shape)
 
 
-def _starts(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    torch.set_num_threads(1)
-
-
 def _can_fork() -> bool:
     return sys.platform == "linux"
 
 
-def _tensors(images: np.ndarray, labels: np.ndarray, moves: np.ndarray) -> Batch:
-    return torch.from_numpy(images), torch.from_numpy(np.ascontiguousarray(labels)), torch.from_numpy(moves)
+def _batch(source: AugmentedBatches, spec: BatchSpec, images: np.ndarray, pins: bool = False) -> Batch:
+    """Labels and moves are drawn here: cheaper than to hand them over.
+
+    Args:
+        source: What the batch is of.
+        spec: Which batch.
+        images: Its images or rows.
+        pins: Whether it goes to a GPU; from memory that is not pinned, a copy would wait for the step before.
+    """
+    tensors = [torch.from_numpy(each) for each in (images, source.labels(spec), source.moves(spec))]
+    if pins and torch.cuda.is_available():
+        tensors = [tensor.pin_memory() for tensor in tensors]
+    first, labels, moves = tensors
+    return first, labels, moves

@@ -1,23 +1,27 @@
 """What this machine can do: its device, the faster precision, and the price of each class of operation.
 
-Measured once (a few seconds), kept in the user's cache for this machine and torch version, and stored
+Measured once (within 20 seconds), kept in the user's cache for this machine and torch version, and stored
 with every study.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
+import itertools
+import math
 import multiprocessing
 import os
 import platform
 import statistics
+import sys
 import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,14 +29,20 @@ from search_spaces.architecture import Architecture, Conv, identifier
 from search_spaces.candidate import Augmentation
 from search_spaces.cost import CostModel, Work
 from search_spaces.reference import REFERENCE, REFERENCE_ARCHITECTURE
-from study import heap
-from study.errors import StudyFailed, UserError
-from study.paths import cache_dir
+from study import cache, heap
+from study.errors import CaptureFailed, StudyFailed, UserError, first_line
 from study.processes import end_with_parent
 
+if TYPE_CHECKING:
+    from study.model import DepthwiseClass
+
 BATCH = 128
-N_WARMUP, N_TIMED = 2, 6
-N_ROUNDS = 4
+SLICE_S = 0.6
+"""Of a single measurement: all of them together take less than 20 seconds."""
+N_TIMED = 6
+N_ROUNDS = 2
+CHANNELS = {32: 16, 16: 24, 8: 32}
+"""Of the depthwise convolutions that are measured, by the side of the map: those of the space `best`."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +52,11 @@ class Calibration:
     Attributes:
         device: "cpu" or "cuda".
         hardware: Names of the device and the processor, cores in use.
-        precision: The faster of "bfloat16" and "float32" for the reference network.
+        precision: The faster of "bfloat16" and "float32" for the reference network; always "bfloat16" on a GPU.
         cost: Seconds per unit of work in that precision.
         fit_error: Median relative error of the cost model on the networks it was fitted to.
+        native_depthwise: Classes of depthwise convolutions that are faster by torch's own kernels than by cuDNN's
+            (`study.model.DepthwiseConv2d`); none on a CPU.
     """
 
     device: str
@@ -52,13 +64,15 @@ class Calibration:
     precision: str
     cost: CostModel
     fit_error: float
+    native_depthwise: frozenset[DepthwiseClass] = frozenset()
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "native_depthwise": sorted(self.native_depthwise)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Calibration:
-        return cls(**{**data, "cost": CostModel.from_json(data["cost"])})
+        native = frozenset((kernel, dilated, side) for kernel, dilated, side in data["native_depthwise"])
+        return cls(**{**data, "cost": CostModel.from_json(data["cost"]), "native_depthwise": native})
 
 
 def n_cores() -> int:
@@ -139,30 +153,17 @@ def memory(device: str) -> dict[str, float]:
 
 def calibrate(device: str) -> Calibration:
     """Measures, or reads what was measured on this machine before."""
-    key = identifier([hardware(device), versions(), "cost-10"])
-    file = cache_dir() / f"calibration-{key}.json"
-    try:
-        return Calibration.from_json(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError, KeyError):
-        pass
+    name = f"calibration-{identifier([hardware(device), versions(), 'cost-11'])}"
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        return Calibration.from_json(cache.recall(name))
     # In a process of its own: a GPU context or thread pools must not stay behind in the caller.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent) as pool:
         try:
             found = pool.submit(_measure, device).result()
         except BrokenProcessPool as error:
             raise StudyFailed("the calibration of this machine was killed; is there enough memory?") from error
-    _write(file, found)
+    cache.keep(name, found.to_json())
     return found
-
-
-def _write(file: Path, calibration: Calibration) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(calibration.to_json(), indent=1))
-        temporary.replace(file)
-    except OSError:  # a cache that cannot be written only costs the next run some seconds
-        pass
 
 
 def _probes() -> tuple[Architecture, ...]:
@@ -189,25 +190,20 @@ def _measure(device: str) -> Calibration:
     if device == "cpu":
         torch.set_num_threads(n_cores())
         heap.keep()  # as a training does
-    timed = dict.fromkeys(("bfloat16", "float32"), float("inf"))
-    for _ in range(N_ROUNDS):  # in turns, so that a busy moment of the machine hits both
-        for name in timed:
-            timed[name] = min(timed[name], _seconds_per_image(REFERENCE_ARCHITECTURE, device, name))
-    precision = min(timed, key=timed.__getitem__)
-    # Depthwise convolutions alone: in a network their price drowns in that of everything else.
-    depthwise = statistics.mean(
-        _depthwise_seconds(device, precision, kernel=3, dilation=1, side=s) for s in (8, 16, 32)
-    )
-    other = statistics.mean(_depthwise_seconds(device, precision, k, d, 16) for k, d in ((3, 2), (5, 1), (5, 2)))
+    precision = "bfloat16" if device == "cuda" else _faster_precision(device)
+    depthwise, other, native = _depthwise_prices(device, precision)
     probes = _probes()
-    rounds = [[_seconds_per_image(network, device, precision) for network in probes] for _ in range(2)]
-    seconds = np.array(rounds).min(0)
+    rounds = [[_seconds_per_image(network, device, precision) for network in probes] for _ in range(N_ROUNDS)]
+    measured = [(network, s) for network, s in zip(probes, np.array(rounds).min(0), strict=True) if math.isfinite(s)]
+    if not measured:
+        raise StudyFailed(f"no network of the calibration could be trained on this device ({hardware(device)}).")
     rows, fixed = [], []
-    for network in probes:
+    for network, _ in measured:
         work = Work.of(network)
         rows.append([work.dense_macs, work.activations, work.n_operations / BATCH])
         fixed.append(work.depthwise_macs * depthwise + work.depthwise_other_macs * other)
     # Relative errors are what matters, so every row is divided by its time; prices are never negative.
+    seconds = np.array([s for _, s in measured])
     matrix = np.array(rows) / seconds[:, None]
     wanted = 1 - np.array(fixed) / seconds
     scale = matrix.max(0)
@@ -223,51 +219,94 @@ def _measure(device: str) -> Calibration:
         image_s=_augmentation_seconds(REFERENCE.augmentation) / n_cores() if device == "cpu" else 0.0,
         device=device,
     )
-    return Calibration(device, hardware(device), precision, cost, error)
+    return Calibration(device, hardware(device), precision, cost, error, native)
 
 
-def _depthwise_seconds(device: str, precision: str, kernel: int, dilation: int, side: int) -> float:
+def _faster_precision(device: str) -> str:
+    timed = dict.fromkeys(("bfloat16", "float32"), float("inf"))
+    for _ in range(2 * N_ROUNDS):  # in turns, so that a busy moment of the machine hits both
+        for name in timed:
+            timed[name] = min(timed[name], _seconds_per_image(REFERENCE_ARCHITECTURE, device, name))
+    return min(timed, key=timed.__getitem__)
+
+
+def _depthwise_prices(device: str, precision: str) -> tuple[float, float, frozenset[DepthwiseClass]]:
+    """Seconds per multiply-accumulate of 3x3 depthwise convolutions and of other ones, and the classes that are
+    faster by torch's own kernels.
+
+    Measured alone: in a network their price drowns in that of everything else.
+    """
+    classes = [(3, False, 8), (3, False, 16), (3, False, 32), (3, True, 16), (5, False, 16), (5, True, 16)]
+    if device == "cuda":
+        classes = list(itertools.product((3, 5, 7), (False, True), CHANNELS))
+    native = set()
+    prices: dict[DepthwiseClass, float] = {}
+    for each in classes:
+        prices[each] = _depthwise_seconds(device, precision, each, frozenset())
+        if device == "cuda":
+            by_native = _depthwise_seconds(device, precision, each, frozenset({each}))
+            if by_native < prices[each]:
+                native.add(each)
+                prices[each] = by_native
+
+    def mean(chosen: Iterable[DepthwiseClass]) -> float:
+        finite = [prices[each] for each in chosen if math.isfinite(prices[each])]
+        return statistics.mean(finite) if finite else 0.0
+
+    plain = [each for each in classes if each[:2] == (3, False)]
+    return mean(plain), mean(each for each in classes if each not in plain and each[2] == 16), frozenset(native)
+
+
+def _depthwise_seconds(device: str, precision: str, which: DepthwiseClass, native: frozenset[DepthwiseClass]) -> float:
     """Seconds per multiply-accumulate of one depthwise convolution, forward and backward."""
     import torch
 
     from study.model import DepthwiseConv2d
     from study.step import autocast
 
-    channels = 64
+    kernel, dilated, side = which
+    dilation, channels = 1 + dilated, 64 if device == "cpu" else CHANNELS[side]
     module = DepthwiseConv2d(channels, kernel, 1, dilation * (kernel - 1) // 2, dilation, bias=True)
+    module.native = native
     module = module.to(device).to(memory_format=torch.channels_last)
     x = torch.randn(BATCH, channels, side, side, device=device).to(memory_format=torch.channels_last)
-    seconds = _fastest_seconds(
-        device, lambda: _forward_backward(module, x.requires_grad_(), autocast(device, precision))
-    )
-    return seconds / (BATCH * channels * kernel**2 * side**2)
+    x.requires_grad_()
+
+    def step() -> None:
+        with autocast(device, precision):
+            out = module(x)
+        out.backward(out.detach())
+
+    return _fastest_seconds(device, step) / (BATCH * channels * kernel**2 * side**2)
 
 
-def _forward_backward(module: Any, x: Any, context: Any) -> None:
-    with context:
-        out = module(x)
-    out.backward(out.detach())
-
-
-def _fastest_seconds(device: str, step: Any) -> float:
-    """The fastest of several runs: neighbours on the machine only ever add time.
+def _fastest_seconds(device: str, step: Callable[[], None]) -> float:
+    """The fastest of several runs: neighbours on the machine only ever add time. Infinite if it cannot run here.
 
     On a GPU of a graph, as trainings run: step by step these networks only show how fast the host launches kernels.
     """
     import torch
 
-    if device == "cuda":
-        from study.step import graph_of
-
-        step = graph_of(step).replay
-    times = []
-    for _ in range(N_WARMUP + N_TIMED):
-        started = time.perf_counter()
-        step()
+    try:
+        step()  # libraries choose their kernels
         if device == "cuda":
+            from study.step import graph_of
+
+            step = graph_of(step).replay
+            step()
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return min(times[N_WARMUP:])
+        times: list[float] = []
+        began = time.perf_counter()
+        while len(times) < 2 or (len(times) < N_TIMED and time.perf_counter() - began < SLICE_S):
+            started = time.perf_counter()
+            step()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - started)
+        return min(times)
+    except (RuntimeError, CaptureFailed) as error:  # a library without a kernel for it, or no memory
+        print(f"not measured: {first_line(error)}", file=sys.stderr)
+        return float("inf")
 
 
 def _seconds_per_image(architecture: Architecture, device: str, precision: str) -> float:

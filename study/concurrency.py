@@ -2,33 +2,58 @@
 
 Small networks leave a GPU idle between kernels, and threads that wait for each other at the end of every
 small operation leave cores idle. Several trainings at once fill these gaps, until they get in each
-other's way. Measured once on a machine (some seconds for every number tried), kept in the user's cache.
+other's way. Measured once on a machine (some seconds in all), kept in the user's cache.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import functools
 import multiprocessing
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import dataclass
 from multiprocessing.managers import SyncManager
-from pathlib import Path
 from threading import BrokenBarrierError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from search_spaces.architecture import identifier
 from search_spaces.reference import REFERENCE
+from study import cache
 from study.calibration import hardware, n_cores, n_loaders, versions
-from study.errors import TrialFailed
-from study.paths import cache_dir
+from study.errors import CaptureFailed, TrialFailed
 from study.processes import end_with_parent
 
-N_IMAGES = {"cpu": 3_840, "cuda": 102_400}
-"""Images of an epoch of each training: some seconds. Beside a GPU far more than loaders prepare ahead."""
-N_EPOCHS = 3
+if TYPE_CHECKING:
+    from study.training import Training
+
+N_IMAGES = 12_800
+PATIENCE_S = 60.0
+"""For the others to be ready."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """How long trainings at once are watched.
+
+    Attributes:
+        warm_s: Seconds before, in which what was prepared ahead is used up.
+        watched_s: Seconds that count.
+        n_rounds: How often every number takes its turn; its best round counts, since neighbours only ever add time.
+    """
+
+    warm_s: float
+    watched_s: float
+    n_rounds: int
+
+
+# Beside a GPU every second counts: it trains some hundred steps in one.
+WINDOWS = {"cpu": Window(1.0, 2.5, 2), "cuda": Window(0.2, 0.5, 1)}
 
 MOST = 8
 WORTH = 1.05
@@ -56,31 +81,25 @@ def rates(device: str, precision: str) -> dict[int, float]:
     known = known_rates(device, precision)
     if known:
         return known
-    print("Measuring once how many trainings at once are fastest here (some seconds for each number)", flush=True)
-    measured: dict[int, float] = {}
-    for jobs in candidates(n_cores(), device):
+    print("Measuring once how many trainings at once are fastest here (some seconds)", flush=True)
+    numbers = candidates(n_cores(), device)
+    while True:
         try:
-            measured[jobs] = images_per_second(device, precision, jobs, N_IMAGES[device])
-        except (BrokenProcessPool, BrokenBarrierError, TrialFailed):
-            if not measured:
+            measured = measure(device, precision, numbers)
+            break
+        except (BrokenProcessPool, BrokenBarrierError, TrialFailed, CaptureFailed):
+            if len(numbers) == 1:
                 raise
-            break  # too many for the memory: the numbers before it stand
-    file = _file(device, precision)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".new")
-        temporary.write_text(json.dumps({str(jobs): rate for jobs, rate in measured.items()}))
-        temporary.replace(file)
-    except OSError:  # a cache that cannot be written only costs the next run some seconds
-        pass
+            numbers = numbers[:-1]  # most likely too many for the memory
+    cache.keep(_name(device, precision), {str(jobs): rate for jobs, rate in measured.items()})
     return measured
 
 
 def known_rates(device: str, precision: str) -> dict[int, float]:
     """What was measured on this machine before; empty if nothing was."""
     try:
-        return {int(jobs): float(rate) for jobs, rate in json.loads(_file(device, precision).read_text()).items()}
-    except (OSError, ValueError, AttributeError):
+        return {int(jobs): float(rate) for jobs, rate in cache.recall(_name(device, precision)).items()}
+    except (AttributeError, ValueError, TypeError):
         return {}
 
 
@@ -90,41 +109,86 @@ def candidates(cores: int, device: str) -> list[int]:
     return [2**power for power in range(MOST.bit_length()) if 2**power <= most]
 
 
-def images_per_second(device: str, precision: str, jobs: int, n_images: int) -> float:
-    """Of `jobs` trainings of the reference network at once, all together, augmentation included.
+def measure(device: str, precision: str, numbers: Sequence[int], window: Window | None = None) -> dict[int, float]:
+    """Images per second by number of trainings at once, each in its turn.
 
     Raises:
-        BrokenProcessPool: One of them was killed; most likely memory ran out.
+        BrokenProcessPool: A training was killed; most likely memory ran out.
+        BrokenBarrierError, TrialFailed, CaptureFailed: One could not begin.
+    """
+    window = window or WINDOWS[device]
+    found = dict.fromkeys(numbers, 0.0)
+    with trainings(device, precision, max(numbers)) as at_once:
+        for _ in range(window.n_rounds):
+            for jobs in numbers:
+                found[jobs] = max(found[jobs], at_once(jobs, window))
+    return found
+
+
+@contextlib.contextmanager
+def trainings(device: str, precision: str, most: int) -> Iterator[Any]:
+    """Up to `most` trainings of the reference network, each in a process of its own, started and made ready once.
+
+    Yields:
+        A function of a number and a window: images per second of so many at once, all together, augmentation
+        included.
     """
     context = multiprocessing.get_context("spawn")
     manager = SyncManager(ctx=context)
     manager.start(end_with_parent)
-    with manager:
-        barrier = manager.Barrier(jobs)
-        with ProcessPoolExecutor(jobs, context, end_with_parent) as pool:
-            found = [pool.submit(_train, device, precision, jobs, n_images, barrier) for _ in range(jobs)]
+    with manager, ProcessPoolExecutor(most, context, end_with_parent) as pool:
+
+        def at_once(jobs: int, window: Window) -> float:
+            barrier = manager.Barrier(jobs)  # a process that waits takes no second task
+            found = [pool.submit(_train, device, precision, jobs, window, barrier) for _ in range(jobs)]
             return sum(future.result() for future in found)
 
+        at_once(most, Window(0.0, 0.0, 1))
+        yield at_once
 
-def _train(device: str, precision: str, jobs: int, n_images: int, barrier: Any) -> float:
+
+def _train(device: str, precision: str, jobs: int, window: Window, barrier: Any) -> float:
     import torch
 
-    from study.data import Images
-    from study.training import EpochRecord, TrainingConfig, train
+    from study.augmentation import AugmentedBatches, training_order
+    from study.batches import batches
 
     torch.set_num_threads(max(1, n_cores() // jobs))
+    training = _ready(device, precision)
+    size, every = REFERENCE.optimisation.batch_size, 1 if device == "cpu" else 16
+    source = AugmentedBatches(training.images, REFERENCE.augmentation, seed=0)
+    order = training_order(N_IMAGES, size, seed=0, epochs=1_000_000)
+    with closing(batches(source, order, device, n_loaders(device, jobs))) as given:
+
+        def images_per_second(seconds: float) -> float:
+            started, n_steps = time.perf_counter(), 0
+            while n_steps == 0 or time.perf_counter() - started < seconds:
+                for _ in range(every):
+                    training.train_on(next(given), 0.01, 0.01)
+                n_steps += every
+                if device == "cuda":
+                    torch.cuda.synchronize()
+            return n_steps * size / (time.perf_counter() - started)
+
+        images_per_second(0.0)
+        barrier.wait(timeout=PATIENCE_S)
+        images_per_second(window.warm_s)
+        return images_per_second(window.watched_s)
+
+
+@functools.cache
+def _ready(device: str, precision: str) -> Training:
+    """This process's training: a GPU captures it once."""
+    from study.data import Images
+    from study.training import Training, TrainingConfig
+
     rng = np.random.default_rng(0)
-    images = Images(rng.integers(0, 256, (n_images, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, n_images))
-
-    def together(record: EpochRecord) -> None:
-        if record.epoch + 1 < N_EPOCHS:  # the first one warms up; the others are run by all at once
-            barrier.wait(timeout=120)
-
-    config = TrainingConfig(N_EPOCHS, 0, device, precision, n_loaders(device, jobs))
-    records = train(REFERENCE, images, config, on_epoch=together).records[1:]
-    seconds = min(record.wall_s for record in records)  # neighbours on the machine only ever add time
-    return n_images // REFERENCE.optimisation.batch_size * REFERENCE.optimisation.batch_size / seconds
+    images = Images(rng.integers(0, 256, (N_IMAGES, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, N_IMAGES))
+    training = Training(REFERENCE, images, TrainingConfig(1, 0, device, precision), None)
+    training.network.train()
+    training.prepare()
+    return training
 
 
-def _file(device: str, precision: str) -> Path:
-    return cache_dir() / f"jobs-{identifier([hardware(device), versions(), precision])}.json"
+def _name(device: str, precision: str) -> str:
+    return f"jobs-{identifier([hardware(device), versions(), precision])}"

@@ -8,6 +8,7 @@ fixed ids, so that publishing a trial again replaces its files and never doubles
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import logging
@@ -23,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.architecture import ACTIVATION_NAMES, Architecture, ArchitectureError
 from search_spaces.candidate import Candidate
+from study.errors import first_line
 from study.storage import METRIC, config_of, study_attributes
 
 _logger = logging.getLogger(__name__)
@@ -51,7 +53,8 @@ def publish_trial(study: optuna.Study, trial: FrozenTrial, artifacts: Path) -> N
     """Writes the trial's note and its artifacts `layers.csv` and `curve.png`.
 
     May be called again: files are replaced, a note that exists is left (a person may have edited it).
-    A disk that cannot take the files costs the trial its pictures, not its result: it is logged.
+    A disk that cannot take the files, or a package that is missing, costs the trial its note or its pictures, not its
+    result: it is logged.
 
     Args:
         study: The study in its storage.
@@ -69,6 +72,8 @@ def publish_trial(study: optuna.Study, trial: FrozenTrial, artifacts: Path) -> N
         if curve:
             title = f"Trial {trial.number}: {_outcome(trial)}"
             _attach(study, trial, artifacts, CURVE, "image/png", curve_png(curve, title))
+    except ImportError as error:
+        _do_without(f"curves ({first_line(error)})")
     except OSError as error:
         _logger.warning("Trial %d: its artifacts could not be written to %s: %s.", trial.number, artifacts, error)
 
@@ -194,10 +199,19 @@ def curve_png(curve: Sequence[Mapping[str, Any]], title: str) -> bytes:
 
 
 def _note(target: optuna.Study | optuna.Trial, body: str) -> None:
-    from optuna_dashboard import get_note, save_note  # brings a web server along: only when it is needed
-
+    try:
+        from optuna_dashboard import get_note, save_note  # brings a web server along: only when it is needed
+    except ImportError as error:
+        _do_without(f"notes ({first_line(error)})")
+        return
     if not get_note(target):
         save_note(target, body)
+
+
+@functools.cache
+def _do_without(what: str) -> None:
+    """Says once what the dashboard will not show."""
+    _logger.warning("optuna-dashboard will show no %s. The study goes on without.", what)
 
 
 def _attach(

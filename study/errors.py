@@ -1,4 +1,4 @@
-"""Two kinds of failure: the user's (one line, exit code 2) and a trial's (recorded, the study goes on)."""
+"""Kinds of failure: the user's (one line, exit code 2), a trial's (recorded, the study goes on), a process's."""
 
 from __future__ import annotations
 
@@ -22,6 +22,17 @@ class StudyFailed(Exception):
 
 class TrialFailed(Exception):
     """This trial cannot give a value (it diverged, ran out of memory); the study goes on."""
+
+
+class CaptureFailed(Exception):
+    """A CUDA graph could not be captured. Torch's allocator may be left counting it as under way (seen with 2.11), so
+    this process must train no more; another one may."""
+
+
+def first_line(error: BaseException) -> str:
+    """What `error` is and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 class Parser(argparse.ArgumentParser):

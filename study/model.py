@@ -54,11 +54,46 @@ class GroupedConv2d(nn.Conv2d):
             return super().forward(x.float())
 
 
+DepthwiseClass = tuple[int, bool, int]
+"""Of depthwise convolutions that a GPU runs by the same kernels: kernel, whether it is dilated, side of the map."""
+
+
 class DepthwiseConv2d(GroupedConv2d):
-    """A depthwise convolution, [N, C, H, W] -> [N, C, H', W']."""
+    """A depthwise convolution, [N, C, H, W] -> [N, C', H', W'].
+
+    On a GPU, channels_last memory leads to cuDNN's grouped kernels, which for some shapes fall back to ones many
+    times slower than torch's own kernel for depthwise convolutions, which wants plain memory. So the classes of
+    `native` are brought into it and back.
+
+    Attributes:
+        native: Classes that torch's own kernel runs.
+    """
 
     def __init__(self, channels: int, kernel: int, stride: int, padding: int, dilation: int, bias: bool) -> None:
         super().__init__(channels, channels, kernel, stride, padding, dilation, channels, bias)
+        self.native: frozenset[DepthwiseClass] = frozenset()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if depthwise_class(self, x.shape[-1]) not in self.native:
+            # A slice of channels has gaps between its pixels, for which there is no fast convolution.
+            return super().forward(x if x.is_contiguous() else x.contiguous(memory_format=torch.channels_last))
+        # [C, 1, k, k] may be read as channels_last too; these strides say that it is not.
+        weight = self.weight.flatten(1).view(-1, *self.kernel_size).unsqueeze(1)
+        out = F.conv2d(x.contiguous(), weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return out.contiguous(memory_format=torch.channels_last)
+
+
+def depthwise_class(conv: nn.Conv2d, side: int) -> DepthwiseClass:
+    """Of `conv` on maps of `side` x `side`; sides count as 32, 16 or 8, whichever is the next smaller."""
+    return conv.kernel_size[0], conv.dilation[0] > 1, 32 if side >= 32 else 16 if side >= 16 else 8
+
+
+def use_native_depthwise(network: Network, classes: frozenset[DepthwiseClass]) -> Network:
+    """`network`, which from now on runs depthwise convolutions of `classes` by torch's own kernels."""
+    for module in network.modules():
+        if isinstance(module, DepthwiseConv2d):
+            module.native = classes
+    return network
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -145,8 +180,7 @@ class ParallelBranches(nn.Module):
             for branch in others:
                 out = out + branch(x)
             return out
-        # A slice of channels has gaps between its pixels, for which torch has no fast convolution.
-        parts = [part.contiguous(memory_format=torch.channels_last) for part in torch.split(x, self.sizes, dim=1)]
+        parts = torch.split(x, self.sizes, dim=1)
         return torch.cat([branch(part) for branch, part in zip(self.branches, parts, strict=True)], dim=1)
 
 
@@ -256,7 +290,9 @@ class Deployable(nn.Module):
 def build(architecture: Architecture, seed: int | None = None) -> Network:
     """The module of `architecture`, freshly initialised (from `seed`, if given, on the CPU).
 
-    Convolutions start from He et al.'s normal distribution (2015, fan out), and the last norm of a
+    Convolutions start from He et al.'s normal distribution (2015, fan out), the classifier from one that gives logits
+    of the size of its inputs (few outputs would make the fan-out's large, and the first losses with it; all zeros
+    learned more slowly in short trainings), and the last norm of a
     residual body from zero (or its last convolution, where no norm follows it, or a learned scale of
     the body from 0.1), so that every block starts as the identity (Goyal et al. 2017, 5.1).
     """
@@ -270,6 +306,7 @@ def build(architecture: Architecture, seed: int | None = None) -> Network:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out" if module.groups == 1 else "fan_in")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        nn.init.normal_(network.classifier.weight, std=network.classifier.in_channels**-0.5)
         for module in network.modules():
             if isinstance(module, ResidualBlock):
                 module.start_as_identity()

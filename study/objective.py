@@ -18,8 +18,8 @@ from search_spaces.space import Decoded
 from study.calibration import memory, versions
 from study.config import StudyConfig
 from study.data import Images
-from study.errors import TrialFailed
-from study.model import build, certify_module
+from study.errors import CaptureFailed, TrialFailed
+from study.model import DepthwiseClass, build, certify_module
 from study.search import compared_epochs, suggest
 from study.storage import set_attributes
 from study.training import EpochRecord, TrainingConfig, train
@@ -65,11 +65,13 @@ class Objective:
         n_loaders: int,
         on_start: Callable[[int], None] = lambda number: None,
         on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+        native_depthwise: frozenset[DepthwiseClass] = frozenset(),
     ) -> None:
         self.slot, self.space, self.config, self.cost = slot, space, config, cost
         self.images, self.validation = images, validation
         self.device, self.n_loaders = device, n_loaders
         self.on_start, self.on_epoch = on_start, on_epoch
+        self.native_depthwise = native_depthwise
 
     def __call__(self, trial: optuna.Trial) -> float:
         started = time.perf_counter()
@@ -87,7 +89,7 @@ class Objective:
         self.on_start(trial.number)
         try:
             return self._run(trial)
-        except (TrialFailed, optuna.TrialPruned) as error:
+        except (TrialFailed, CaptureFailed, optuna.TrialPruned) as error:
             trial.set_user_attr("reason", str(error))
             raise
         finally:
@@ -143,6 +145,7 @@ class Objective:
             device=self.device,
             precision=config.precision,
             n_loaders=self.n_loaders,
+            native_depthwise=self.native_depthwise,
             whole_validations=compared_epochs(config.pruner, config.epochs),
         )
         trained = train(candidate, self.images, training, self.validation, on_epoch)

@@ -5,7 +5,7 @@ All of them take the rate as a number or as a tensor, which a CUDA graph needs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -60,32 +60,35 @@ def _dense_kernels(network: nn.Module) -> Iterator[torch.Tensor]:
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum whose update is orthogonalised (Jordan 2024): every direction moves equally far.
 
-    A kernel [out, in, k, k] is the matrix [out, in * k * k]. `torch.optim.Muon` refuses kernels, and goes through
-    its matrices one by one; here those of one shape go together.
+    A kernel [out, in, k, k] is the matrix [out, k * k * in]. `torch.optim.Muon` refuses kernels, and goes through
+    its matrices one by one. Here those of one shape go together; on a GPU, which takes as long to launch a small
+    operation as to run it, all of them do, the smaller ones padded with zeros, which change nothing.
+
+    Attributes:
+        one_stack: Whether all kernels go together; None: where they lie on a GPU.
     """
+
+    one_stack: bool | None = None
 
     def __init__(self, params: Iterable[Any], momentum: float = MUON_MOMENTUM) -> None:
         super().__init__(params, {"lr": 0.0, "weight_decay": 0.0, "momentum": momentum})
+        self._stacks: dict[int, list[_Stack]] = {}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
+        for number, group in enumerate(self.param_groups):
             lr, momentum = group["lr"], group["momentum"]
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            buffers = [self._buffer(p) for p in params]
+            params = group["params"]
             gradients = [p.grad for p in params]
+            buffers = [self._buffer(p) for p in params]
             torch._foreach_lerp_(buffers, gradients, 1 - momentum)
             directions = torch._foreach_lerp(gradients, buffers, momentum)
             torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-            for shape in dict.fromkeys(p.shape for p in params):
-                chosen = [i for i, p in enumerate(params) if p.shape == shape]
-                matrices = torch.stack([directions[i].reshape(shape[0], -1) for i in chosen])
-                scale = -UPDATE_RMS * max(matrices.shape[1:]) ** 0.5
-                updates = orthogonalised(matrices) * (lr * scale)
-                for i, update in zip(chosen, updates, strict=True):
-                    params[i].add_(update.reshape(shape))
+            if number not in self._stacks:
+                self._stacks[number] = _stacks(params, self.one_stack)
+            for stack in self._stacks[number]:
+                updates = stack.orthogonalised([directions[i] for i in stack.members], lr)
+                torch._foreach_add_([params[i] for i in stack.members], updates)
 
     def _buffer(self, parameter: torch.Tensor) -> torch.Tensor:
         state = self.state[parameter]
@@ -95,18 +98,65 @@ class Muon(torch.optim.Optimizer):
         return found
 
 
+class _Stack:
+    """Kernels that are orthogonalised together: matrices of one size, the smaller ones in a corner of theirs.
+
+    Args:
+        members: Which of the group's kernels.
+        kernels: These kernels, [out, in, k, k] each.
+    """
+
+    def __init__(self, members: Sequence[int], kernels: Sequence[torch.Tensor]) -> None:
+        self.members = list(members)
+        self._kernels = list(kernels)
+        sizes = [(len(kernel), kernel[0].numel()) for kernel in kernels]
+        rows, columns = max(min(size) for size in sizes), max(max(size) for size in sizes)
+        places = torch.arange(len(sizes) * rows * columns).view(-1, rows, columns)
+        # As wide matrices all of them: the transpose is orthogonalised as well.
+        corners = [
+            (place if size[0] <= size[1] else place.mT)[: size[0], : size[1]].flatten()
+            for place, size in zip(places, sizes, strict=True)
+        ]
+        device = kernels[0].device
+        self._places = torch.cat(corners).to(device)
+        # bfloat16 is enough for the iteration, but on a CPU such small products are no faster in it.
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self._matrices = torch.zeros(places.shape, dtype=dtype, device=device)
+        scales = [-UPDATE_RMS * max(size) ** 0.5 for size in sizes]
+        self._scales = torch.tensor(scales, dtype=torch.float32, device=device).view(-1, 1, 1)
+
+    def orthogonalised(self, directions: Sequence[torch.Tensor], lr: float | torch.Tensor) -> list[torch.Tensor]:
+        """What `directions` add to their kernels, shaped and laid out like these."""
+        # In the order of channels_last memory, in which networks train: columns may be in any, and this one is a view.
+        flat = torch.cat([direction.permute(0, 2, 3, 1).flatten() for direction in directions])
+        matrices = self._matrices
+        matrices.view(-1)[self._places] = flat.to(matrices.dtype)
+        updates = (orthogonalised(matrices) * (self._scales * lr)).view(-1)[self._places]
+        parts = torch.split(updates, [kernel.numel() for kernel in self._kernels])
+        return [
+            part.view(len(kernel), *kernel.shape[2:], kernel.shape[1]).permute(0, 3, 1, 2)
+            for part, kernel in zip(parts, self._kernels, strict=True)
+        ]
+
+
+def _stacks(kernels: Sequence[torch.Tensor], one: bool | None) -> list[_Stack]:
+    """All kernels in one stack on a GPU; elsewhere one for each shape, since padding costs arithmetic."""
+    together: dict[Any, list[int]] = {}
+    for number, kernel in enumerate(kernels):
+        key = None if (kernel.is_cuda if one is None else one) else (len(kernel), kernel[0].numel())
+        together.setdefault(key, []).append(number)
+    return [_Stack(members, [kernels[i] for i in members]) for members in together.values()]
+
+
 def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
-    """About U V^T of every matrix U S V^T in float32 [N, rows, columns], by Newton and Schulz's iteration."""
+    """About U V^T, float32, of every matrix U S V^T of `matrices` [N, rows, columns], rows <= columns, by Newton and
+    Schulz's iteration. Zero rows and columns stay zero and change no other."""
     a, b, c = NEWTON_SCHULZ
-    wide = matrices.shape[1] <= matrices.shape[2]
-    x = matrices if wide else matrices.mT
-    # bfloat16 is enough for the iteration, but on a CPU such small products are no faster in it.
-    x = x.bfloat16() if x.is_cuda else x
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x: torch.Tensor = matrices / (torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return (x if wide else x.mT).float()
+    return x.float()
 
 
 class Together(torch.optim.Optimizer):

@@ -30,9 +30,9 @@ from search_spaces.teacher import TEACHER
 from search_spaces.training_dimensions import lengthened
 from search_spaces.yardstick import YARDSTICK_ARCHITECTURE
 from study.checkpoints import forget_snapshots, load_progress, save_progress
-from study.errors import Parser, StudyFailed, TrialFailed, UserError, run_command
+from study.errors import CaptureFailed, Parser, StudyFailed, TrialFailed, UserError, run_command
 from study.paths import REPOSITORY, run_dir
-from study.run import jobs_option
+from study.run import jobs_option, report
 from study.wording import duration
 
 if TYPE_CHECKING:
@@ -188,6 +188,7 @@ def _retrain(options: argparse.Namespace) -> int:
     target = _find_target(options)
     from study.calibration import calibrate, hardware, n_cores, n_loaders, resolve_device, versions
     from study.data import find_folder, load_test, load_train
+    from study.training import TrainingConfig
 
     device = resolve_device(options.device)
     data = str(find_folder(options.data).resolve())
@@ -196,6 +197,7 @@ def _retrain(options: argparse.Namespace) -> int:
     if cost is None or precision is None or cost.device != device:
         calibration = calibrate(device)
         cost, precision = calibration.cost, calibration.precision
+    native_depthwise = calibrate(device).native_depthwise if device == "cuda" else frozenset()
     epochs, n_seeds = options.epochs or EPOCHS[device], options.seeds or SEEDS[device]
     jobs, gain = _seeds_at_once(options.jobs, n_seeds, device, precision)
     candidate = target.candidate
@@ -218,10 +220,17 @@ def _retrain(options: argparse.Namespace) -> int:
     print(f" expected  about {duration(seconds)}; stopped, the same command goes on from its checkpoint", flush=True)
     if candidate != target.candidate:
         print("  raised   " + _raised(target.candidate.augmentation, candidate.augmentation), flush=True)
-    configs = [
-        _seed_config(epochs, seed, device, precision, shipped=seed == 0, n_loaders=n_loaders(device, jobs))
-        for seed in range(n_seeds)
-    ]
+    config = TrainingConfig(
+        epochs=epochs,
+        seed=0,
+        device=device,
+        precision=precision,
+        n_loaders=n_loaders(device, jobs),
+        n_snapshots=MAX_SNAPSHOTS,
+        compiled=True,
+        native_depthwise=native_depthwise,
+    )
+    configs = [config, *(dataclasses.replace(config, seed=seed, n_snapshots=0) for seed in range(1, n_seeds))]
     threads = max(1, n_cores() // jobs)
     teacher = _Teacher.of(options, candidate, configs[0], epochs, n_train, checkpoints) if options.teacher else None
     files = [checkpoints / f"{_key(candidate, config, n_train, teacher)}.pt" for config in configs]
@@ -233,12 +242,8 @@ def _retrain(options: argparse.Namespace) -> int:
     try:
         if teacher is not None:
             print(f"  teacher  {TEACHER.architecture.params:,} parameters, {teacher.config.epochs} epochs", flush=True)
-            train_seed(teacher.candidate, teacher.config, data, n_train, teacher.file, n_cores())
-        if jobs == 1:
-            for arguments in work:
-                train_seed(*arguments)
-        else:
-            _train_together(work, jobs)
+            _train_all([(teacher.candidate, teacher.config, data, n_train, teacher.file, n_cores())], 1)
+        _train_all(work, jobs)
     except TrialFailed as error:
         raise StudyFailed(str(error)) from error
 
@@ -268,6 +273,7 @@ def _retrain(options: argparse.Namespace) -> int:
         "target_accuracy": target.target_accuracy,
         "target_met": mean > target.target_accuracy,
         "precision": precision,
+        "compiled": shipped.compiled,
         "device": device,
         "hardware": hardware(device),
         "wall_s": sum(result.wall_s for result in results),
@@ -279,9 +285,7 @@ def _retrain(options: argparse.Namespace) -> int:
 
     write_bundle(folder, candidate, shipped.network, metrics, shipped.curve, test, shipped.logits)
     if target.study is not None:
-        from study.report import write_report
-
-        write_report(target.study, folder.parent)
+        report(target.study, folder.parent, tell=False)
     print(f"Bundle: {folder}")
     print(_verdict(accuracies, mean, target.target_accuracy))
     return 0
@@ -357,11 +361,39 @@ def _raised(before: Augmentation, after: Augmentation) -> str:
     return ", ".join(f"{name} {old[name]:.3g} -> {new[name]:.3g}" for name in old if old[name] != new[name])
 
 
+def _train_all(work: Sequence[tuple[Any, ...]], jobs: int) -> None:
+    """`train_seed` for each of `work`, `jobs` at a time; where a GPU cannot capture its step, with less of that.
+
+    Raises:
+        TrialFailed, StudyFailed, KeyboardInterrupt: As `_train_together`.
+    """
+    try:
+        if jobs > 1:
+            _train_together(work, jobs)
+        else:
+            for arguments in work:
+                train_seed(*arguments)
+        return
+    except CaptureFailed as error:
+        print(f"a CUDA graph could not be captured ({error}): goes on without compiling", flush=True)
+    # In other processes: this one's allocator may be out of order. What is finished stays so.
+    try:
+        _train_together([_with(arguments, compiled=False) for arguments in work], jobs)
+    except CaptureFailed as error:
+        print(f"a CUDA graph could not be captured ({error}): goes on without graphs, slowly", flush=True)
+        _train_together([_with(arguments, compiled=False, capture=False) for arguments in work], jobs)
+
+
+def _with(arguments: tuple[Any, ...], **changes: bool) -> tuple[Any, ...]:
+    candidate, config, *others = arguments
+    return candidate, dataclasses.replace(config, **changes), *others
+
+
 def _train_together(work: Sequence[tuple[Any, ...]], jobs: int) -> None:
     """`train_seed` for each of `work`, `jobs` at a time, each in a process that ends with this one.
 
     Raises:
-        TrialFailed: As `train_seed`.
+        TrialFailed, CaptureFailed: As `train_seed`.
         StudyFailed: One of the processes was killed.
         KeyboardInterrupt: Ctrl-C or SIGTERM, once all of them have saved their progress.
     """
@@ -412,6 +444,7 @@ def train_seed(
 
     Raises:
         TrialFailed: It diverged or ran out of memory.
+        CaptureFailed: The step cannot be captured on this GPU; this process must train no more.
         KeyboardInterrupt: Ctrl-C; the progress is saved first.
     """
     import numpy as np
@@ -491,6 +524,7 @@ class _Tested:
     logits: np.ndarray
     curve: list[dict[str, Any]]
     wall_s: float
+    compiled: bool
 
 
 def _test_seed(candidate: Candidate, config: TrainingConfig, file: Path, test: Any) -> _Tested:
@@ -524,14 +558,8 @@ def _test_seed(candidate: Candidate, config: TrainingConfig, file: Path, test: A
         curve[epoch]["test_loss"], curve[epoch]["test_accuracy"] = float(loss), accuracy(rows, test.labels)
     wall_s = sum(record.wall_s for record in progress.records)
     last = accuracy(logits[-1], test.labels)
-    return _Tested(network.cpu().eval(), float(losses[-1]), last, logits[-1], curve, wall_s)
-
-
-def _seed_config(epochs: int, seed: int, device: str, precision: str, shipped: bool, n_loaders: int) -> TrainingConfig:
-    from study.training import TrainingConfig
-
-    snapshots = MAX_SNAPSHOTS if shipped else 0
-    return TrainingConfig(epochs, seed, device, precision, n_loaders, snapshots, compiled=True)
+    compiled = bool(progress.compiled)
+    return _Tested(network.cpu().eval(), float(losses[-1]), last, logits[-1], curve, wall_s, compiled)
 
 
 def _key(candidate: Candidate, config: TrainingConfig, n_train: int, teacher: _Teacher | None = None) -> str:
@@ -555,7 +583,13 @@ def _key(candidate: Candidate, config: TrainingConfig, n_train: int, teacher: _T
 def _finished(trained: Trained, epochs: int) -> Progress:
     from study.training import Progress
 
-    return Progress(epoch=epochs, ema=trained.ema.state_dict(), records=trained.records, snapshots=trained.snapshots)
+    return Progress(
+        epoch=epochs,
+        ema=trained.ema.state_dict(),
+        records=trained.records,
+        snapshots=trained.snapshots,
+        compiled=trained.compiled,
+    )
 
 
 class _InterruptFlag:

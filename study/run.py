@@ -30,7 +30,7 @@ from search_spaces.constraints import Clock, InfeasibleError, Limits
 from search_spaces.cost import CostModel
 from search_spaces.reference import REFERENCE_ARCHITECTURE
 from search_spaces.space import Params, SearchSpace
-from study.errors import EXIT_INTERRUPTED, Parser, StudyFailed, UserError, run_command
+from study.errors import EXIT_INTERRUPTED, Parser, StudyFailed, UserError, first_line, run_command
 from study.options import default_space, space_name
 from study.paths import run_dir
 from study.wording import duration, percent
@@ -220,6 +220,7 @@ class Run:
             n_threads=max(1, n_cores() // options.jobs),
             n_loaders=n_loaders(device, options.jobs),
             artifacts=str(self.out / "artifacts"),
+            native_depthwise=calibration.native_depthwise,
         )
         supervisor = _Supervisor(options, config, study, slots, setup, gpus(device), self._given(study))
         try:
@@ -397,12 +398,11 @@ class Run:
         sys.stdout.flush()
 
     def _finish(self, study: optuna.Study, storage: optuna.storages.RDBStorage) -> None:
-        from study.report import write_report
         from study.storage import checkpoint_sqlite
 
         checkpoint_sqlite(storage)
-        html, markdown = write_report(study, self.out)
-        print(f"Report: {html}\n        {markdown}\nNext:   {self._next_command()}", flush=True)
+        report(study, self.out)
+        print(f"Next:   {self._next_command()}", flush=True)
 
     def _retrained_name(self) -> str:
         """Name of the study that `study.retrain` is to be given next."""
@@ -420,6 +420,19 @@ class Run:
         if self.options.out:
             words.append(f"--out {shlex.quote(self.options.out)}")
         return " ".join(words)
+
+
+def report(study: optuna.Study, out: Path, tell: bool = True) -> None:
+    """Writes the report, unless a package that only reports need is missing: results are never lost for that."""
+    try:
+        from study.report import write_report
+
+        html, markdown = write_report(study, out)
+    except ImportError as error:
+        print(f"No report: {first_line(error)}. With that package python -m study.report writes it.", flush=True)
+        return
+    if tell:
+        print(f"Report: {html}\n        {markdown}", flush=True)
 
 
 def new_study(

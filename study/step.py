@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,14 +19,15 @@ from torch.nn import functional as F
 
 from study.batches import Batch, normalise, place
 from study.distillation import distilled
+from study.errors import CaptureFailed, first_line
 from study.model import Network
 
 N_WARM_UP = 3
 """Steps before a capture: by then every library has chosen its kernels and reserved its memory."""
 
 N_TIMED = 20
-COMPILING_S = 60.0
-"""About what compiling a network of this size costs; each GPU process pays it."""
+TIMED_S = 5.0
+"""A step is timed over so many repetitions, or over as many as are done in this time."""
 
 
 class Ema:
@@ -55,10 +56,28 @@ class Ema:
         torch._foreach_add_(self._kept, difference)
 
 
+@dataclass(frozen=True)
+class StepSettings:
+    """How a batch becomes an update.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        precision: "bfloat16" (autocast) or "float32".
+        label_smoothing: Share of the target spread over all classes.
+        mixes: Whether images are mixed in pairs.
+    """
+
+    device: str
+    precision: str
+    label_smoothing: float = 0.0
+    mixes: bool = False
+
+
 class Step:
     """Forward, backward, update, averages and sums of one batch.
 
     Attributes:
+        forward: What makes logits of pixels: the network, or its compiled form.
         sums: float64 [2], on the device: the loss times the images, and the images classified correctly.
             Nothing is read from the device during an epoch.
     """
@@ -68,124 +87,47 @@ class Step:
         network: Network,
         ema: Ema,
         optimizer: torch.optim.Optimizer,
-        label_smoothing: float,
-        precision: str,
-        device: str,
+        settings: StepSettings,
         resident: torch.Tensor | None = None,
         teacher: Network | None = None,
-        mixes: bool = False,
     ) -> None:
-        self.teacher, self.mixes = teacher, mixes
-        self.network, self.ema, self.optimizer = network, ema, optimizer
-        self.label_smoothing, self.precision, self.device = label_smoothing, precision, device
-        self.resident = resident
-        self.sums = torch.zeros(2, dtype=torch.float64, device=device)
-        self._lr = torch.zeros((), device=device)
-        self._mix = torch.ones((), device=device)
-        self._ema_weight = torch.zeros((), device=device)
-        self._forward: Callable[[torch.Tensor], torch.Tensor] = network
-        self._inputs: Batch | None = None
-        self._graph: Any = None
+        self.network, self.ema, self.optimizer, self.settings = network, ema, optimizer, settings
+        self.resident, self.teacher = resident, teacher
+        self.forward: Callable[[torch.Tensor], torch.Tensor] = network
+        self.sums = torch.zeros(2, dtype=torch.float64, device=settings.device)
+        self._mix = torch.ones((), device=settings.device)
 
     def __call__(self, batch: Batch, lr: float, ema_weight: float, mix: float = 1.0) -> None:
         """Trains on `batch`, whose tensors may be anywhere, with learning rate `lr`; images count for `mix`."""
-        if self.mixes:
+        if self.settings.mixes:
             self._mix.fill_(mix)
-        if self._inputs is None:
-            images, labels, moves = (tensor.to(self.device, non_blocking=True) for tensor in batch)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            self._run((images, labels, moves), ema_weight)
-            return
-        for mine, given in zip(self._inputs, batch, strict=True):
-            mine.copy_(given, non_blocking=True)
-        self._lr.fill_(lr)
-        self._ema_weight.fill_(ema_weight)
-        self._again()
+        self.set_rate(lr)
+        self.run(_moved(batch, self.settings.device), ema_weight, self._mix)
 
-    def capture(self, example: Batch, n_steps: int = 0) -> None:
-        """Makes the step ready for batches shaped like `example`; on a GPU, one graph from now on.
-
-        The steps that warm up leave no trace in weights, averages, optimizer or sums. Where `n_steps` of the
-        graph would take far longer than compiling, the network is compiled too, and the faster graph is kept.
-        """
-        self._inputs = tuple(torch.zeros_like(tensor, device=self.device) for tensor in example)  # type: ignore[assignment]
-        assert self._inputs is not None
+    def set_rate(self, lr: float | torch.Tensor) -> None:
+        """A tensor may change between replays; a number would be frozen in a graph."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self._lr  # a tensor: a number would be frozen in the graph
-        with self._unchanged():
-            self._graph = self._captured(self._inputs)
-            seconds = self._seconds() if n_steps else 0.0
-            if seconds * n_steps > 5 * COMPILING_S:
-                self._compile(seconds)
+            group["lr"] = lr
 
-    def _compile(self, seconds: float) -> None:
-        """Keeps the compiled network if its graph takes less than `seconds`."""
-        assert self._inputs is not None
-        plain = self._forward, self._graph
-        stream = torch.cuda.current_stream() if self.device == "cuda" else None
-        try:
-            self._forward = torch.compile(self.network)
-            self._graph = self._captured(self._inputs)
-            faster = self._seconds() < seconds
-        except Exception as error:  # a compiler that is missing or fails costs speed, never the training
-            print(f"not compiled: {type(error).__name__}: {str(error).strip().splitlines()[:1]}", file=sys.stderr)
-            faster = False
-            if stream is not None:  # a capture that fails may leave its own stream as the current one
-                torch.cuda.set_stream(stream)
-        if not faster:
-            self._forward, self._graph = plain
-
-    def _seconds(self) -> float:
-        """Of one step, as it is now."""
-        assert self._inputs is not None
-        for timed in (False, True):
-            if self.device == "cuda":
-                torch.cuda.synchronize()
-            started = time.perf_counter()
-            for _ in range(N_TIMED if timed else 1):
-                self._again()
-            if self.device == "cuda":
-                torch.cuda.synchronize()
-        return (time.perf_counter() - started) / N_TIMED
-
-    def _again(self) -> None:
-        assert self._inputs is not None
-        if self._graph is None:
-            self._run(self._inputs, self._ema_weight)
-        else:
-            self._graph.replay()
-
-    def _captured(self, inputs: Batch) -> Any:
-        """A graph of the step; None on a CPU, which only warms up."""
-
-        def run() -> None:
-            self._run(inputs, self._ema_weight)
-
-        if self.device == "cuda":
-            # Gradients of the graph belong to its own memory, so those of the warm-up must be gone.
-            return graph_of(run, lambda: self.optimizer.zero_grad(set_to_none=True))
-        for _ in range(N_WARM_UP):
-            run()
-        return None
-
-    def _run(self, batch: Batch, ema_weight: float | torch.Tensor) -> None:
+    def run(self, batch: Batch, ema_weight: float | torch.Tensor, mix: torch.Tensor) -> None:
+        """The step itself, on a batch that lies on the device."""
+        settings = self.settings
         images, labels, moves = batch
         if self.resident is not None:
             pixels = place(self.resident, images, moves)
         else:
-            pixels = place(images, torch.arange(len(labels), device=self.device), moves)
-        with autocast(self.device, self.precision):
+            pixels = place(images, torch.arange(len(labels), device=settings.device), moves)
+        with autocast(settings.device, settings.precision):
             pixels = normalise(pixels)
-            if self.mixes:
-                pixels = torch.lerp(pixels.flip(0), pixels, self._mix.to(pixels.dtype))
-            logits = self._forward(pixels).float()
+            if settings.mixes:
+                pixels = torch.lerp(pixels.flip(0), pixels, mix.to(pixels.dtype))
+            logits = self.forward(pixels).float()
             with torch.no_grad():
                 teacher_logits = None if self.teacher is None else self.teacher(pixels).float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        if self.mixes:
-            partners = F.cross_entropy(logits, labels.flip(0), label_smoothing=self.label_smoothing)
-            loss = torch.lerp(partners, loss, self._mix)
+        loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+        if settings.mixes:
+            partners = F.cross_entropy(logits, labels.flip(0), label_smoothing=settings.label_smoothing)
+            loss = torch.lerp(partners, loss, mix)
         if teacher_logits is not None:
             loss = distilled(loss, logits, teacher_logits)
         self.optimizer.zero_grad(set_to_none=True)
@@ -195,30 +137,90 @@ class Step:
         correct = (logits.detach().argmax(1) == labels).sum()
         self.sums += torch.stack([loss.detach().double() * len(labels), correct.double()])
 
+    def compile(self) -> None:
+        """From now on the network runs compiled, as one graph."""
+        torch.compiler.reset()  # each network starts its own count of recompilations
+        self.forward = torch.compile(self.network, fullgraph=True)
+
     @contextlib.contextmanager
-    def _unchanged(self) -> Any:
+    def unchanged(self) -> Iterator[None]:
         """Puts all state back, in place, at the end: a graph goes on using the very same tensors."""
         tensors = [*self.network.state_dict().values(), *self.ema.network.state_dict().values(), self.sums]
         before = [tensor.clone() for tensor in tensors]
+        rates = [group["lr"] for group in self.optimizer.param_groups]
         momenta = {
             id(tensor): tensor.clone()
             for state in self.optimizer.state.values()
             for tensor in state.values()
             if isinstance(tensor, torch.Tensor)
         }
-        yield
-        with torch.no_grad():
-            for tensor, value in zip(tensors, before, strict=True):
-                tensor.copy_(value)
-            for state in self.optimizer.state.values():
-                for tensor in state.values():
-                    if isinstance(tensor, torch.Tensor):
-                        # A buffer that the warm-up made starts from zero, as a missing one does.
-                        tensor.copy_(momenta[id(tensor)]) if id(tensor) in momenta else tensor.zero_()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, value in zip(tensors, before, strict=True):
+                    tensor.copy_(value)
+                for state in self.optimizer.state.values():
+                    for tensor in state.values():
+                        if isinstance(tensor, torch.Tensor):
+                            # A buffer that the warm-up made starts from zero, as a missing one does.
+                            tensor.copy_(momenta[id(tensor)]) if id(tensor) in momenta else tensor.zero_()
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+
+class CapturedStep:
+    """A step as one CUDA graph, for batches shaped like `example`; called as a plain one.
+
+    The steps that warm up leave no trace in weights, averages, optimizer or sums.
+
+    Raises:
+        CaptureFailed: What the step does cannot be captured; this process must train no more.
+    """
+
+    def __init__(self, step: Step, example: Batch) -> None:
+        device = step.settings.device
+        self._step = step
+        self._inputs: Batch = tuple(torch.zeros_like(tensor, device=device) for tensor in example)  # type: ignore[assignment]
+        self._lr, self._ema_weight = torch.zeros((), device=device), torch.zeros((), device=device)
+        self._mix = torch.ones((), device=device)
+        step.set_rate(self._lr)
+        with step.unchanged():
+            # Gradients of the graph belong to its own memory, so those of the warm-up must be gone.
+            self.replay = graph_of(self._run, lambda: step.optimizer.zero_grad(set_to_none=True)).replay
+
+    def __call__(self, batch: Batch, lr: float, ema_weight: float, mix: float = 1.0) -> None:
+        for mine, given in zip(self._inputs, batch, strict=True):
+            mine.copy_(given, non_blocking=True)
+        self._lr.fill_(lr)
+        self._ema_weight.fill_(ema_weight)
+        if self._step.settings.mixes:
+            self._mix.fill_(mix)
+        self.replay()
+
+    def _run(self) -> None:
+        self._step.run(self._inputs, self._ema_weight, self._mix)
+
+
+def step_seconds(step: Step, again: Callable[[], None], n: int = N_TIMED) -> float:
+    """Of one call of `again`, which runs `step`; leaves no trace in its state. The first call is not counted."""
+    with step.unchanged():
+        again()
+        _wait(step.settings.device)
+        started, done = time.perf_counter(), 0
+        while done < n and (done == 0 or time.perf_counter() - started < TIMED_S):
+            again()
+            done += 1
+        _wait(step.settings.device)
+        return (time.perf_counter() - started) / done
 
 
 def graph_of(run: Callable[[], None], after_warm_up: Callable[[], None] = lambda: None) -> Any:
-    """A CUDA graph of `run`, which has run `N_WARM_UP` times before."""
+    """A CUDA graph of `run`, which has run `N_WARM_UP` times before.
+
+    Raises:
+        CaptureFailed: `run` warmed up but could not be captured.
+    """
     # cuBLAS keeps a workspace for every stream that it was used on, perhaps inside an earlier graph's memory.
     torch._C._cuda_clearCublasWorkspaces()
     side = _side_stream()
@@ -229,10 +231,23 @@ def graph_of(run: Callable[[], None], after_warm_up: Callable[[], None] = lambda
     torch.cuda.current_stream().wait_stream(side)
     after_warm_up()
     graph = torch.cuda.CUDAGraph()
-    # Only this thread's calls must be fit for capture: others may be pinning memory meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        run()
+    try:
+        # Only this thread's calls must be fit for capture: others may be pinning memory meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            run()
+    except Exception as error:
+        raise CaptureFailed(first_line(error)) from error
     return graph
+
+
+def _moved(batch: Batch, device: str) -> Batch:
+    images, labels, moves = (tensor.to(device, non_blocking=True) for tensor in batch)
+    return images, labels, moves
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 @functools.cache

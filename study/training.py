@@ -19,11 +19,12 @@ from search_spaces.candidate import Candidate, Optimisation
 from study import heap
 from study.augmentation import AugmentedBatches, EpochOrder, mixing_weight, needs_albumentations, training_order
 from study.batches import Batch, batches, normalise
+from study.compiling import fastest
 from study.data import Images
 from study.errors import TrialFailed
-from study.model import Network, build, folded
+from study.model import DepthwiseClass, Network, build, folded, use_native_depthwise
 from study.optimizers import make_optimizer
-from study.step import Ema, Step, autocast
+from study.step import Ema, Step, StepSettings, autocast
 
 EVALUATION_BATCH = 500
 
@@ -44,7 +45,9 @@ class TrainingConfig:
             between the steps, on a CPU. 0 augments in this one alone.
         n_snapshots: EMA states kept, evenly spread over the epochs and always the last one.
         capture: Whether a GPU runs the step as one CUDA graph.
-        compiled: Whether the graph may be that of the compiled network, where that pays back its cost.
+        compiled: Whether the network may run compiled, where that pays back its cost (`study.compiling`).
+        native_depthwise: Classes of depthwise convolutions that a GPU runs by torch's own kernels instead of cuDNN's
+            (`study.model.DepthwiseConv2d`); measured by `study.calibration`.
         whole_validations: Epochs (from zero) that are validated on all images; the others on every fifth, enough
             for a curve. None: all of them are.
     """
@@ -57,6 +60,7 @@ class TrainingConfig:
     n_snapshots: int = 0
     capture: bool = True
     compiled: bool = False
+    native_depthwise: frozenset[DepthwiseClass] = frozenset()
     whole_validations: tuple[int, ...] | None = None
 
     @property
@@ -107,6 +111,7 @@ class Progress:
         sums: Loss sum, correct and seen images of the running epoch; its seconds and waited seconds.
         records: The finished epochs.
         snapshots: EMA states by epoch.
+        compiled: Whether the network runs compiled; None while that is not decided.
     """
 
     epoch: int = 0
@@ -117,6 +122,7 @@ class Progress:
     sums: dict[str, float] = field(default_factory=dict)
     records: list[EpochRecord] = field(default_factory=list)
     snapshots: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
+    compiled: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers and tensors, so that `torch.load(weights_only=True)` reads them back."""
@@ -135,11 +141,13 @@ class Trained:
         ema: The averaged network, the one to use, in evaluation mode.
         records: One per epoch.
         snapshots: EMA state dicts by epoch.
+        compiled: Whether the network ran compiled.
     """
 
     ema: Network
     records: list[EpochRecord]
     snapshots: dict[int, dict[str, torch.Tensor]]
+    compiled: bool = False
 
 
 def train(
@@ -170,7 +178,7 @@ def train(
         TrialFailed: The loss became NaN or infinite, memory ran out, or cuDNN has no kernel for the network.
     """
     try:
-        return _Training(candidate, images, config, validation, teacher).run(on_epoch, resume, on_checkpoint)
+        return Training(candidate, images, config, validation, teacher).run(on_epoch, resume, on_checkpoint)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise TrialFailed(f"out of memory: {str(error).splitlines()[0] if str(error) else 'MemoryError'}") from error
     except RuntimeError as error:
@@ -222,7 +230,7 @@ def learning_rate(optimisation: Optimisation, step: int, n_steps: int) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-class _Training:
+class Training:
     def __init__(
         self,
         candidate: Candidate,
@@ -234,9 +242,8 @@ class _Training:
         self.candidate, self.images, self.config, self.validation = candidate, images, config, validation
         if config.device == "cpu":
             heap.keep()
-        self.network = (
-            build(candidate.architecture, config.seed).to(config.device).to(memory_format=torch.channels_last)
-        )
+        network = use_native_depthwise(build(candidate.architecture, config.seed), config.native_depthwise)
+        self.network = network.to(config.device).to(memory_format=torch.channels_last)
         o = candidate.optimisation
         self.optimizer = make_optimizer(self.network, o)
         self.steps_per_epoch = len(EpochOrder(len(images), o.batch_size, config.seed, 0))
@@ -250,13 +257,11 @@ class _Training:
             self.network,
             self.ema,
             self.optimizer,
-            o.label_smoothing,
-            config.precision,
-            config.device,
+            StepSettings(config.device, config.precision, o.label_smoothing, candidate.augmentation.mixup > 0),
             _pixels(images).to(config.device) if resident else None,
             teacher,
-            candidate.augmentation.mixup > 0,
         )
+        self.train_on: Callable[..., None] = self.step
         self.val_pixels = None if validation is None else _pixels(validation).to(config.device)
         self.progress = Progress()
 
@@ -268,11 +273,7 @@ class _Training:
     ) -> Trained:
         if resume is not None:
             self._restore(resume)
-        if self.config.device == "cuda" and self.config.capture:
-            self.network.train()
-            done = self.progress.epoch * self.steps_per_epoch + self.progress.batch
-            n_steps = self.n_steps - done if self.config.compiled else 0
-            self.step.capture(self._example(), n_steps)  # before the loaders start: they must not disturb it
+        self.prepare()  # before the loaders start: they must not disturb it
         progress = self.progress
         with contextlib.closing(self.batches(progress.epoch, progress.batch)) as source:
             for epoch in range(progress.epoch, self.config.epochs):
@@ -285,7 +286,24 @@ class _Training:
                     on_epoch(record)
                 if on_checkpoint is not None:
                     on_checkpoint(self._capture)
-        return Trained(self.ema.network, progress.records, progress.snapshots)
+        return Trained(self.ema.network, progress.records, progress.snapshots, bool(progress.compiled))
+
+    def prepare(self) -> None:
+        """Makes the step as fast as it gets: on a GPU one graph, and compiled where the steps left pay for that."""
+        config, progress = self.config, self.progress
+        on_gpu = config.device == "cuda"
+        if not (config.capture if on_gpu else config.compiled):
+            return
+        self.network.train()
+        left = self.n_steps - progress.epoch * self.steps_per_epoch - progress.batch
+        decided = None if on_gpu else progress.compiled
+        self.train_on, progress.compiled = fastest(
+            self.step,
+            self.example(),
+            left if config.compiled else 0,
+            self.candidate.architecture.architecture_id,
+            decided,
+        )
 
     def _epoch(
         self, epoch: int, source: Iterator[Batch], on_checkpoint: Callable[[Callable[[], Progress]], None] | None
@@ -303,7 +321,7 @@ class _Training:
             position = epoch * self.steps_per_epoch + number
             lr = learning_rate(o, position, self.n_steps)
             mix = mixing_weight(self.candidate.augmentation, self.config.seed, position, self.n_steps)
-            step(batch, lr, self.ema.weight(position), mix)
+            self.train_on(batch, lr, self.ema.weight(position), mix)
             seen += len(batch[1])
             if on_checkpoint is not None and number + 1 < self.steps_per_epoch:
                 progress.batch = number + 1
@@ -357,7 +375,7 @@ class _Training:
         order = training_order(len(self.images), size, config.seed, config.epochs, first_epoch, first_batch)
         return batches(source, order, config.device, config.n_loaders)
 
-    def _example(self) -> Batch:
+    def example(self) -> Batch:
         """Zeros, shaped like every batch."""
         n = min(self.candidate.optimisation.batch_size, len(self.images))
         labels, moves = torch.zeros(n, dtype=torch.int64), torch.zeros(n, 3, dtype=torch.int64)
@@ -376,6 +394,7 @@ class _Training:
             sums={name: float(value) for name, value in progress.sums.items()},
             records=list(progress.records),
             snapshots=dict(progress.snapshots),
+            compiled=progress.compiled,
         )
 
     def _restore(self, progress: Progress) -> None:

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from study import heap
-from study.objective import Slot  # imports torch: a worker's module, the supervisor imports it late
+from study.errors import CaptureFailed
+from study.model import DepthwiseClass  # imports torch: a worker's module, the supervisor imports it late
+from study.objective import Slot
 from study.processes import end_with_parent
 
 COLLECT_ALL_EVERY = 20
@@ -38,6 +40,7 @@ class WorkerSetup:
         n_loaders: Its augmenting processes.
         artifacts: Folder of the dashboard's artifacts.
         gpu: What CUDA_VISIBLE_DEVICES is to say in this worker; None leaves it as it is.
+        native_depthwise: See `TrainingConfig`.
     """
 
     storage_url: str
@@ -48,6 +51,7 @@ class WorkerSetup:
     n_loaders: int
     artifacts: str
     gpu: str | None = None
+    native_depthwise: frozenset[DepthwiseClass] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,9 @@ def _main(connection: Connection, setup: WorkerSetup) -> None:
         _serve(connection, setup)
     except (EOFError, BrokenPipeError):
         pass  # the supervisor is gone
+    except CaptureFailed as error:  # the trial failed; another worker takes this one's place
+        connection.send(Crashed(f"a CUDA graph could not be captured: {error}"))
+        raise SystemExit(1) from None
     except Exception:  # not swallowed: told, and the process ends with an error
         connection.send(Crashed(traceback.format_exc()))
         raise SystemExit(1) from None
@@ -229,7 +236,17 @@ def _serve(connection: Connection, setup: WorkerSetup) -> None:
             connection.send(Started(number))
 
         objective = Objective(
-            slot, space, config, cost, images, validation, setup.device, setup.n_loaders, on_start, on_epoch
+            slot,
+            space,
+            config,
+            cost,
+            images,
+            validation,
+            setup.device,
+            setup.n_loaders,
+            on_start,
+            on_epoch,
+            setup.native_depthwise,
         )
         study.optimize(objective, n_trials=1, catch=(TrialFailed,), gc_after_trial=True)
         n_trials += 1

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from study.data import FOLDER, Images
+from study.step import N_WARM_UP
 
 STUDY_DATA = os.environ.get("STUDY_DATA")
 """Read before any test points it at made data."""
@@ -30,6 +33,19 @@ def user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     cache = tmp_path / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     return cache
+
+
+@pytest.fixture
+def made_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of CUDA graphs ones that run their function again, so that what surrounds them runs on a CPU."""
+
+    def graph_of(run: Callable[[], None], after_warm_up: Callable[[], None] = lambda: None) -> SimpleNamespace:
+        for _ in range(N_WARM_UP):
+            run()
+        after_warm_up()
+        return SimpleNamespace(replay=run)
+
+    monkeypatch.setattr("study.step.graph_of", graph_of)
 
 
 @pytest.fixture(scope="session")

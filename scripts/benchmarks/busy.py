@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     from search_spaces.reference import REFERENCE
     from study.calibration import calibrate, n_cores, n_loaders
     from study.data import load_train
-    from study.training import TrainingConfig, _Training
+    from study.training import Training, TrainingConfig
 
     device = options.device
     torch.set_num_threads(n_cores())
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     augmentation = REFERENCE.augmentation if options.augment else Augmentation(flip_p=0.5, crop_padding=4)
     candidate = dataclasses.replace(REFERENCE, augmentation=augmentation)
     config = TrainingConfig(2, 0, device, calibrate(device).precision, n_loaders(device, 1))
-    training = _Training(candidate, images, config, None)
+    training = Training(candidate, images, config, None)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
     with profile(activities=activities):  # the first one is slow to start, and loaders would get ahead meanwhile
         torch.zeros(1, device=device).add_(1)

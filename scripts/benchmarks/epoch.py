@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     from study.calibration import calibrate, n_cores, n_loaders
     from study.data import load_train, search_split
     from study.search import DEFAULT_PRUNER, compared_epochs
-    from study.training import TrainingConfig, _Training
+    from study.training import Training, TrainingConfig
 
     device = options.device
     torch.set_num_threads(n_cores())
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
         n_loaders(device, 1),
         whole_validations=compared_epochs(DEFAULT_PRUNER, options.epochs),
     )
-    training = _Training(REFERENCE, images, config, validation)
+    training = Training(REFERENCE, images, config, validation)
     records = training.run(lambda record: print(f"{record.wall_s:.2f} s", flush=True), None, None).records
     seconds = [record.wall_s for record in records[1:]]
     total_s = sum(record.wall_s for record in records)
@@ -99,12 +99,14 @@ def _ema_seconds(training: Any) -> float:
 
     on_gpu = training.config.device == "cuda"
 
+    weight = torch.tensor(0.01, device="cuda") if on_gpu else 0.01
+
     def wait() -> None:
         if on_gpu:
             torch.cuda.synchronize()
 
     def update() -> None:
-        training.ema.update(training.step._ema_weight if on_gpu else 0.01)
+        training.ema.update(weight)
 
     again = graph_of(update).replay if on_gpu else update
     wait()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 
 from benchmarks.record import summary, write
@@ -14,22 +15,24 @@ from study.errors import UserError
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=5, help="of each number (default: 5)")
-    parser.add_argument("--images", type=int, help="an epoch of each training (default: as --jobs auto)")
+    parser.add_argument("--seconds", type=float, help="watched each time (default: as --jobs auto)")
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.samples < 1 or (options.images is not None and options.images < 128):
-        raise UserError(f"--samples must be at least 1 and --images at least 128: {options.samples}, {options.images}.")
+    if options.samples < 1 or (options.seconds is not None and not options.seconds > 0):
+        raise UserError(f"--samples must be at least 1 and --seconds above 0: {options.samples}, {options.seconds}.")
     from study.calibration import calibrate, n_cores
-    from study.concurrency import N_IMAGES, candidates, choose, images_per_second
+    from study.concurrency import WINDOWS, candidates, choose, trainings
 
     device = options.device
-    precision, n_images = calibrate(device).precision, options.images or N_IMAGES[device]
+    window = WINDOWS[device]
+    window = dataclasses.replace(window, watched_s=options.seconds or window.watched_s)
     found: dict[int, list[float]] = {jobs: [] for jobs in candidates(n_cores(), device)}
-    for _ in range(options.samples):
-        for jobs, rates in found.items():
-            rates.append(images_per_second(device, precision, jobs, n_images))
-        print(", ".join(f"{jobs} at once: {rates[-1]:,.0f} images/s" for jobs, rates in found.items()), flush=True)
+    with trainings(device, calibrate(device).precision, max(found)) as at_once:
+        for _ in range(options.samples):
+            for jobs, rates in found.items():
+                rates.append(at_once(jobs, window))
+            print(", ".join(f"{jobs} at once: {rates[-1]:,.0f} images/s" for jobs, rates in found.items()), flush=True)
     chosen = choose({jobs: statistics.median(rates) for jobs, rates in found.items()})
     write(
         options,

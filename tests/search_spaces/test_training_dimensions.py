@@ -47,10 +47,11 @@ def test_short_trainings_keep_what_was_found() -> None:
 
 def test_long_trainings_have_all_of_it_and_never_less_than_before() -> None:
     raised = lengthened(NONE, 100 * 50_000)
-    for name in ("crop_padding", "affine_p", "shift_frac", "scale_frac", "rotate_deg", "dropout_p"):
-        assert getattr(raised, name) == pytest.approx(getattr(LONG_AUGMENTATION, name))
+    for name, most in vars(LONG_AUGMENTATION).items():
+        assert getattr(raised, name) == pytest.approx(most)
+    assert raised.mixup > 0 < raised.colour_p
     assert lengthened(NONE, 400 * 50_000) == raised
-    strong = Augmentation(crop_padding=4, affine_p=0.6, shift_frac=0.1, scale_frac=0.2, rotate_deg=15, dropout_p=0.6)
+    strong = Augmentation(0.5, 4, 0.6, 0.1, 0.2, 15, 0.6, colour_p=0.5, colour_strength=0.4, sharpen_p=0.1, mixup=0.4)
     assert lengthened(strong, 100 * 50_000) == strong
 
 

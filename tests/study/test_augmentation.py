@@ -6,6 +6,9 @@ import contextlib
 import dataclasses
 import multiprocessing
 import pickle
+import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -21,9 +24,10 @@ from study.augmentation import (
     needs_albumentations,
     training_order,
 )
-from study.batches import batches, place
+from study.batches import AHEAD, batches, place
 from study.data import MEAN, Images
 from study.errors import TrialFailed
+from study.paths import REPOSITORY
 
 NONE = Augmentation(flip_p=0.0, crop_padding=0)
 ALL = Augmentation(0.5, 4, 0.5, 0.1, 0.1, 10.0, 0.5, 8)
@@ -136,15 +140,52 @@ def test_a_gpu_holds_images_that_only_move(n_loaders: int) -> None:
         assert torch.equal(place(images, row, move.view(-1, 3)), place(drawn, torch.arange(16), move.view(-1, 3)))
 
 
-def test_a_helper_that_dies_fails_the_trial() -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_helper_that_dies_fails_the_trial(device: str) -> None:
     before = set(multiprocessing.active_children())
-    found = batches(AugmentedBatches(_gradient(112), ALL, 11), training_order(*ORDER), "cpu", 2)
+    found = batches(AugmentedBatches(_gradient(112), ALL, 11), training_order(*ORDER), device, 2)
     next(found)
     for child in set(multiprocessing.active_children()) - before:
         child.kill()
     with pytest.raises(TrialFailed, match=r"a process that augments died \(exit code -9\)"):
         list(found)
     assert set(multiprocessing.active_children()) <= before
+
+
+def test_batches_ahead_are_kept_apart() -> None:
+    """Many more than the helpers have in hand, kept by whoever takes them."""
+    order = list(training_order(112, 4, 2, 1))
+    assert len(order) > 3 * AHEAD
+    source = AugmentedBatches(_gradient(112), ALL, 11)
+    kept = list(batches(source, order, "cuda", 2))
+    for (pixels, labels, moves), spec in zip(kept, order, strict=True):
+        assert np.array_equal(pixels, source.pixels(spec))
+        assert np.array_equal(labels, source.labels(spec))
+        assert np.array_equal(moves, source.moves(spec))
+
+
+SMALL_SHM = """
+import numpy as np, os
+from search_spaces.candidate import Augmentation
+from study.augmentation import AugmentedBatches, training_order
+from study.batches import batches
+from study.data import Images
+free = os.statvfs("/dev/shm")
+assert free.f_bavail * free.f_frsize <= 2**20
+images = Images(np.zeros((4096, 32, 32, 3), np.uint8), np.zeros(4096, np.int64))
+source = AugmentedBatches(images, Augmentation(dropout_p=0.5), 0)
+print(sum(len(labels) for _, labels, _ in batches(source, training_order(4096, 256, 0, 2), "cuda", 3)))
+"""
+
+
+def test_a_small_dev_shm_is_enough() -> None:
+    """Containers have 64 MiB of it by default; here it is one, in a mount namespace of its own."""
+    command = "mount -t tmpfs -o size=1m tmpfs /dev/shm && exec " + shlex.join([sys.executable, "-c", SMALL_SHM])
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("this user may make no mount namespace")
+    done = subprocess.run(["unshare", "-m", "sh", "-c", command], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["8192"]
 
 
 def test_flips_are_uncorrelated_with_crops() -> None:

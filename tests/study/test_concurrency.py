@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from study import concurrency
+from study.errors import TrialFailed
 
 
 @pytest.mark.parametrize(
@@ -42,29 +43,45 @@ def test_numbers_tried(cores: int, device: str, numbers: list[int]) -> None:
     assert concurrency.candidates(cores, device) == numbers
 
 
-def test_it_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_it_is_measured_once(user_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(concurrency, "n_cores", lambda: 4)
     asked = []
 
-    def images_per_second(device: str, precision: str, jobs: int, n_images: int) -> float:
-        asked.append(jobs)
-        if jobs == 4:
+    def measure(device: str, precision: str, numbers: list[int]) -> dict[int, float]:
+        asked.append(numbers)
+        if 4 in numbers:
             raise BrokenProcessPool("no memory")
-        return 100.0 * jobs
+        return {jobs: 100.0 * jobs for jobs in numbers}
 
-    monkeypatch.setattr(concurrency, "images_per_second", images_per_second)
+    monkeypatch.setattr(concurrency, "measure", measure)
     assert concurrency.known_rates("cpu", "float32") == {}
     assert concurrency.best_jobs("cpu", "float32") == (2, {1: 100.0, 2: 200.0})
     assert concurrency.best_jobs("cpu", "float32") == (2, {1: 100.0, 2: 200.0})
-    assert asked == [1, 2, 4]
+    assert asked == [[1, 2, 4], [1, 2]]
     assert concurrency.known_rates("cpu", "bfloat16") == {}
-    (file,) = tmp_path.rglob("jobs-*.json")
+    (file,) = user_cache.rglob("jobs-*.json")
     file.write_text("{damaged")
     assert concurrency.known_rates("cpu", "float32") == {}
     file.write_text(json.dumps([1, 2]))
     assert concurrency.known_rates("cpu", "float32") == {}
 
 
+def test_a_machine_that_trains_none_says_why(user_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(device: str, precision: str, numbers: list[int]) -> dict[int, float]:
+        raise TrialFailed("out of memory")
+
+    monkeypatch.setattr(concurrency, "measure", measure)
+    with pytest.raises(TrialFailed, match="out of memory"):
+        concurrency.rates("cpu", "float32")
+
+
+def test_a_gpu_is_watched_for_a_few_seconds() -> None:
+    window = concurrency.WINDOWS["cuda"]
+    n_numbers = len(concurrency.candidates(64, "cuda"))
+    assert window.n_rounds * n_numbers * (window.warm_s + window.watched_s) < 4  # of 10 with processes and captures
+
+
 def test_trainings_at_once_are_really_run() -> None:
-    assert concurrency.images_per_second("cpu", "float32", 2, 128) > 0
+    found = concurrency.measure("cpu", "float32", [1, 2], concurrency.Window(0.0, 0.1, 1))
+    assert set(found) == {1, 2}
+    assert min(found.values()) > 0

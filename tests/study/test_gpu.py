@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import multiprocessing
 import statistics
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,11 +19,12 @@ from search_spaces.constraints import Limits
 from search_spaces.reference import REFERENCE
 from search_spaces.teacher import TEACHER
 from search_spaces.yardstick import YARDSTICK
-from study.concurrency import images_per_second
+from study.concurrency import Window, measure
 from study.data import Images, load_train, search_split
-from study.errors import TrialFailed
+from study.errors import CaptureFailed, TrialFailed
 from study.model import build
-from study.training import EpochRecord, TrainingConfig, _Training, train
+from study.step import CapturedStep, graph_of
+from study.training import EpochRecord, Training, TrainingConfig, train
 
 pytestmark = [
     pytest.mark.gpu,
@@ -81,7 +84,7 @@ def test_twenty_graph_steps_are_twenty_eager_steps(
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     found = []
     for capture in (True, False):
-        each = _Training(
+        each = Training(
             candidate(augmentation, 0.05 if optimizer == "sgd" else 0.005, optimizer),
             images,
             gpu(epochs=1, precision="float32", capture=capture),
@@ -92,8 +95,8 @@ def test_twenty_graph_steps_are_twenty_eager_steps(
         found.append(each)
     graph, eager = found
     assert graph.n_steps == 20
-    assert graph.step._graph is not None
-    assert eager.step._graph is None
+    assert isinstance(graph.train_on, CapturedStep)
+    assert eager.train_on is eager.step
     for name, tensor in eager.ema.network.state_dict().items():
         assert torch.allclose(graph.ema.network.state_dict()[name].float(), tensor.float(), rtol=2e-2, atol=2e-3), name
     assert graph.progress.records[0].train_loss == pytest.approx(eager.progress.records[0].train_loss, rel=1e-3)
@@ -118,21 +121,21 @@ def test_every_family_of_networks_can_be_captured(images: Images, name: str) -> 
 
 
 def test_a_compiled_graph_trains_as_well(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("study.step.COMPILING_S", 0.0)
+    monkeypatch.setattr("study.compiling.EXPECTED_COMPILE_S", 0.0)
     found = train(candidate(MOVED), images, gpu(compiled=True), images)
     plain = train(candidate(MOVED), images, gpu(), images)
     assert found.records[-1].train_loss == pytest.approx(plain.records[-1].train_loss, rel=0.1)
 
 
 def test_no_step_waits_for_the_device(images: Images) -> None:
-    each = _Training(candidate(MOVED), images, gpu(epochs=1), None)
+    each = Training(candidate(MOVED), images, gpu(epochs=1), None)
     each.network.train()
-    each.step.capture(each._example())
+    each.prepare()
     source = each.batches(0)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for number in range(5):
-            each.step(next(source), 0.05, each.ema.weight(number))
+            each.train_on(next(source), 0.05, each.ema.weight(number))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.cuda.synchronize()
@@ -205,10 +208,12 @@ def test_captures_add_no_memory_of_libraries(images: Images) -> None:
     assert found[-1] == found[1]
 
 
-def test_dilated_depthwise_convolutions_run_cudnn_kernels() -> None:
+@pytest.mark.parametrize("native", [False, True])
+def test_dilated_depthwise_convolutions_run_the_chosen_kernels(native: bool) -> None:
     from study.model import DepthwiseConv2d
 
     conv = DepthwiseConv2d(64, 5, 1, 4, 2, bias=False).cuda().to(memory_format=torch.channels_last)
+    conv.native = frozenset({(5, True, 16)}) if native else frozenset()
     x = torch.randn(128, 64, 16, 16, device="cuda").to(memory_format=torch.channels_last).requires_grad_()
 
     def step() -> None:
@@ -222,8 +227,18 @@ def test_dilated_depthwise_convolutions_run_cudnn_kernels() -> None:
         step()
         torch.cuda.synchronize()
     names = {event.key for event in profile.key_averages()}
-    assert any("cudnn_convolution" in name for name in names), sorted(names)
-    assert not any("conv_depthwise2d" in name for name in names), sorted(names)
+    assert any("cudnn_convolution" in name for name in names) is not native, sorted(names)
+    assert any("conv_depthwise2d" in name for name in names) is native, sorted(names)
+
+
+def _waits() -> None:
+    torch.ones(1, device="cuda").item()  # the host waits for it, which cannot be captured
+
+
+def test_a_failed_capture_is_told_as_one() -> None:
+    context = multiprocessing.get_context("spawn")  # the process that fails is spoiled
+    with ProcessPoolExecutor(1, context) as pool, pytest.raises(CaptureFailed):
+        pool.submit(graph_of, _waits).result()
 
 
 @pytest.mark.cifar10
@@ -244,4 +259,5 @@ def test_a_gpu_and_a_cpu_learn_alike(cifar10_folder: str) -> None:
 
 
 def test_trainings_share_the_device() -> None:
-    assert images_per_second("cuda", "bfloat16", 2, 2_560) > 0
+    found = measure("cuda", "bfloat16", [1, 2], Window(0.1, 0.2, 1))
+    assert min(found.values()) > 0

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from search_spaces import SPACES, get_space
 from search_spaces.architecture import Architecture, Branch, Branches, Conv, Gated, Layer, Residual
 from search_spaces.constraints import InfeasibleError, Limits
 from search_spaces.reference import REFERENCE_ARCHITECTURE
@@ -24,8 +28,10 @@ from study.model import (
     build,
     certify_module,
     count_params,
+    depthwise_class,
     folded,
     measure_receptive_field,
+    use_native_depthwise,
 )
 
 SMALL = Architecture(
@@ -283,6 +289,67 @@ def test_every_kind_of_block_starts_near_the_identity_and_learns(scaled: str | N
         name for name, p in block.named_parameters() if "weight" in name and p.grad is not None and not p.grad.any()
     ]
     assert still == []
+
+
+@pytest.mark.parametrize("kernel", [3, 7])
+@pytest.mark.parametrize("dilation", [1, 3])
+def test_torchs_own_depthwise_kernels_are_given_plain_memory(kernel: int, dilation: int) -> None:
+    """What a GPU chooses by is memory formats; values, gradients and the format of the result must not change."""
+    conv = DepthwiseConv2d(16, kernel, 1, dilation * (kernel - 1) // 2, dilation, bias=True)
+    conv.weight.data = conv.weight.data.as_strided(conv.weight.shape, (kernel**2, 1, kernel, 1))
+    x = torch.randn(4, 16, 16, 16).to(memory_format=torch.channels_last)
+    found, seen = [], []
+    for classes in (frozenset(), frozenset({depthwise_class(conv, 16)})):
+        conv.native = classes
+        given = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        conv.zero_grad()
+        with ConvolutionFormats() as formats:
+            out = conv(given)
+        out.square().sum().backward()
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        found.append([out, given.grad, conv.weight.grad])
+        seen.append(formats.found)
+    for plain, native in zip(*found, strict=True):
+        assert torch.allclose(plain, native, rtol=1e-4, atol=1e-4)
+    assert seen == [[(False, True)], [(True, False)]]  # plain memory throughout, or channels_last throughout
+
+
+class ConvolutionFormats(TorchDispatchMode):
+    """Of every convolution: whether its input is plain memory, and whether its weight's strides say channels_last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[bool, bool]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution.default:
+            x, weight = args[:2]
+            # [C, 1, k, k] fits both readings of its memory; this stride decides which one torch sees.
+            self.found.append((x.is_contiguous(), weight.stride(1) == 1))
+        return func(*args, **(kwargs or {}))
+
+
+def test_classes_of_depthwise_convolutions() -> None:
+    conv = DepthwiseConv2d(8, 7, 1, 9, 3, bias=True)
+    assert [depthwise_class(conv, side) for side in (64, 32, 16, 14, 4)] == [
+        (7, True, 32), (7, True, 32), (7, True, 16), (7, True, 8), (7, True, 8)
+    ]  # fmt: skip
+    space = get_space("best")
+    network = build(space.decode(space.anchors(Limits())["default"], Limits()).candidate.architecture)
+    use_native_depthwise(network, frozenset({(7, True, 32)}))
+    chosen = [module.native for module in network.modules() if isinstance(module, DepthwiseConv2d)]
+    assert len(chosen) == 21
+    assert set(chosen) == {frozenset({(7, True, 32)})}
+
+
+def test_first_losses_are_those_of_chance() -> None:
+    """About ln 10 in every space, whatever the classifier's fan-out."""
+    for name in SPACES:
+        space = get_space(name)
+        architecture = space.decode(space.anchors(Limits())["default"], Limits()).candidate.architecture
+        logits = build(architecture, seed=0).train()(torch.randn(64, 3, 32, 32))
+        loss = torch.nn.functional.cross_entropy(logits, torch.arange(64) % 10)
+        assert loss.item() == pytest.approx(math.log(10), abs=0.8), name
 
 
 def test_every_module_in_bfloat16_and_channels_last_is_close_to_float32() -> None:

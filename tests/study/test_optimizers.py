@@ -10,7 +10,7 @@ import torch
 from search_spaces.architecture import Architecture, Conv, Residual
 from search_spaces.candidate import Optimisation
 from study.model import build
-from study.optimizers import MUON_MOMENTUM, UPDATE_RMS, Muon, Together, make_optimizer, orthogonalised
+from study.optimizers import MUON_MOMENTUM, UPDATE_RMS, Muon, Together, _Stack, make_optimizer, orthogonalised
 
 NETWORK = Architecture(
     (
@@ -48,7 +48,7 @@ def test_muon_takes_kernels_that_mix_channels_alone() -> None:
     assert shapes == [(8, 8, 3, 3), (8, 8, 1, 1), (16, 8, 3, 3), (16, 16, 3, 3)]
 
 
-@pytest.mark.parametrize("shape", [(3, 8, 72), (2, 40, 9), (1, 16, 16)])
+@pytest.mark.parametrize("shape", [(3, 8, 72), (2, 9, 40), (1, 16, 16)])
 def test_singular_values_come_close_to_one_and_directions_stay(shape: tuple[int, ...]) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     found = orthogonalised(matrices)
@@ -81,6 +81,25 @@ def test_a_step_of_muon_has_the_size_and_decay_it_promises() -> None:
     optimizer.step()
     expected = orthogonalised(direction.reshape(1, 16, -1))[0].reshape(kernel.shape) * UPDATE_RMS * 72**0.5
     assert torch.allclose(kernel, before * 0.95 - 0.1 * expected, atol=1e-5)
+
+
+def test_kernels_padded_to_one_size_are_orthogonalised_as_by_themselves() -> None:
+    """As a GPU does it: wide and tall ones, square ones and kernels of several taps, all in one stack."""
+    generator = torch.Generator().manual_seed(3)
+    kernels = [
+        torch.randn(shape, generator=generator).to(memory_format=torch.channels_last)
+        for shape in ((8, 24, 1, 1), (24, 8, 1, 1), (12, 12, 1, 1), (6, 4, 3, 3), (40, 2, 3, 3))
+    ]
+    together = _Stack(range(5), kernels).orthogonalised(kernels, 0.1)
+    for kernel, update in zip(kernels, together, strict=True):
+        (alone,) = _Stack([0], [kernel]).orthogonalised([kernel], 0.1)
+        assert update.shape == kernel.shape
+        assert update.stride() == kernel.stride()
+        assert torch.allclose(update, alone, atol=1e-5)
+        matrix = kernel.flatten(1)
+        expected = orthogonalised((matrix if len(matrix) <= matrix.shape[1] else matrix.mT)[None])[0]
+        expected = expected if len(matrix) <= matrix.shape[1] else expected.mT
+        assert torch.allclose(update.flatten(1), -0.1 * UPDATE_RMS * max(matrix.shape) ** 0.5 * expected, atol=1e-4)
 
 
 def test_a_restored_optimizer_goes_on_exactly() -> None:

@@ -42,14 +42,14 @@ from study import calibration, data, run, workers
 from study.calibration import Calibration
 from study.config import StudyConfig
 from study.data import FOLDER, Images
-from study.errors import StudyFailed, TrialFailed, UserError, run_command
+from study.errors import CaptureFailed, StudyFailed, TrialFailed, UserError, run_command
 from study.objective import Objective, Slot
 from study.paths import REPOSITORY
 from study.run import MAX_FAILURES_IN_A_ROW, MAX_INFEASIBLE_IN_A_ROW, main
 from study.search import N_STARTUP_TRIALS, make_sampler, suggest, training_seed
 from study.slots import SlotTable
 from study.storage import FINISHED, checkpoint_sqlite, open_storage
-from study.training import _Training
+from study.training import Training
 from study.workers import Crashed, Ended, Started, WorkerSetup
 
 EPOCHS = 3
@@ -446,6 +446,54 @@ def test_a_run_on_the_real_images(cifar10_folder: str, tmp_path: Path) -> None:
     assert (tmp_path / "report.html").exists()
 
 
+def test_what_only_shows_results_may_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No dashboard, no plotly, no matplotlib: neither here nor in the workers. The study is none the worse."""
+    for name in ("optuna_dashboard", "plotly", "matplotlib"):
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('no {name} on this machine')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    command = [sys.executable, "-m", "study.run", *TINY, "--trials", "2", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stderr
+    assert "No report: ImportError: no plotly on this machine" in done.stdout
+    assert "Next:   python -m study.retrain" in done.stdout
+    assert "no notes (ImportError: no optuna_dashboard on this machine)" in done.stderr
+    finished = finished_of(tmp_path / "out")
+    assert sorted(finished) == [0, 1]
+    assert all(trial.value is not None for trial in finished.values() if trial.state == TrialState.COMPLETE)
+
+
+def test_a_worker_whose_capture_fails_ends_with_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would leave torch's allocator counting; the supervisor takes the worker for dead and goes on."""
+    assert main([*TINY, "--trials", "1", "--out", str(tmp_path)]) == 0
+
+    def refuse(training: Training) -> None:
+        raise CaptureFailed("RuntimeError: operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(Training, "prepare", refuse)
+    monkeypatch.setattr(workers, "end_with_parent", lambda: None)
+    monkeypatch.setattr(signal, "signal", lambda *args: None)
+    ours, theirs = multiprocessing.Pipe()
+    ours.send(Slot(1, 0, 1, 2))
+    setup = WorkerSetup(url_of(tmp_path), "tiny", os.environ["STUDY_DATA"], "cpu", 1, 0, str(tmp_path / "artifacts"))
+    with pytest.raises(SystemExit):
+        workers._main(theirs, setup)
+    started, crashed = ours.recv(), ours.recv()
+    assert isinstance(started, Started)
+    assert isinstance(crashed, Crashed)
+    assert crashed.traceback == (
+        "a CUDA graph could not be captured: RuntimeError: operation not permitted when stream is capturing"
+    )
+    trial = trials_of(tmp_path)[started.trial_number]
+    assert trial.state == TrialState.FAIL
+    assert "stream is capturing" in trial.user_attrs["reason"]
+    assert "candidate" in trial.user_attrs  # so that its slot is run again with the same parameters
+    monkeypatch.undo()
+    assert main([*TINY, "--trials", "2", "--out", str(tmp_path)]) == 0
+    assert sorted(finished_of(tmp_path)) == [0, 1]
+
+
 # One trial
 
 
@@ -552,7 +600,7 @@ def test_a_trial_without_memory_or_kernels_fails_with_the_reason(
     def run_out(*args: Any) -> None:
         raise error
 
-    monkeypatch.setattr(_Training, "_epoch", run_out)
+    monkeypatch.setattr(Training, "_epoch", run_out)
     trial = run_objective(tiny_images)
     assert trial.state == TrialState.FAIL
     assert trial.user_attrs["reason"].startswith(reason)
@@ -572,7 +620,7 @@ def test_a_bug_is_not_taken_for_a_failed_trial(tiny_images: Images, monkeypatch:
     def bug(*args: Any) -> None:
         raise IndexError("a bug")
 
-    monkeypatch.setattr(_Training, "_epoch", bug)
+    monkeypatch.setattr(Training, "_epoch", bug)
     with pytest.raises(IndexError, match="a bug"):
         run_objective(tiny_images)
 

@@ -26,8 +26,8 @@ from study.training import (
     EpochRecord,
     Progress,
     Trained,
+    Training,
     TrainingConfig,
-    _Training,
     accuracy,
     evaluate,
     learning_rate,
@@ -221,7 +221,7 @@ def test_label_smoothing_is_in_the_loss(tiny_images: Images) -> None:
 
 
 def test_norms_and_biases_do_not_decay(tiny_images: Images) -> None:
-    training = _Training(CANDIDATE, tiny_images, TrainingConfig(epochs=1, seed=0), None)
+    training = Training(CANDIDATE, tiny_images, TrainingConfig(epochs=1, seed=0), None)
     decays = {id(p): group["weight_decay"] for group in training.optimizer.param_groups for p in group["params"]}
     for name, parameter in training.network.named_parameters():
         wanted = CANDIDATE.optimisation.weight_decay if parameter.ndim == 4 else 0.0
