@@ -16,7 +16,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -37,12 +37,33 @@ if TYPE_CHECKING:
     from study.model import DepthwiseClass
 
 BATCH = 128
-SLICE_S = 0.6
+SLICE_S = 0.4
 """Of a single measurement: all of them together take less than 20 seconds."""
 N_TIMED = 6
 N_ROUNDS = 2
 CHANNELS = {32: 16, 16: 24, 8: 32}
 """Of the depthwise convolutions that are measured, by the side of the map: those of the space `best`."""
+
+
+@dataclass(frozen=True)
+class DepthwisePrice:
+    """Seconds per multiply-accumulate of a class of depthwise convolutions, forward and backward.
+
+    Attributes:
+        kernel, dilated, side: The class, see `study.model.DepthwiseClass`.
+        channels_last_s: As networks run, which on a GPU means cuDNN's kernels; infinite if there is none.
+        native_s: On a GPU by torch's own kernels, the way there and back included; likewise.
+    """
+
+    kernel: int
+    dilated: bool
+    side: int
+    channels_last_s: float
+    native_s: float = math.inf
+
+    @property
+    def fastest_s(self) -> float:
+        return min(self.channels_last_s, self.native_s)
 
 
 @dataclass(frozen=True)
@@ -55,8 +76,7 @@ class Calibration:
         precision: The faster of "bfloat16" and "float32" for the reference network; always "bfloat16" on a GPU.
         cost: Seconds per unit of work in that precision.
         fit_error: Median relative error of the cost model on the networks it was fitted to.
-        native_depthwise: Classes of depthwise convolutions that are faster by torch's own kernels than by cuDNN's
-            (`study.model.DepthwiseConv2d`); none on a CPU.
+        depthwise: On a GPU, both ways to run each class of depthwise convolutions.
     """
 
     device: str
@@ -64,15 +84,20 @@ class Calibration:
     precision: str
     cost: CostModel
     fit_error: float
-    native_depthwise: frozenset[DepthwiseClass] = frozenset()
+    depthwise: tuple[DepthwisePrice, ...] = ()
+
+    @property
+    def native_depthwise(self) -> frozenset[DepthwiseClass]:
+        """The classes that are faster by torch's own kernels than by cuDNN's (`study.model.DepthwiseConv2d`)."""
+        return frozenset((p.kernel, p.dilated, p.side) for p in self.depthwise if p.native_s < p.channels_last_s)
 
     def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "native_depthwise": sorted(self.native_depthwise)}
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Calibration:
-        native = frozenset((kernel, dilated, side) for kernel, dilated, side in data["native_depthwise"])
-        return cls(**{**data, "cost": CostModel.from_json(data["cost"]), "native_depthwise": native})
+        depthwise = tuple(DepthwisePrice(**each) for each in data["depthwise"])
+        return cls(**{**data, "cost": CostModel.from_json(data["cost"]), "depthwise": depthwise})
 
 
 def n_cores() -> int:
@@ -153,7 +178,7 @@ def memory(device: str) -> dict[str, float]:
 
 def calibrate(device: str) -> Calibration:
     """Measures, or reads what was measured on this machine before."""
-    name = f"calibration-{identifier([hardware(device), versions(), 'cost-11'])}"
+    name = f"calibration-{identifier([hardware(device), versions(), 'cost-12'])}"
     with contextlib.suppress(ValueError, TypeError, KeyError):
         return Calibration.from_json(cache.recall(name))
     # In a process of its own: a GPU context or thread pools must not stay behind in the caller.
@@ -191,7 +216,10 @@ def _measure(device: str) -> Calibration:
         torch.set_num_threads(n_cores())
         heap.keep()  # as a training does
     precision = "bfloat16" if device == "cuda" else _faster_precision(device)
-    depthwise, other, native = _depthwise_prices(device, precision)
+    by_class = _depthwise_prices(device, precision)
+    plain = [each for each in by_class if each.kernel == 3 and not each.dilated]
+    depthwise = _mean_seconds(plain)
+    other = _mean_seconds([each for each in by_class if each not in plain and each.side == 16])
     probes = _probes()
     rounds = [[_seconds_per_image(network, device, precision) for network in probes] for _ in range(N_ROUNDS)]
     measured = [(network, s) for network, s in zip(probes, np.array(rounds).min(0), strict=True) if math.isfinite(s)]
@@ -219,7 +247,7 @@ def _measure(device: str) -> Calibration:
         image_s=_augmentation_seconds(REFERENCE.augmentation) / n_cores() if device == "cpu" else 0.0,
         device=device,
     )
-    return Calibration(device, hardware(device), precision, cost, error, native)
+    return Calibration(device, hardware(device), precision, cost, error, by_class if device == "cuda" else ())
 
 
 def _faster_precision(device: str) -> str:
@@ -230,34 +258,25 @@ def _faster_precision(device: str) -> str:
     return min(timed, key=timed.__getitem__)
 
 
-def _depthwise_prices(device: str, precision: str) -> tuple[float, float, frozenset[DepthwiseClass]]:
-    """Seconds per multiply-accumulate of 3x3 depthwise convolutions and of other ones, and the classes that are
-    faster by torch's own kernels.
-
-    Measured alone: in a network their price drowns in that of everything else.
-    """
-    classes = [(3, False, 8), (3, False, 16), (3, False, 32), (3, True, 16), (5, False, 16), (5, True, 16)]
+def _depthwise_prices(device: str, precision: str) -> tuple[DepthwisePrice, ...]:
+    """Measured alone: in a network their price drowns in that of everything else."""
     if device == "cuda":
         classes = list(itertools.product((3, 5, 7), (False, True), CHANNELS))
-    native = set()
-    prices: dict[DepthwiseClass, float] = {}
-    for each in classes:
-        prices[each] = _depthwise_seconds(device, precision, each, frozenset())
-        if device == "cuda":
-            by_native = _depthwise_seconds(device, precision, each, frozenset({each}))
-            if by_native < prices[each]:
-                native.add(each)
-                prices[each] = by_native
-
-    def mean(chosen: Iterable[DepthwiseClass]) -> float:
-        finite = [prices[each] for each in chosen if math.isfinite(prices[each])]
-        return statistics.mean(finite) if finite else 0.0
-
-    plain = [each for each in classes if each[:2] == (3, False)]
-    return mean(plain), mean(each for each in classes if each not in plain and each[2] == 16), frozenset(native)
+    else:
+        classes = [(3, False, 8), (3, False, 16), (3, False, 32), (3, True, 16), (5, False, 16), (5, True, 16)]
+    ways = (False, True) if device == "cuda" else (False,)
+    return tuple(
+        DepthwisePrice(*each, *(_depthwise_seconds(device, precision, each, native) for native in ways))
+        for each in classes
+    )
 
 
-def _depthwise_seconds(device: str, precision: str, which: DepthwiseClass, native: frozenset[DepthwiseClass]) -> float:
+def _mean_seconds(prices: Sequence[DepthwisePrice]) -> float:
+    finite = [each.fastest_s for each in prices if math.isfinite(each.fastest_s)]
+    return statistics.mean(finite) if finite else 0.0
+
+
+def _depthwise_seconds(device: str, precision: str, which: DepthwiseClass, native: bool) -> float:
     """Seconds per multiply-accumulate of one depthwise convolution, forward and backward."""
     import torch
 
@@ -267,12 +286,14 @@ def _depthwise_seconds(device: str, precision: str, which: DepthwiseClass, nativ
     kernel, dilated, side = which
     dilation, channels = 1 + dilated, 64 if device == "cpu" else CHANNELS[side]
     module = DepthwiseConv2d(channels, kernel, 1, dilation * (kernel - 1) // 2, dilation, bias=True)
-    module.native = native
+    module.native = frozenset({which}) if native else frozenset()
     module = module.to(device).to(memory_format=torch.channels_last)
     x = torch.randn(BATCH, channels, side, side, device=device).to(memory_format=torch.channels_last)
     x.requires_grad_()
 
     def step() -> None:
+        x.grad = None
+        module.zero_grad(set_to_none=True)
         with autocast(device, precision):
             out = module(x)
         out.backward(out.detach())

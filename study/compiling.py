@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -69,33 +68,42 @@ def fastest(
     plain, again = _ready(step, example)
     if n_steps == 0 or decided is False:
         return plain, False
-    name = f"compiled-{identifier([*_circumstances(step), architecture_id, len(example[1])])}"
-    known = _known(name)
-    gain = known or Gain.expected(step_seconds(step, again, 2), device)
+    gain = _known(_name(step, example, architecture_id)) or Gain.expected(step_seconds(step, again, 2), device)
     if not (decided or gain.pays(n_steps)):
         return plain, False
-    plain_s = step_seconds(step, again)
-    started = time.perf_counter()
     try:
-        step.compile()
-        compiled, again_compiled = _ready(step, example)
-        if decided:
-            return compiled, True
-        with step.unchanged():
-            again_compiled()
-        compile_s = time.perf_counter() - started
-        compiled_s = step_seconds(step, again_compiled)
+        compiled, found = _compiled(step, example, architecture_id, step_seconds(step, again))
     except CaptureFailed:
         raise
     except Exception as error:  # a compiler that is missing or fails costs speed, never the training
         print(f"not compiled: {first_line(error)}", file=sys.stderr)
-        step.forward = step.network
-        return plain, False
-    cache.keep(name, dataclasses.asdict(Gain(plain_s, compiled_s, compile_s)))
-    if compiled_s < plain_s:
-        return compiled, True
+    else:
+        if decided or found.compiled_s < found.plain_s:
+            return compiled, True
     step.forward = step.network
     return plain, False
+
+
+def measured(step: Step, example: Batch, architecture_id: str) -> Gain:
+    """What compiling `step` brings and costs here; trainings of the same network will know it. Leaves it compiled.
+
+    Raises:
+        CaptureFailed: See `CapturedStep`.
+    """
+    _, again = _ready(step, example)
+    return _compiled(step, example, architecture_id, step_seconds(step, again))[1]
+
+
+def _compiled(step: Step, example: Batch, architecture_id: str, plain_s: float) -> tuple[Callable[..., None], Gain]:
+    started = time.perf_counter()
+    step.compile()
+    compiled, again = _ready(step, example)
+    with step.unchanged():
+        again()
+    compile_s = time.perf_counter() - started
+    found = Gain(plain_s, step_seconds(step, again), compile_s)
+    cache.keep(_name(step, example, architecture_id), dataclasses.asdict(found))
+    return compiled, found
 
 
 def _ready(step: Step, example: Batch) -> tuple[Callable[..., None], Callable[[], None]]:
@@ -107,9 +115,10 @@ def _ready(step: Step, example: Batch) -> tuple[Callable[..., None], Callable[[]
     return step, lambda: step.run(example, 0.5, mix)
 
 
-def _circumstances(step: Step) -> list[Any]:
+def _name(step: Step, example: Batch, architecture_id: str) -> str:
     settings = step.settings
-    return [hardware(settings.device), versions(), settings.precision, torch.get_num_threads()]
+    where = [hardware(settings.device), versions(), settings.precision, torch.get_num_threads()]
+    return f"compiled-{identifier([*where, architecture_id, len(example[1])])}"
 
 
 def _known(name: str) -> Gain | None:

@@ -24,7 +24,7 @@ from study.data import Images
 from study.errors import TrialFailed
 from study.model import DepthwiseClass, Network, build, folded, use_native_depthwise
 from study.optimizers import make_optimizer
-from study.step import Ema, Step, StepSettings, autocast
+from study.step import Ema, Step, StepSettings, autocast, step_seconds
 
 EVALUATION_BATCH = 500
 
@@ -304,6 +304,11 @@ class Training:
             self.candidate.architecture.architecture_id,
             decided,
         )
+
+    def seconds_a_step(self) -> float:
+        """Of the step as `prepare` left it, on a batch of zeros; leaves no trace."""
+        example = tuple(tensor.to(self.config.device) for tensor in self.example())
+        return step_seconds(self.step, lambda: self.train_on(example, 0.01, 0.5))
 
     def _epoch(
         self, epoch: int, source: Iterator[Batch], on_checkpoint: Callable[[Callable[[], Progress]], None] | None

@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
         more={
             "muon": muon,
             "eager_by_name": dict(eager.most_common(25)),
-            "compiled_by_name": dict(fused.most_common(25)),
+            "compiled_by_name": summary_of(fused),
         },
     )
     print(f"Muon's: {muon}")

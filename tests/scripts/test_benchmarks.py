@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import subprocess
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks import accuracy, busy, epoch, neighbour, record, slots, throughput_ours
+from benchmarks import accuracy, busy, epoch, neighbour, operations, record, slots, throughput_ours
+from search_spaces import get_space
+from search_spaces.candidate import Optimisation
+from search_spaces.constraints import Limits
 from study.errors import UserError
 from study.paths import REPOSITORY
 
@@ -52,11 +57,44 @@ def test_nothing_to_compare_has_no_ratio(benchmark_options: Options) -> None:
 
 
 def test_slots(benchmark_options: Options) -> None:
-    options = benchmark_options(slots, "--samples", "1", "--images", "128")
+    options = benchmark_options(slots, "--samples", "1", "--seconds", "0.1")
     assert slots.run(options) == 0
     found = written(options)
     assert found["ours"]["median"] == found["by_number"][str(found["chosen"])]["median"] > 0
     assert found["peer"]["median"] == found["by_number"]["1"]["median"]
+
+
+def test_operations(benchmark_options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a small network, without the compiler: what is counted is what the step asks for."""
+    small = get_space("best")
+    params = {**small.anchors(Limits())["default"], "depth_1": 2, "depth_2": 2, "batch_size": 64}
+    candidate = small.decode(params, Limits(max_params=12_000)).candidate
+    training = operations.training(candidate)
+    counted = operations.operations(operations.step_of(training))
+    convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in training.network.modules())
+    # The classifier's map is a single pixel, which oneDNN leaves to another kernel.
+    assert counted["aten::mkldnn_convolution"] in (convolutions, convolutions - 1)
+    assert counted["aten::native_layer_norm"] == 2 + 4
+    assert not {"aten::view", "aten::permute", "aten::empty"} & set(counted)
+    plain = operations.training(dataclasses.replace(candidate, optimisation=Optimisation(optimizer="sgd")))
+    assert operations.muon_operations(plain) == 0
+
+
+def test_a_step_of_muon_is_few_operations() -> None:
+    best = get_space("best")
+    training = operations.training(best.decode(best.anchors(Limits())["default"], Limits()).candidate)
+    operations.step_of(training)()
+    assert 15 < operations.muon_operations(training) <= operations.GOAL_MUON
+
+
+@pytest.mark.slow
+def test_compiling_fuses_operations(benchmark_options: Options) -> None:
+    options = benchmark_options(operations, "--space", "dilated")
+    assert operations.run(options) == 0
+    found = written(options)
+    assert found["ours"]["median"] < found["peer"]["median"]
+    assert found["compiled_by_name"]["fused kernels"] > 10
+    assert 15 < found["muon"] <= operations.GOAL_MUON
 
 
 def test_epoch(benchmark_options: Options) -> None:

@@ -1,118 +1,348 @@
-"""The script that makes everything published from a GPU: its steps, and that it goes on after a failure."""
+"""The driver of everything on a GPU: what fits a budget, what is skipped, cut off, gone on with and carried."""
 
 from __future__ import annotations
 
-import os
+import json
+import random
 import re
-import subprocess
+import struct
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+import gpu_study
 import same_as_cpu
+from gpu import packing
+from study.data import FOLDER
+from study.errors import UserError
 from study.paths import REPOSITORY
 
-SCRIPT = REPOSITORY / "scripts" / "gpu_study.sh"
 FAKE = """#!/usr/bin/env bash
-# Stands in for python: notes what it is asked for, and fails where it is told to.
-case "$*" in *is_available*) exit "$NO_GPU" ;; esac
-if [ "$1" = -c ]; then echo 2; exit 0; fi
+# Stands in for python: notes what it is asked for, fails or hangs where told to, leaves what the smoke test would.
 echo "$*" >> "$CALLS"
 case "$*" in *"$FAILS"*) exit 3 ;; esac
-case "$*" in *"$HANGS"*) sleep 60 ;; esac
+case "$*" in *"$HANGS"*) exec sleep 60 ;; esac
+case "$*" in *smoke.py*) echo "{\\"rate best\\": {\\"images_s\\": $RATE}}" > "$2" ;; esac
 """
 
 
-def call(tmp_path: Path, *words: str, fails: str = "nothing", hangs: str = "nothing", **more: str):
-    fake = tmp_path / "python"
-    fake.write_text(FAKE)
-    fake.chmod(0o755)
-    environment = {**os.environ, "PYTHON": str(fake), "CALLS": str(tmp_path / "calls"), "FAILS": fails, "HANGS": hangs}
-    environment |= {"NO_GPU": "0"}
-    command = [str(SCRIPT), *words]
-    return subprocess.run(command, env={**environment, **more}, capture_output=True, text=True, timeout=120)
+class Driver:
+    """Calls the driver with a stand-in for Python."""
+
+    def __init__(self, root: Path, patch: pytest.MonkeyPatch) -> None:
+        self.folder, self._calls, self._patch = root / "folder", root / "calls", patch
+        fake = root / "python"
+        fake.write_text(FAKE)
+        fake.chmod(0o755)
+        patch.setattr(sys, "executable", str(fake))
+        patch.setattr(gpu_study, "GRACE_S", 1.0)
+        patch.setattr(gpu_study, "LEAST_S", 2.0)
+        patch.setattr(gpu_study.signal, "signal", lambda *args: None)
+
+    def __call__(self, *words: str, fails: str = "nothing", hangs: str = "nothing", rate: float = 40_000.0) -> int:
+        for name, value in {"CALLS": self._calls, "FAILS": fails, "HANGS": hangs, "RATE": rate}.items():
+            self._patch.setenv(name, str(value))
+        return gpu_study.main(["run", "--folder", str(self.folder), "--results", str(self.folder / "out"), *words])
+
+    @property
+    def calls(self) -> list[str]:
+        return self._calls.read_text().splitlines()
+
+    @property
+    def names(self) -> list[str]:
+        """What was run, in order."""
+        known = (
+            "smoke.py",
+            "study.run",
+            "study.rerank",
+            "study.retrain",
+            "throughput",
+            "publish.py",
+            "epoch",
+            "pytest",
+        )
+        return [next((name for name in known if name in line), line) for line in self.calls]
 
 
-def calls(tmp_path: Path) -> list[str]:
-    return (tmp_path / "calls").read_text().splitlines()
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
+    return Driver(tmp_path, monkeypatch)
 
 
-def test_every_step_is_named_and_defined() -> None:
-    listed = subprocess.run([SCRIPT, "--list"], capture_output=True, text=True, check=True).stdout.split()
-    defined = re.findall(r"^    ([a-z0-9-]+)\)", SCRIPT.read_text().split("run_step() {")[1], re.MULTILINE)
-    assert listed == defined
-    assert listed.index("correctness") < listed.index("throughput") < listed.index("study") < listed.index("publish")
+# What fits
 
 
-def test_steps_that_are_done_are_skipped(tmp_path: Path) -> None:
-    out = str(tmp_path / "runs")
-    first = call(tmp_path, "--out", out, "study", "rerank")
-    assert (first.returncode, len(calls(tmp_path))) == (0, 2)
-    assert "--space best --trials 50 --device cuda" in calls(tmp_path)[0]
-    again = call(tmp_path, "--out", out, "study", "rerank", "retrain")
-    assert again.returncode == 0
-    assert len(calls(tmp_path)) == 3
-    assert "study: done before" in again.stdout
-    assert "--seeds 5" in calls(tmp_path)[2]
+@pytest.mark.parametrize(
+    ("rate", "seconds", "fidelity"),
+    [
+        (300_000, 190, (16, 45_000)),
+        (40_000, 190, (6, 15_000)),
+        (12_000, 190, (4, 10_000)),
+        (1_000, 190, (4, 10_000)),
+        (200_000, 20, (4, 10_000)),
+    ],
+)
+def test_trials_are_as_long_as_the_study_can_afford(rate: float, seconds: float, fidelity: tuple[int, int]) -> None:
+    assert gpu_study.trial_fidelity(rate, seconds) == fidelity
 
 
-def test_a_failed_step_does_not_stop_the_others_and_is_tried_again(tmp_path: Path) -> None:
-    out = str(tmp_path / "runs")
-    found = call(tmp_path, "--out", out, "study", "rerank", "reference", fails="study.run")
-    assert found.returncode == 1
-    assert "study: FAILED with exit code 3" in found.stdout
-    assert "rerank: waits for study" in found.stdout
-    assert [line.split()[1] for line in calls(tmp_path)] == ["study.run", "study.retrain"]
-    assert call(tmp_path, "--out", out, "study", "rerank").returncode == 0
-    assert [line.split()[1] for line in calls(tmp_path)[2:]] == ["study.run", "study.rerank"]
+def test_a_study_that_can_afford_it_is_done_in_time() -> None:
+    rng = random.Random(0)
+    for _ in range(200):
+        rate, seconds = rng.uniform(1e4, 3e5), rng.uniform(100, 400)
+        epochs, images = gpu_study.trial_fidelity(rate, seconds)
+        needs = gpu_study.N_TRIALS * (gpu_study.EPOCHS_RUN * epochs * images / rate + gpu_study.TRIAL_S)
+        assert needs <= seconds or (epochs, images) == gpu_study.FIDELITIES[0]
 
 
-def test_a_long_step_is_cut_off_and_goes_on_next_time(tmp_path: Path) -> None:
-    out = str(tmp_path / "runs")
-    found = call(tmp_path, "--out", out, "study", "rerank", "reference", hangs="study.run", STEP_S="1")
-    assert found.returncode == 1
-    assert re.search(r"study: cut off after \d+ s; the same command goes on", found.stdout)
-    assert "rerank: waits for study" in found.stdout  # a list of the best of half a study would stay
-    assert "study.retrain" in calls(tmp_path)[1]
-    assert call(tmp_path, "--out", out, "study").returncode == 0
+@pytest.mark.parametrize(
+    ("rate", "seconds", "length"),
+    [
+        (40_000, 400, (256, 1)),  # as long as fits
+        (50_000, 400, (300, 1)),
+        (100_000, 400, (300, 2)),  # then more seeds
+        (1_000_000, 1_000, (300, 5)),
+        (10, 10, (1, 1)),
+    ],
+)
+def test_one_seed_as_long_as_fits_then_more(rate: float, seconds: float, length: tuple[int, int]) -> None:
+    assert gpu_study.retrain_length(rate, seconds) == length
 
 
-def test_a_call_ends_in_time(tmp_path: Path) -> None:
-    out = str(tmp_path / "runs")
-    found = call(tmp_path, "--out", out, "study", "reference", hangs="study.run", TOTAL_S="52")
-    assert re.search(r"study: cut off after \d+ s; the same command goes on", found.stdout)
-    assert "reference: no time left" in found.stdout
-    assert (found.returncode, len(calls(tmp_path))) == (1, 1)
+def test_the_slower_of_step_and_loaders_is_counted_on() -> None:
+    assert gpu_study.measured_rate({"rate best": {"images_s": 5.0}, "loaded best": {"images_s": 3.0}}) == 3.0
+    assert gpu_study.measured_rate({"rate best": {"images_s": 5.0}, "loaded best": {"failed": "x"}}) == 5.0
+    assert gpu_study.measured_rate({"rate best": {"failed": "x"}}) == gpu_study.ASSUMED_RATE
+    assert gpu_study.measured_rate({}) == gpu_study.ASSUMED_RATE
 
 
-@pytest.mark.parametrize("lacking", [{"STUDY_DATA": ""}, {"NO_GPU": "1"}])
-def test_correctness_is_not_what_was_skipped(tmp_path: Path, lacking: dict[str, str]) -> None:
-    out, there = str(tmp_path / "runs"), {"STUDY_DATA": "somewhere"}
-    found = call(tmp_path, "--out", out, "correctness", **{**there, **lacking})
-    assert found.returncode == 1
-    assert "correctness: FAILED" in found.stdout
-    assert not (tmp_path / "calls").exists()
-    assert call(tmp_path, "--out", out, "correctness", **there).returncode == 0
+# What is run
 
 
-def test_what_is_published_goes_where_it_is_wanted(tmp_path: Path) -> None:
-    runs, results = tmp_path / "runs", str(tmp_path / "published")
-    (runs / "best").mkdir(parents=True)
-    (runs / "best" / "study.db").touch()
-    found = call(tmp_path, "--out", str(runs), "--results", results, "throughput", "samplers", "publish")
-    assert found.returncode == 0
-    throughput, samplers, publish = calls(tmp_path)
-    assert f"--out {results}/benchmarks" in throughput
-    assert samplers.endswith(f"--runs {runs}/samplers --results {results}/samplers")
-    assert publish == f"scripts/publish.py --study-name best --out {runs}/best --results {results}"
+def test_without_a_budget_everything_has_the_programs_own_length(driver: Driver) -> None:
+    assert driver() == 0
+    assert driver.names == ["smoke.py", "study.run", "study.rerank", "study.retrain", "throughput", "publish.py"]
+    study, retrain = driver.calls[1], driver.calls[3]
+    where = f"--study-name best --out {driver.folder}/runs/best"
+    assert study == f"-m study.run --space best --trials 50 --device cuda {where}"
+    assert retrain == f"-m study.retrain --device cuda {where}"
+    assert driver.calls[-1] == f"scripts/publish.py {where} --results {driver.folder}/out"
 
 
-@pytest.mark.parametrize("words", [["--nonsense"], ["nonsense"], ["--out"], ["--results"]])
-def test_mistakes_get_a_line(tmp_path: Path, words: list[str]) -> None:
-    found = call(tmp_path, *words)
-    assert found.returncode == 2
-    assert found.stderr.startswith("error: ")
-    assert len(found.stderr.splitlines()) == 1
+def test_with_a_budget_lengths_follow_from_the_smoke_test(driver: Driver) -> None:
+    assert driver("--budget-s", "900") == 0
+    assert driver.names == ["smoke.py", "study.run", "smoke.py", "study.retrain", "throughput", "publish.py"]
+    study, pace, retrain = driver.calls[1:4]
+    assert "--epochs 8 --train-images 15000" in study
+    timeout = float(re.search(r"--timeout (\d+)", study)[1])  # type: ignore[index]
+    assert 180 < timeout <= 0.25 * 900 - 20
+    assert f"--winner-of {driver.folder}/runs/best" in pace
+    assert re.search(r"--epochs 300 --seeds 1 --jobs 1", retrain)
+
+
+def test_what_is_done_is_skipped_and_lengths_stay(driver: Driver) -> None:
+    """Over several calls, the budget of all of them known from the first."""
+    assert driver("--budget-s", "60", "--total-s", "400", fails="study.retrain") == 1
+    assert driver("--budget-s", "60", "--total-s", "400", rate=999_999.0) == 0
+    first, again = [line for line in driver.calls if "study.retrain" in line]
+    assert first == again
+    epochs, seeds = map(int, re.search(r"--epochs (\d+) --seeds (\d)", first).groups())  # type: ignore[union-attr]
+    assert seeds == 1
+    assert 0.9 < epochs / gpu_study.retrain_length(40_000, 400 - 25 - 1)[0] <= 1
+    assert [line for line in driver.names if line == "study.run"] == ["study.run"]
+    assert driver("--budget-s", "60", "--total-s", "400") == 0
+    assert len(driver.calls) == 6 + 2  # retrain and publish ran twice, nothing else
+
+
+def test_a_failed_step_does_not_stop_the_others_and_is_tried_again(
+    driver: Driver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert driver("--also", "epoch", fails="study.run") == 1
+    said = capsys.readouterr().out
+    assert "study: FAILED with exit code 3" in said
+    assert "retrain: waits for study" in said
+    assert driver.names == ["smoke.py", "study.run", "throughput", "epoch"]
+    assert driver("--also", "epoch") == 0
+    assert driver.names[4:] == ["study.run", "study.rerank", "study.retrain", "publish.py"]
+
+
+def test_a_long_step_is_cut_off_in_time_and_goes_on(driver: Driver, capsys: pytest.CaptureFixture[str]) -> None:
+    started = time.monotonic()
+    assert driver("--budget-s", "32", hangs="study.run") == 1
+    assert time.monotonic() - started < 60
+    said = capsys.readouterr().out
+    assert re.search(r"study: cut off after \d+ s; the same command goes on", said)
+    assert "study.retrain" not in said.replace("python -m study.retrain", "") or "retrain: no time left" in said
+    assert "publish: done" in said  # what there is of the study is kept
+    assert driver("--budget-s", "60") == 0
+    assert driver.names.count("study.run") == 2
+    assert "study.retrain" in driver.names
+
+
+def test_a_study_that_used_up_its_share_is_retrained_as_it_is(driver: Driver) -> None:
+    assert driver("--budget-s", "60", fails="study.retrain") == 1
+    state = json.loads((driver.folder / "state.json").read_text())
+    del state["done"]["study"]
+    state["spent"]["study"] = state["plan"]["study_s"]
+    (driver.folder / "state.json").write_text(json.dumps(state))
+    assert driver("--budget-s", "60") == 0
+    assert driver.names.count("study.run") == 1
+    assert driver.names.count("study.retrain") == 2
+
+
+def test_a_call_without_time_says_so(driver: Driver, capsys: pytest.CaptureFixture[str]) -> None:
+    assert driver("--budget-s", "1") == 1
+    assert "smoke: no time left" in capsys.readouterr().out
+
+
+def test_more_is_run_where_it_is_asked_for(driver: Driver) -> None:
+    assert driver("--also", "all") == 0
+    text = "\n".join(driver.calls)
+    for word in ("--reference", "--yardstick", "--teacher", "--max-params 100000", "same_as_cpu.py", "trials-per-hour"):
+        assert word in text
+    assert len(driver.calls) == 6 + len(gpu_study.MORE)
+
+
+# What is carried
+
+
+def batch(n: int, seed: int) -> bytes:
+    """A file with `n` images in it, laid out as in CIFAR-10's pickles."""
+    rng = np.random.default_rng(seed)
+    smooth = np.clip(rng.normal(128, 20, (n, 3, 32, 32)) / 2 * [1, 0.9, 0.8][seed % 3], 0, 255).astype(np.uint8)
+    # A "T" that begins no pixels, before and behind.
+    return b"before T\x00\x01" + b"T" + struct.pack("<I", n * 3072) + smooth.tobytes() + b"labels T and names"
+
+
+@pytest.fixture
+def made_data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data" / FOLDER
+    folder.mkdir(parents=True)
+    for number, n in enumerate((1_000, 1_500)):
+        (folder / f"data_batch_{number}").write_bytes(batch(n, number))
+    (folder / "batches.meta").write_bytes(b"T names")
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_data_comes_back_byte_for_byte_and_smaller(made_data: Path, tmp_path: Path) -> None:
+    packing.pack_cifar10(made_data, tmp_path / "cifar10.pack")
+    assert (tmp_path / "cifar10.pack").stat().st_size < 0.9 * sum(map(len, contents(made_data).values()))
+    packing.unpack_cifar10((tmp_path / "cifar10.pack").open("rb"), tmp_path / "there")
+    assert contents(tmp_path / "there") == contents(made_data)
+    assert not (tmp_path / "cifar10.pack").exists()
+
+
+def test_pieces_arrive_in_any_order_and_say_what_is_missing(tmp_path: Path) -> None:
+    whole = bytes(range(256)) * 100
+    payload = tmp_path / "x.pack"
+    payload.write_bytes(whole)
+    room = iter([(tmp_path / "1", 0), (tmp_path / "1", 9_000), (tmp_path / "2", 9_000), (tmp_path / "3", 9_000)])
+    pieces = packing.cut(payload, room)
+    assert [piece.parent.name for piece in pieces] == ["1", "2", "3"]
+    there = tmp_path / "there"
+    packing.receive([tmp_path / "3", tmp_path / "1"], there)
+    assert packing.missing(there, "x.pack") == 1
+    with pytest.raises(packing.IncompleteError, match=r"1 pieces of x.pack are missing"):
+        packing.joined(there, "x.pack")
+    packing.receive([tmp_path / "2"], there)
+    with packing.joined(there, "x.pack") as found:
+        assert found.read() == whole
+    assert packing.missing(there, "y.pack") == 1
+
+
+def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "file").write_bytes(random.Random(0).randbytes(5_000))
+    packing.pack_folder(tmp_path / "source", tmp_path / "a.tar.xz")
+    raw = bytearray((tmp_path / "a.tar.xz").read_bytes())
+    raw[2_000] ^= 255
+    (tmp_path / "a.tar.xz").write_bytes(raw)
+    with pytest.raises(packing.IncompleteError, match="is damaged"):
+        packing.unpack_folder((tmp_path / "a.tar.xz").open("rb"), tmp_path / "there")
+
+
+def test_every_part_fits_beside_the_tree(made_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = packing.tracked_bytes(REPOSITORY) / packing.MIB
+    parts, limit = tmp_path / "parts", tree + 1.2
+    words = ["prepare", str(parts), "--data", str(made_data.parent), "--no-packages", "--part-mib", str(limit)]
+    assert gpu_study.main(words) == 0
+    folders = sorted(parts.iterdir())
+    assert len(folders) > 2
+    for folder in folders:
+        assert sum(map(len, contents(folder).values())) <= 1.2 * packing.MIB + 1
+    assert capsys.readouterr().out.count("MiB (cifar10.pack.0") == len(folders)
+    with pytest.raises(UserError, match="PARTS must be a new or an empty folder"):
+        gpu_study.main(words)
+
+
+def test_a_machine_without_a_network_needs_these_packages() -> None:
+    found = packing.needed_packages("small-cnn-study", gpu_study.THERE.split())
+    assert {"albumentations", "albucore", "optuna", "optuna-dashboard", "sqlalchemy", "plotly", "pydantic"} <= set(
+        found
+    )
+    assert not {"torch", "numpy", "opencv-python-headless", "pytest", "psycopg", "small-cnn-study"} & set(found)
+    assert found["albumentations"] == "2.0.8"
+
+
+def test_the_smoke_test_runs_until_the_data_is_there(
+    driver: Driver, made_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("STUDY_DATA", raising=False)
+    limit = packing.tracked_bytes(REPOSITORY) / packing.MIB + 1.2
+    words = ("--data", str(made_data.parent), "--no-packages", "--part-mib", str(limit))
+    gpu_study.main(["prepare", str(tmp_path / "parts"), *words])
+    first, *others = sorted(map(str, (tmp_path / "parts").iterdir()))
+    assert driver("--parts", first) == 1
+    assert driver.names == ["smoke.py"]
+    assert driver("--parts", *others) == 0
+    assert driver.names[1:3] == ["study.run", "study.rerank"]
+    assert contents(driver.folder / "data" / FOLDER) == contents(made_data)
+
+
+def test_what_came_back_in_pieces_goes_on_elsewhere(driver: Driver, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert driver("--pack-to", str(out), "--pack-mib", "0.0005", fails="study.retrain") == 1
+    assert len(list(out.iterdir())) > 1
+    assert all(file.stat().st_size <= 0.0005 * packing.MIB for file in out.iterdir())
+    before, driver.folder = contents(driver.folder), tmp_path / "elsewhere"
+    assert driver("--parts", str(out)) == 0
+    assert driver.names.count("study.run") == 1
+    assert contents(driver.folder)["logs/study.log"] == before["logs/study.log"]
+    assert driver.names[-2:] == ["study.retrain", "publish.py"]
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--budget-s", "0"], "--budget-s must be above 0"),
+        (["--total-s", "9"], "--total-s, of all calls together, needs --budget-s"),
+        (["--also", "nonsense"], "--also takes tests, same-as-cpu"),
+        (["--parts", "/nowhere"], "--parts must name folders"),
+        (["--pack-mib", "3"], "--pack-mib and --pack-to go together"),
+        (["--folder", "/dev/null/x"], "--folder '/dev/null/x' cannot be used"),
+        (["nonsense"], "unrecognized arguments: nonsense"),
+    ],
+)
+def test_mistakes_get_a_line(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        gpu_study.main(["run", *words])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_tree_that_leaves_no_room_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--part-mib must leave a MiB"):
+        gpu_study.main(["prepare", str(tmp_path / "parts"), "--part-mib", "1"])
 
 
 def test_a_gpu_that_trains_worse_than_chance_allows_is_noticed() -> None:
@@ -122,3 +352,38 @@ def test_a_gpu_that_trains_worse_than_chance_allows_is_noticed() -> None:
     assert lost == pytest.approx(0.05)
     assert lost > allowed
     assert same_as_cpu.compare([0.6], [0.6])[1] == same_as_cpu.MARGIN
+
+
+# All of it
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_everything(made_cifar10: Any, tmp_path: Path) -> None:
+    """In two calls, as on a machine that is lent for a while: the second has nothing left to do but what was cut."""
+    folder, out = tmp_path / "folder", tmp_path / "out"
+    words = [
+        "run",
+        "--dry-run",
+        "--folder",
+        str(folder),
+        "--budget-s",
+        "170",
+        "--pack-to",
+        str(out),
+        "--pack-mib",
+        "15",
+    ]
+    codes = [gpu_study.main(words) for _ in range(2)]
+    assert codes[-1] == 0
+    smoke = json.loads((folder / "smoke.json").read_text())
+    assert not [name for name, found in smoke.items() if "failed" in found]
+    assert {"machine", "calibrate", "twenty", "rate best", "loaded best", "profile best"} <= set(smoke)
+    state = json.loads((folder / "state.json").read_text())
+    assert {"smoke", "study", "pace", "retrain", "throughput", "publish"} == set(state["done"])
+    published = folder / "published"
+    metrics = json.loads((published / "best" / "best" / "metrics.json").read_text())
+    assert len(metrics["test_accuracy"]) == 1
+    record = json.loads((published / "best" / "study.json").read_text())
+    assert sum(trial["state"] in ("COMPLETE", "PRUNED") for trial in record["trials"]) == 3
+    assert list((published / "benchmarks").glob("throughput-*.json"))
+    assert [file.name for file in out.iterdir()] == ["results.tar.xz.000-of-001"]

@@ -16,8 +16,9 @@ import torch
 
 from study import data, retrain
 from study.checkpoints import forget_snapshots, load_progress, save_progress
-from study.errors import UserError
+from study.errors import CaptureFailed, UserError
 from study.paths import REPOSITORY
+from study.training import TrainingConfig
 
 SMALL = ["--reference", "--epochs", "2", "--train-images", "256", "--device", "cpu"]
 
@@ -257,3 +258,36 @@ def test_the_yardstick_has_the_best_trials_recipe(made_study: Path, made_cifar10
     best = json.loads((out / "best" / "candidate.json").read_text())
     assert json.loads((out / "yardstick" / "candidate.json").read_text())["optimisation"] == best["optimisation"]
     assert found["recipe_of_trial"] == metrics(out / "best")["trial"]
+
+
+@pytest.mark.parametrize(
+    ("n_failing", "tried"), [(1, [(True, True), (False, True)]), (2, [(True, True), (False, True), (False, False)])]
+)
+def test_a_capture_that_fails_is_tried_with_less_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], n_failing: int, tried: list[tuple[bool, bool]]
+) -> None:
+    """Without compiling, then without a graph, and never again in the process whose allocator it spoiled."""
+    seen: list[tuple[bool, bool]] = []
+    here: list[bool] = []
+
+    def attempt(candidate: str, config: TrainingConfig, *others: object) -> None:
+        seen.append((config.compiled, config.capture))
+        if len(seen) <= n_failing:
+            raise CaptureFailed("RuntimeError: operation not permitted")
+
+    def together(work: list[tuple], jobs: int) -> None:
+        here.append(False)
+        for arguments in work:
+            attempt(*arguments)
+
+    monkeypatch.setattr(retrain, "train_seed", lambda *arguments: (here.append(True), attempt(*arguments)))
+    monkeypatch.setattr(retrain, "_train_together", together)
+    retrain._train_all([("candidate", TrainingConfig(1, 0, compiled=True), "data")], 1)
+    assert seen == tried
+    assert here == [True] + [False] * n_failing
+    said = capsys.readouterr().out
+    assert said.count("could not be captured (RuntimeError: operation not permitted)") == n_failing
+
+
+def test_a_bundle_says_whether_it_was_compiled(made_study: Path) -> None:
+    assert metrics(made_study / "best")["compiled"] is False

@@ -1,0 +1,1 @@
+"""What `scripts/gpu_study.py` is made of."""

@@ -1,0 +1,245 @@
+"""What must be known of a GPU before its minutes are spent: does a step run there, right, and how fast.
+
+    python scripts/gpu/smoke.py OUT.json [--device cuda] [--budget-s 90]
+
+Needs no data set. Every part stands alone: one that fails is recorded and the others go on; what is found is written
+after each, and the same command goes on from there. In the order of their worth:
+
+machine     names, versions, cores, memory for the loaders
+calibrate   price of every class of operation; both ways to run each class of depthwise convolutions (kept for later)
+twenty      20 captured steps against 20 eager ones from the same seed
+rate        images/s of a step alone: the default of `best` and of `dilated`, and what might be faster
+loaded      images/s with the augmentation of a long training, loaders and all
+profile     kernels of a step and the largest of them
+compile     what compiling the default of `best` brings and costs (kept for later)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+import numpy as np
+import torch
+
+from search_spaces import get_space
+from search_spaces.candidate import Augmentation, Candidate
+from search_spaces.constraints import Limits
+from search_spaces.training_dimensions import LONG_PASSES, lengthened
+from study import compiling
+from study.calibration import calibrate, hardware, n_cores, n_loaders, resolve_device, versions
+from study.data import Images
+from study.errors import CaptureFailed, Parser, first_line, run_command
+from study.training import Training, TrainingConfig, train
+
+TOLERANCE = 0.01
+"""Relative difference of the losses that graph and eager steps may have."""
+
+RESERVE_S = 60.0
+"""What compiling takes of the budget; it comes last."""
+
+
+@dataclasses.dataclass
+class Smoke:
+    """One call: its device, its end and what it found."""
+
+    out: Path
+    device: str
+    budget_s: float
+    found: dict[str, Any] = dataclasses.field(default_factory=dict)
+    started: float = dataclasses.field(default_factory=time.monotonic)
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device == "cuda"
+
+    def part(self, name: str, measure: Callable[[], Any], needs_s: float = 0.0) -> None:
+        """Runs `measure` unless its time is over, and writes what it found, or why it failed."""
+        if name in self.found:
+            return
+        if time.monotonic() - self.started + needs_s > self.budget_s:
+            print(f"-- {name}: no time left", flush=True)
+            return
+        began = time.monotonic()
+        try:
+            self.found[name] = measure()
+            print(f"{name}: {json.dumps(self.found[name])[:600]}  [{time.monotonic() - began:.1f} s]", flush=True)
+        except Exception as error:  # told and recorded: what one part lacks must not hide the others
+            self.found[name] = {"failed": first_line(error)}
+            print(f"{name} FAILED: {first_line(error)}", flush=True)
+            traceback.print_exc(limit=-4)
+            spoiled = isinstance(error, CaptureFailed)
+        else:
+            spoiled = False
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self.out.write_text(json.dumps(self.found, indent=1) + "\n")
+        if spoiled:  # the rest runs in a new process
+            left = max(0.0, self.budget_s - (time.monotonic() - self.started))
+            words = [__file__, str(self.out), "--device", self.device, "--budget-s", f"{left:.0f}"]
+            os.execv(sys.executable, [sys.executable, *words])
+
+    def images(self, n: int) -> Images:
+        """Made ones, of 10 colours."""
+        rng = np.random.default_rng(0)
+        labels = np.arange(n) % 10
+        colours = rng.integers(0, 256, (10, 1, 1, 3))
+        pixels = np.clip(colours[labels] + rng.normal(0, 40, (n, 32, 32, 3)), 0, 255).astype(np.uint8)
+        return Images(pixels, labels.astype(np.int64))
+
+    def prepared(self, candidate: Candidate, precision: str = "bfloat16") -> Training:
+        """A training whose step is ready, with images that only move."""
+        candidate = dataclasses.replace(candidate, augmentation=Augmentation(0.5, 4))
+        native = calibrate(self.device).native_depthwise
+        n = candidate.optimisation.batch_size
+        training = Training(
+            candidate, self.images(n), TrainingConfig(1, 3, self.device, precision, native_depthwise=native), None
+        )
+        training.prepare()
+        return training
+
+    def machine(self) -> dict[str, Any]:
+        shm = os.statvfs("/dev/shm") if Path("/dev/shm").is_dir() else None
+        return {
+            **hardware(self.device),
+            **versions(),
+            "cudnn": torch.backends.cudnn.version() if self.on_gpu else None,
+            "shm_mib": None if shm is None else shm.f_bavail * shm.f_frsize >> 20,
+        }
+
+    def calibrated(self) -> dict[str, Any]:
+        began = time.monotonic()
+        found = calibrate(self.device)
+        return {"seconds": time.monotonic() - began, **found.to_json()}
+
+    def twenty(self, candidate: Candidate) -> dict[str, Any]:
+        candidate = dataclasses.replace(candidate, augmentation=Augmentation(0.5, 4))
+        images = self.images(20 * candidate.optimisation.batch_size if self.on_gpu else 200)
+        losses = []
+        for capture in (True, False):
+            config = TrainingConfig(1, 3, self.device, "float32", capture=capture)
+            losses.append(train(candidate, images, config).records[0].train_loss)
+        gap = abs(losses[0] - losses[1]) / losses[1]
+        if not gap < TOLERANCE:
+            raise ValueError(f"graph and eager steps differ: losses {losses[0]:.5f} and {losses[1]:.5f}")
+        return {"losses": losses, "gap": gap}
+
+    def rate(self, candidate: Candidate, precision: str = "bfloat16") -> dict[str, Any]:
+        began = time.monotonic()
+        training = self.prepared(candidate, precision)
+        ready_s = time.monotonic() - began
+        step_s = training.seconds_a_step()
+        size = len(training.example()[1])
+        return {"images_s": size / step_s, "step_ms": 1e3 * step_s, "batch_size": size, "ready_s": ready_s}
+
+    def loaded(self, candidate: Candidate) -> dict[str, Any]:
+        """The second of two epochs: the first one warms up."""
+        augmentation = lengthened(candidate.augmentation, LONG_PASSES * 50_000)
+        candidate = dataclasses.replace(candidate, augmentation=augmentation)
+        images = self.images(64 * candidate.optimisation.batch_size if self.on_gpu else 256)
+        config = TrainingConfig(
+            2,
+            3,
+            self.device,
+            n_loaders=n_loaders(self.device, 1),
+            native_depthwise=calibrate(self.device).native_depthwise,
+        )
+        record = train(candidate, images, config).records[-1]
+        return {"images_s": len(images) / record.wall_s, "wait_frac": record.wait_frac}
+
+    def profile(self, candidate: Candidate) -> dict[str, Any]:
+        from torch.profiler import ProfilerActivity, profile
+
+        training = self.prepared(candidate)
+        training.seconds_a_step()
+        activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if self.on_gpu else [])
+        n = 3
+        example = tuple(tensor.to(self.device) for tensor in training.example())
+        with profile(activities=activities) as profiled:
+            for _ in range(n):
+                training.train_on(example, 0.01, 0.5)
+            if self.on_gpu:
+                torch.cuda.synchronize()
+
+        def spent(event: Any) -> float:
+            return float(event.self_device_time_total if self.on_gpu else event.self_cpu_time_total)
+
+        events = sorted(profiled.key_averages(), key=spent, reverse=True)
+        if self.on_gpu:
+            events = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+        return {
+            "kernels": sum(event.count for event in events) / n,
+            "ms": sum(map(spent, events)) / n / 1e3,
+            "largest": [[event.key[:100], spent(event) / n / 1e3, event.count / n] for event in events[:16]],
+        }
+
+    def compile(self, candidate: Candidate) -> dict[str, Any]:
+        training = self.prepared(candidate)
+        training.network.train()
+        found = compiling.measured(training.step, training.example(), candidate.architecture.architecture_id)
+        size = len(training.example()[1])
+        return {**dataclasses.asdict(found), "images_s": size / found.compiled_s}
+
+
+def default(space: str, **optimisation: Any) -> Candidate:
+    found = get_space(space)
+    candidate = found.decode(found.anchors(Limits())["default"], Limits()).candidate
+    return dataclasses.replace(candidate, optimisation=dataclasses.replace(candidate.optimisation, **optimisation))
+
+
+def best_of(folder: str) -> Candidate:
+    """The best trial of the study `best` in `folder`."""
+    from study.paths import default_storage
+    from study.storage import best_trial, candidate_of, open_study
+
+    return candidate_of(best_trial(open_study(default_storage("best", folder), "best")))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="python scripts/gpu/smoke.py", description=str(__doc__).partition("\n")[0])
+    parser.add_argument("out", type=Path, metavar="OUT.json")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+    parser.add_argument("--budget-s", type=float, default=90.0, metavar="S", help="(default: 90)")
+    parser.add_argument(
+        "--winner-of", metavar="DIR", help="only how fast the best trial of the study best in this folder trains"
+    )
+    options = parser.parse_args(argv)
+    known = json.loads(options.out.read_text()) if options.out.exists() else {}
+    smoke = Smoke(options.out, resolve_device(options.device), options.budget_s, known)
+    if not smoke.on_gpu:
+        torch.set_num_threads(n_cores())
+    if options.winner_of is not None:
+        winner = best_of(options.winner_of)
+        smoke.part("loaded best", lambda: smoke.loaded(winner))
+        return 0
+    small = {} if smoke.on_gpu else {"batch_size": 32}
+    best, dense = default("best", **small), default("dilated", **small)
+    smoke.part("machine", smoke.machine)
+    smoke.part("calibrate", smoke.calibrated)
+    smoke.part("twenty", lambda: smoke.twenty(best))
+    smoke.part("rate best", lambda: smoke.rate(best))
+    smoke.part("rate dilated", lambda: smoke.rate(dense))
+    smoke.part("loaded best", lambda: smoke.loaded(best))
+    smoke.part("profile best", lambda: smoke.profile(best))
+    if smoke.on_gpu:
+        smoke.part("rate best, batch 128", lambda: smoke.rate(default("best", batch_size=128)))
+        smoke.part("rate best, batch 512", lambda: smoke.rate(default("best", batch_size=512)))
+        smoke.part("rate best, AdamW", lambda: smoke.rate(default("best", optimizer="adamw", lr=4e-3)))
+        smoke.part("rate best, float32", lambda: smoke.rate(best, "float32"))
+        smoke.part("rate dilated, SGD", lambda: smoke.rate(default("dilated", optimizer="sgd", lr=0.1)))
+        smoke.part("profile dilated", lambda: smoke.profile(dense))
+        smoke.part("compile best", lambda: smoke.compile(best), RESERVE_S)
+    print(f"smoke: {time.monotonic() - smoke.started:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
