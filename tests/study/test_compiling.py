@@ -118,6 +118,9 @@ def test_a_resumed_training_on_a_cpu_stays_what_it_was(
     tiny_images: Images, user_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiler = Compiler(monkeypatch, 0.01, 0.005)
+    fresh = made(tiny_images, compiled=True)
+    fresh.prepare()
+    assert fresh._capture().compiled is False  # 10 steps
     for decided in (True, False):
         training = made(tiny_images, compiled=True)
         training.progress.compiled = decided
@@ -125,9 +128,6 @@ def test_a_resumed_training_on_a_cpu_stays_what_it_was(
         assert training._capture().compiled is decided
         assert (training.step.forward is training.network) is not decided
     assert compiler.n_calls == 1
-    fresh = made(tiny_images, compiled=True)
-    fresh.prepare()
-    assert fresh._capture().compiled is False  # 10 steps
     unasked = made(tiny_images)
     unasked.prepare()
     assert unasked._capture().compiled is None
