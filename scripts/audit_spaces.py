@@ -25,8 +25,9 @@ from search_spaces import SPACES, get_space
 from search_spaces.architecture import Architecture, Branch, Branches, Residual
 from search_spaces.constraints import InfeasibleError, Limits, certify
 from search_spaces.space import Choice, Dimension, Integer, Real
-from study.errors import Parser, UserError, run_command
-from study.paths import RESULTS
+from study.command_line.parser import Parser, run_command
+from study.errors import UserError
+from study.machine.paths import RESULTS
 
 CHUNK = 250
 N_BINS = 4

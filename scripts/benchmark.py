@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from study.errors import Parser, run_command
-from study.paths import RESULTS
+from study.command_line.parser import Parser, run_command
+from study.machine.paths import RESULTS
 
 BENCHMARKS = (
     "throughput",
@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         module.add_options(command)
     options = parser.parse_args(words)
     options.command = shlex.join(["python", "scripts/benchmark.py", *_repeatable(words)])
-    from study.calibration import resolve_device
-    from study.data import find_folder
+    from study.data.cifar10 import find_folder
+    from study.machine.hardware import resolve_device
 
     options.device = resolve_device(options.device)
     options.data = str(find_folder(options.data).resolve())

@@ -19,8 +19,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from study.errors import Parser, UserError, run_command
-from study.paths import RESULTS
+from study.command_line.parser import Parser, run_command
+from study.errors import UserError
+from study.machine.paths import RESULTS
 
 N_BOOTSTRAP = 2000
 
@@ -31,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         description=__doc__, prog="python scripts/fidelity.py", formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    from study.options import add_study_options, storage_url, study_name
-    from study.storage import candidate_of, config_of, open_study
+    from study.command_line.options import add_study_options, storage_url, study_name
+    from study.storage.database import candidate_of, config_of, open_study
 
     add_study_options(parser)
     parser.add_argument("--candidates", type=int, default=12, metavar="N", help="(default: 12)")
@@ -55,9 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     step = (len(complete) - 1) / (options.candidates - 1)
     chosen = [complete[round(index * step)] for index in range(options.candidates)]
 
-    from study.calibration import n_cores, n_loaders, resolve_device
-    from study.data import load_train, search_split
-    from study.training import TrainingConfig, train
+    from study.data.cifar10 import load_train, search_split
+    from study.machine.hardware import n_cores, n_loaders, resolve_device
+    from study.training.loop import train
+    from study.training.records import TrainingConfig
 
     device = resolve_device(options.device)
     everything = load_train(options.data)

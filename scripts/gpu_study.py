@@ -41,8 +41,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gpu import packing
-from study.errors import EXIT_FAILED, EXIT_INTERRUPTED, Parser, UserError, run_command
-from study.paths import REPOSITORY, RESULTS, RUNS
+from study.command_line.parser import EXIT_FAILED, EXIT_INTERRUPTED, Parser, run_command
+from study.errors import UserError
+from study.machine.paths import REPOSITORY, RESULTS, RUNS
 
 N_TRIALS = 50
 N_TRAINING = 50_000
@@ -400,7 +401,7 @@ def prepare(options: argparse.Namespace) -> int:
     if room < packing.MIB:
         tree = packing.tracked_bytes(REPOSITORY) / packing.MIB
         raise UserError(f"--part-mib must leave a MiB beside the {tree:.1f} MiB of the tree: {options.part_mib:g}.")
-    from study.data import FOLDER, find_folder
+    from study.data.cifar10 import FOLDER, find_folder
 
     data = find_folder(options.data) / FOLDER
     parts.mkdir(parents=True, exist_ok=True)

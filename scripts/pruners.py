@@ -4,7 +4,7 @@
     python scripts/pruners.py --study-name whole [--replays 200]
 
 Takes the complete trials of a study, best one run with --pruner none, and shows their recorded curves in
-seeded random orders to Optuna's own pruners, one trial after the other, asking as `study.objective` asks.
+seeded random orders to Optuna's own pruners, one trial after the other, asking as `study.search.objective` asks.
 Every setting sees the same orders. Writes results/pruners/<study>.json and .png and prints a table.
 
 - Epochs: what the setting let run, of all that were recorded.
@@ -41,8 +41,9 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from study.errors import Parser, UserError, run_command
-from study.paths import RESULTS
+from study.command_line.parser import Parser, run_command
+from study.errors import UserError
+from study.machine.paths import RESULTS
 
 if TYPE_CHECKING:
     import optuna
@@ -102,9 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         description=__doc__, prog="python scripts/pruners.py", formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    from study.options import add_study_options, storage_url, study_name
-    from study.search import compared_epochs
-    from study.storage import config_of, open_study
+    from study.command_line.options import add_study_options, storage_url, study_name
+    from study.search.pruning import compared_epochs
+    from study.storage.database import config_of, open_study
 
     add_study_options(parser)
     parser.add_argument("--replays", type=int, default=200, metavar="N", help="orders per setting (default: 200)")
@@ -195,7 +196,7 @@ def settings(epochs: int) -> list[Setting]:
     """The pruners that `study.run` offers, first, and further settings of the same kinds."""
     import optuna
 
-    from study.search import PRUNERS, make_pruner
+    from study.search.pruning import PRUNERS, make_pruner
 
     def percentile(keep: float, startup: int, warmup: int, interval: int) -> Setting:
         every = f", every {interval} epochs" if interval > 1 else ""

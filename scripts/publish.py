@@ -24,8 +24,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from study.errors import Parser, UserError, run_command
-from study.paths import REPOSITORY, RESULTS, run_dir
+from study.command_line.parser import Parser, run_command
+from study.errors import UserError
+from study.machine.paths import REPOSITORY, RESULTS, run_dir
 
 README = REPOSITORY / "README.md"
 THIRD = "halving, rung 1, factor 4"
@@ -50,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         description=__doc__, prog="python scripts/publish.py", formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    from study.options import add_study_options, storage_url, study_name
-    from study.storage import open_study
+    from study.command_line.options import add_study_options, storage_url, study_name
+    from study.storage.database import open_study
 
     add_study_options(parser)
     parser.add_argument("--name", help="folder in results/ (default: the study's name)")
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def publish(study: Any, run: Path, folder: Path) -> None:
     """Writes the record of `study`, whose folder is `run`, into `folder`."""
-    from study.report import write_report
+    from study.reporting.report import write_report
 
     folder.mkdir(parents=True, exist_ok=True)
     rows = [_row(trial) for trial in study.get_trials(deepcopy=False)]
@@ -119,8 +120,8 @@ def publish(study: Any, run: Path, folder: Path) -> None:
 
 def _rerank(study: Any) -> dict[str, Any] | None:
     """What the longer training of the best trials gave, best first."""
-    from study.rerank import find_rerank
-    from study.storage import config_of
+    from study.storage.database import config_of
+    from study.storage.reranked import find_rerank
 
     longer = find_rerank(study)
     if longer is None:
@@ -384,7 +385,7 @@ def _pruners() -> str:
 
 
 def _pruners_of(file: Path) -> str:
-    from study.search import PRUNERS
+    from study.search.pruning import PRUNERS
 
     found = json.loads(file.read_text())
     rows = []

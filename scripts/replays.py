@@ -47,10 +47,11 @@ from search_spaces.constraints import Clock, InfeasibleError
 from search_spaces.cost import CostModel
 from search_spaces.space import Choice, Params
 from search_spaces.training_dimensions import OF_OPTIMIZER
-from study import search
-from study.config import StudyConfig
-from study.errors import Parser, UserError, run_command
-from study.paths import RESULTS
+from study.command_line.parser import Parser, run_command
+from study.errors import UserError
+from study.machine.paths import RESULTS
+from study.search import sampling as search
+from study.storage.config import StudyConfig
 
 Floats = npt.NDArray[np.float64]
 
@@ -158,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def collect(space: str, folders: Sequence[Path]) -> dict[str, Any]:
     """The table: complete trials of every study of `space` that has the fidelity and limits of the first one found."""
-    from study.storage import config_of
+    from study.storage.database import config_of
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     table: dict[str, Any] = {}
@@ -327,7 +328,7 @@ def replay(setting: Setting, surrogate: Surrogate, seed: int, budget: int) -> li
         Pairs of epochs spent and the accuracy, without noise, of the trial that looks best so far.
     """
     from study import run
-    from study.storage import best_trial
+    from study.storage.database import best_trial
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(

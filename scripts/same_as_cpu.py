@@ -16,7 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from study.errors import Parser, UserError, run_command
+from study.command_line.parser import Parser, run_command
+from study.errors import UserError
 
 MARGIN = 0.005
 """Allowed beyond noise: what bfloat16 kernels of two makers may differ by."""
@@ -40,9 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
 
     from search_spaces.reference import REFERENCE
-    from study.calibration import n_cores, n_loaders, resolve_device
-    from study.data import load_train, search_split
-    from study.training import TrainingConfig, train
+    from study.data.cifar10 import load_train, search_split
+    from study.machine.hardware import n_cores, n_loaders, resolve_device
+    from study.training.loop import train
+    from study.training.records import TrainingConfig
 
     resolve_device(options.device)
     torch.set_num_threads(n_cores())

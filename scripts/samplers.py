@@ -26,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from search_spaces import DEFAULT_SPACE, get_space
 from search_spaces.constraints import Limits
-from study.errors import Parser, StudyFailed, UserError, run_command
-from study.paths import REPOSITORY, RESULTS, RUNS, default_storage
+from study.command_line.parser import Parser, run_command
+from study.errors import StudyFailed, UserError
+from study.machine.paths import REPOSITORY, RESULTS, RUNS, default_storage
 
 NO_SEARCH = "none"
 SAMPLERS = {
@@ -111,7 +112,7 @@ def _search(search: list[str], identity: list[str], trials: int, budget: int | N
     """A study of `trials` trials, or of as many as spend `budget` epochs."""
     import optuna
 
-    from study.storage import open_study
+    from study.storage.database import open_study
 
     url = default_storage(identity[1], identity[3])
     _call("study.run", ["--trials", str(1 if budget else trials), *search, *identity])
@@ -174,8 +175,8 @@ def describe(study: Any, budget: int) -> dict[str, Any]:
 
 
 def _fuller(study: Any) -> dict[str, Any]:
-    from study.rerank import find_rerank
-    from study.storage import best_trial
+    from study.storage.database import best_trial
+    from study.storage.reranked import find_rerank
 
     longer = find_rerank(study)
     return {"fuller_val_accuracy": None if longer is None else best_trial(longer).value}

@@ -46,7 +46,7 @@ class Work:
 
 @dataclass(frozen=True)
 class CostModel:
-    """Seconds of training per unit of `Work`, calibrated once on a machine (`study.calibration`).
+    """Seconds of training per unit of `Work`, calibrated once on a machine (`study.calibration.prices`).
 
     Attributes:
         dense_mac_s, depthwise_mac_s, depthwise_other_mac_s, activation_s: Seconds per unit, forward and backward.

@@ -14,13 +14,14 @@ from search_spaces import SPACES
 from search_spaces.architecture import ArchitectureError
 from search_spaces.candidate import Candidate
 from search_spaces.constraints import Limits
+from search_spaces.layer_table import layer_table
 from search_spaces.reference import REFERENCE
 from search_spaces.space import Dimension, SearchSpace
-from study.bundle import CANDIDATE, load_candidate
-from study.config import open_space
-from study.errors import Parser, UserError, run_command
-from study.layer_table import layer_table
-from study.options import add_study_options, storage_url, study_name
+from study.bundle.files import CANDIDATE, load_candidate
+from study.command_line.options import add_study_options, storage_url, study_name
+from study.command_line.parser import Parser, run_command
+from study.errors import UserError
+from study.storage.config import open_space
 
 _REFERENCE = "reference"
 _EPILOG = """\
@@ -117,7 +118,7 @@ def _candidate(candidate: Candidate, title: str) -> tuple[dict[str, Any], str]:
 
 
 def _trial(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from study.storage import candidate_of, get_trial, open_study
+    from study.storage.database import candidate_of, get_trial, open_study
 
     trial = get_trial(open_study(storage_url(options), study_name(options)), options.trial)
     try:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from study.bundle import Bundle, load_bundle
-from study.data import CLASSES
-from study.errors import EXIT_USAGE, Parser, run_command
+from study.bundle.files import Bundle, load_bundle
+from study.command_line.parser import EXIT_USAGE, Parser, run_command
+from study.data.cifar10 import CLASSES
 
 _TOP = 3
 _BATCH = 256
@@ -115,7 +115,7 @@ def predictions(bundle: Bundle, names: Sequence[str], pixels: Sequence[np.ndarra
     """Class, probability and the most likely classes of each image (uint8 [H, W, 3]), in order."""
     import torch
 
-    from study.model import Deployable
+    from study.model.network import Deployable
 
     module = Deployable(bundle.network).eval()
     found = []

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from study.data import FOLDER, Images
-from study.step import N_WARM_UP
+from study.data.cifar10 import FOLDER, Images
+from study.training.step import N_WARM_UP
 
 STUDY_DATA = os.environ.get("STUDY_DATA")
 """Read before any test points it at made data."""
@@ -45,7 +45,7 @@ def made_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
         after_warm_up()
         return SimpleNamespace(replay=run)
 
-    monkeypatch.setattr("study.step.graph_of", graph_of)
+    monkeypatch.setattr("study.training.step.graph_of", graph_of)
 
 
 @pytest.fixture(scope="session")

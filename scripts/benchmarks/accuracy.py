@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.record import clean_environment, write
 from study.errors import UserError
-from study.paths import REPOSITORY
+from study.machine.paths import REPOSITORY
 
 DEFAULT = """
 import json
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--seeds must be at least 2 for an interval: {options.seeds}.")
     from scipy import stats
 
-    from study.calibration import calibrate
+    from study.calibration.prices import calibrate
 
     precision = calibrate(options.device).precision
     sizes = [str(number) for number in (options.epochs, options.train_images, options.val_images)]

@@ -28,9 +28,11 @@ def run(options: argparse.Namespace) -> int:
 
     from search_spaces.candidate import Augmentation
     from search_spaces.reference import REFERENCE
-    from study.calibration import calibrate, n_cores, n_loaders
-    from study.data import load_train
-    from study.training import Training, TrainingConfig
+    from study.calibration.prices import calibrate
+    from study.data.cifar10 import load_train
+    from study.machine.hardware import n_cores, n_loaders
+    from study.training.loop import Training
+    from study.training.records import TrainingConfig
 
     device = options.device
     torch.set_num_threads(n_cores())

@@ -35,10 +35,12 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from search_spaces.reference import REFERENCE
-    from study.calibration import calibrate, n_cores, n_loaders
-    from study.data import load_train, search_split
-    from study.search import DEFAULT_PRUNER, compared_epochs
-    from study.training import Training, TrainingConfig
+    from study.calibration.prices import calibrate
+    from study.data.cifar10 import load_train, search_split
+    from study.machine.hardware import n_cores, n_loaders
+    from study.search.pruning import DEFAULT_PRUNER, compared_epochs
+    from study.training.loop import Training
+    from study.training.records import TrainingConfig
 
     device = options.device
     torch.set_num_threads(n_cores())
@@ -95,7 +97,7 @@ def _ema_seconds(training: Any) -> float:
     """Of one update, as the step has it: on a GPU within a graph."""
     import torch
 
-    from study.step import graph_of
+    from study.training.step import graph_of
 
     on_gpu = training.config.device == "cuda"
 
@@ -119,7 +121,7 @@ def _ema_seconds(training: Any) -> float:
 
 def _augmented_per_second() -> float:
     """Images per second that all cores augment together, doing nothing else, as the reference network has them."""
-    from study.calibration import n_cores
+    from study.machine.hardware import n_cores
 
     cores = n_cores()
     with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -134,8 +136,8 @@ def _augment(n_batches: int) -> None:
     import numpy as np
 
     from search_spaces.reference import REFERENCE
-    from study.augmentation import AugmentedBatches, BatchSpec
-    from study.data import Images
+    from study.data.augmentation import AugmentedBatches, BatchSpec
+    from study.data.cifar10 import Images
 
     pixels = np.random.default_rng(0).integers(0, 256, (BATCH, 32, 32, 3), dtype=np.uint8)
     batches = AugmentedBatches(Images(pixels, np.zeros(BATCH, np.int64)), REFERENCE.augmentation, seed=0)

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks.record import printed_number, write
 from study.errors import UserError
-from study.paths import REPOSITORY
+from study.machine.paths import REPOSITORY
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +30,9 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--samples must be at least 1 and --images at least 128: {options.samples}, {options.images}.")
     if options.device != "cpu":
         raise UserError(f"neighbour is about waiting threads on a CPU: --device {options.device}. Add --device cpu.")
-    from study.calibration import calibrate, n_cores
-    from study.concurrency import best_jobs
+    from study.calibration.concurrency import best_jobs
+    from study.calibration.prices import calibrate
+    from study.machine.hardware import n_cores
 
     precision = calibrate("cpu").precision
     jobs = options.jobs or best_jobs("cpu", precision)[0]

@@ -21,9 +21,10 @@ from benchmarks.record import write
 from search_spaces import get_space
 from search_spaces.candidate import Candidate
 from search_spaces.constraints import Limits
-from study.data import Images
-from study.optimizers import Together
-from study.training import Training, TrainingConfig
+from study.data.cifar10 import Images
+from study.training.loop import Training
+from study.training.optimizers import Together
+from study.training.records import TrainingConfig
 
 GOAL_MUON = 30
 _WHOLE = re.compile(r"aten::(_foreach|_fused|native_|mkldnn_|\w+_backward$)|.*cpp_fused")

@@ -31,8 +31,8 @@ from optuna.trial import FrozenTrial, TrialState
 from benchmarks.record import write
 from search_spaces import DEFAULT_SPACE, SearchSpace
 from search_spaces.cost import CostModel
-from study.config import StudyConfig, open_space
 from study.errors import UserError
+from study.storage.config import StudyConfig, open_space
 
 TRIAL_S = 20.0
 N_EPOCHS = 6
@@ -155,11 +155,11 @@ def fill(url: str, peer_url: str, n_recorded: int, device: str) -> Any:
     """
     import sqlalchemy as sa
 
-    from study.calibration import hardware, versions
-    from study.dashboard import publish_study
-    from study.search import DEFAULT_PRUNER
-    from study.slots import SlotTable, _slots
-    from study.storage import open_storage
+    from study.machine.hardware import hardware, versions
+    from study.reporting.dashboard import publish_study
+    from study.search.pruning import DEFAULT_PRUNER
+    from study.storage.database import open_storage
+    from study.storage.slots import SlotTable, _slots
 
     space = open_space(DEFAULT_SPACE)
     config = StudyConfig(space.name, space.version, N_EPOCHS, 15_000, 5_000, 0, DEFAULT_PRUNER, "tpe", "bfloat16")
@@ -204,8 +204,9 @@ def recorded_trials(n_recorded: int, space: SearchSpace, config: StudyConfig, co
     from optuna.trial import create_trial
 
     from search_spaces.constraints import Clock, certify
-    from study.calibration import versions
-    from study.search import make_pruner, suggest
+    from study.machine.hardware import versions
+    from study.search.pruning import make_pruner
+    from study.search.sampling import suggest
 
     rng = random.Random(0)
     pruner = make_pruner(config.pruner, config.epochs)
@@ -358,7 +359,7 @@ def _insert_published(connection: Any, study: optuna.Study, trials: Sequence[Fro
     import sqlalchemy as sa
     from optuna.storages._rdb import models
 
-    from study import dashboard
+    from study.reporting import dashboard
 
     notes: dict[str, str] = {}
     rows = []
@@ -444,7 +445,7 @@ class _Ours:
     """The supervisor's part of a run, and its worker in a process of its own."""
 
     def __init__(self, url: str, slots: Any, n_recorded: int, n_trials: int, folder: Path) -> None:
-        from study.workers import WorkerSetup
+        from study.search.workers import WorkerSetup
 
         setup = WorkerSetup(url, STUDY, str(folder), "cpu", 1, 0, str(folder / "artifacts"))
         self.slots, self.n_slots = slots, n_recorded + n_trials
@@ -455,8 +456,8 @@ class _Ours:
 
     def trial(self) -> Times:
         """Runs the next slot as `study.run` does."""
-        from study.objective import Slot
-        from study.search import sampler_seed, training_seed
+        from study.search.objective import Slot
+        from study.search.sampling import sampler_seed, training_seed
 
         clock = Clock()
         n_finished, claim, finish = (
@@ -528,8 +529,11 @@ def _work(connection: Connection, setup: Any) -> None:
     import numpy as np
     from optuna.study import _optimize
 
-    from study import dashboard, data, objective, storage, workers
-    from study.training import EpochRecord, Trained
+    from study.data import cifar10 as data
+    from study.reporting import dashboard
+    from study.search import objective, workers
+    from study.storage import database as storage
+    from study.training.records import EpochRecord, Trained
 
     def reports(candidate: Any, images: Any, config: Any, validation: Any, on_epoch: Any) -> Trained:
         records = [EpochRecord(**_epoch(epoch, 0.8 + 0.02 * epoch)) for epoch in range(config.epochs)]
@@ -587,7 +591,7 @@ class _Peer:
 
 def _usual_script(connection: Connection, url: str, n_trials: int) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # Optuna logs every trial by default: done, but not shown
-    from study.search import suggest
+    from study.search.sampling import suggest
 
     space = open_space(DEFAULT_SPACE)
 

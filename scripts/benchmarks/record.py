@@ -46,7 +46,7 @@ def write(
         higher_is_better: Whether a higher value is; a ratio above 1 always means that ours is better.
         more: Further figures for the file.
     """
-    from study.calibration import hardware, versions
+    from study.machine.hardware import hardware, versions
 
     sides: dict[str, Any] = {"ours": summary(ours)}
     if peer is not None:

@@ -21,8 +21,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.samples < 1 or (options.seconds is not None and not options.seconds > 0):
         raise UserError(f"--samples must be at least 1 and --seconds above 0: {options.samples}, {options.seconds}.")
-    from study.calibration import calibrate, n_cores
-    from study.concurrency import WINDOWS, candidates, choose, trainings
+    from study.calibration.concurrency import WINDOWS, candidates, choose, trainings
+    from study.calibration.prices import calibrate
+    from study.machine.hardware import n_cores
 
     device = options.device
     window = WINDOWS[device]

@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.record import summary, write
 from benchmarks.trials_per_hour import SPACE, search_command, seconds, trials
 from study.errors import StudyFailed, UserError
-from study.paths import REPOSITORY
+from study.machine.paths import REPOSITORY
 
 GOAL = "at most 10 s"
 HELP_GOAL = "at most 0.5 s each"
@@ -34,8 +34,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.samples < 1:
         raise UserError(f"--samples must be at least 1: {options.samples}.")
-    from study.calibration import calibrate
-    from study.data import load_train
+    from study.calibration.prices import calibrate
+    from study.data.cifar10 import load_train
 
     calibrate(options.device)
     load_train(options.data)

@@ -1,6 +1,6 @@
 """Images per second training the reference network with augmentation.
 
-Ours is `study.training`; the peer is `scripts/notebook_peer.py`, the usual notebook. Each sample is a
+Ours is `study.training.loop`; the peer is `scripts/notebook_peer.py`, the usual notebook. Each sample is a
 process of its own and the two take turns, so that a busy moment of the machine hits both.
 """
 
@@ -11,7 +11,7 @@ import sys
 
 from benchmarks.record import printed_number, write
 from study.errors import UserError
-from study.paths import REPOSITORY
+from study.machine.paths import REPOSITORY
 
 GOAL = {"cpu": "2.3 times", "cuda": "10 times"}
 
@@ -25,7 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.samples < 1 or options.images < 128:
         raise UserError(f"--samples must be at least 1 and --images at least 128: {options.samples}, {options.images}.")
-    from study.calibration import calibrate
+    from study.calibration.prices import calibrate
 
     calibrate(options.device)  # before any sample, so that none pays for it
     scripts = REPOSITORY / "scripts"

@@ -25,9 +25,11 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from search_spaces.reference import REFERENCE
-    from study.calibration import calibrate, n_cores, n_loaders
-    from study.data import load_train
-    from study.training import TrainingConfig, train
+    from study.calibration.prices import calibrate
+    from study.data.cifar10 import load_train
+    from study.machine.hardware import n_cores, n_loaders
+    from study.training.loop import train
+    from study.training.records import TrainingConfig
 
     threads = options.threads or n_cores()
     torch.set_num_threads(threads)

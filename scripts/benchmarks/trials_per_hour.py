@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.record import clean_environment, summary, write
 from study.errors import StudyFailed, UserError
-from study.paths import REPOSITORY
+from study.machine.paths import REPOSITORY
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -44,9 +44,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from study.calibration import calibrate, n_cores
-    from study.concurrency import best_jobs
-    from study.data import check_sizes, load_train
+    from study.calibration.concurrency import best_jobs
+    from study.calibration.prices import calibrate
+    from study.data.cifar10 import check_sizes, load_train
+    from study.machine.hardware import n_cores
 
     if min(options.repeats, options.trials, options.epochs) < 1:
         raise UserError(
@@ -148,7 +149,7 @@ def seconds(command: Sequence[str]) -> float:
 
 def trials(folder: str, name: str, file: str = "study.db") -> list[FrozenTrial]:
     """All trials of a study in `folder`, by number."""
-    from study.storage import open_study
+    from study.storage.database import open_study
 
     return open_study(f"sqlite:///{folder}/{file}", name).get_trials()
 

@@ -35,11 +35,14 @@ from search_spaces import get_space
 from search_spaces.candidate import Augmentation, Candidate
 from search_spaces.constraints import Limits
 from search_spaces.training_dimensions import LONG_PASSES, lengthened
-from study import compiling
-from study.calibration import calibrate, hardware, n_cores, n_loaders, resolve_device, versions
-from study.data import Images
-from study.errors import CaptureFailed, Parser, first_line, run_command
-from study.training import Training, TrainingConfig, train
+from study.calibration.prices import calibrate
+from study.command_line.parser import Parser, run_command
+from study.data.cifar10 import Images
+from study.errors import CaptureFailed, first_line
+from study.machine.hardware import hardware, n_cores, n_loaders, resolve_device, versions
+from study.training import compiling
+from study.training.loop import Training, train
+from study.training.records import TrainingConfig
 
 TOLERANCE = 0.01
 """Relative difference of the losses that graph and eager steps may have."""
@@ -197,8 +200,8 @@ def default(space: str, **optimisation: Any) -> Candidate:
 
 def best_of(folder: str) -> Candidate:
     """The best trial of the study `best` in `folder`."""
-    from study.paths import default_storage
-    from study.storage import best_trial, candidate_of, open_study
+    from study.machine.paths import default_storage
+    from study.storage.database import best_trial, candidate_of, open_study
 
     return candidate_of(best_trial(open_study(default_storage("best", folder), "best")))
 

@@ -13,8 +13,9 @@ from types import SimpleNamespace
 import pytest
 
 from search_spaces.cost import CostModel
-from study import calibration, data
-from study.paths import REPOSITORY
+from study.calibration import prices as calibration
+from study.data import cifar10 as data
+from study.machine.paths import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 

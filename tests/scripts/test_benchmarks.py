@@ -17,7 +17,7 @@ from search_spaces import get_space
 from search_spaces.candidate import Optimisation
 from search_spaces.constraints import Limits
 from study.errors import UserError
-from study.paths import REPOSITORY
+from study.machine.paths import REPOSITORY
 
 Options = Callable[..., argparse.Namespace]
 

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 import fidelity
-from study import run, training
+from study import run
 from study.errors import UserError
-from study.paths import default_storage
-from study.storage import open_study
+from study.machine.paths import default_storage
+from study.storage.database import open_study
+from study.training import loop as training
 
 TINY = ["--train-images", "40", "--val-images", "20", "--epochs", "1", "--device", "cpu", "--jobs", "1"]
 

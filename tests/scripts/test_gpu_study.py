@@ -17,9 +17,9 @@ import pytest
 import gpu_study
 import same_as_cpu
 from gpu import packing
-from study.data import FOLDER
+from study.data.cifar10 import FOLDER
 from study.errors import UserError
-from study.paths import REPOSITORY
+from study.machine.paths import REPOSITORY
 
 FAKE = """#!/usr/bin/env bash
 # Stands in for python: notes what it is asked for, fails or hangs where told to, leaves what the smoke test would.

@@ -14,7 +14,7 @@ from optuna.trial import TrialState, create_trial
 
 from benchmarks import memory
 from study.errors import StudyFailed, UserError
-from study.storage import open_storage
+from study.storage.database import open_storage
 
 
 def left_by_a_search(monkeypatch: pytest.MonkeyPatch, attrs: Sequence[dict[str, Any]]) -> None:
@@ -45,7 +45,7 @@ def test_a_leak_is_found(benchmark_options: Any, monkeypatch: pytest.MonkeyPatch
 
 def test_on_a_gpu_its_memory_is_told_too(benchmark_options: Any, monkeypatch: pytest.MonkeyPatch):
     left_by_a_search(monkeypatch, [{"rss_mib": 500.0, "device_mib": 10.0 + trial} for trial in range(8)])
-    monkeypatch.setattr("study.calibration.hardware", lambda device: {"device": device})
+    monkeypatch.setattr("study.machine.hardware.hardware", lambda device: {"device": device})
     options = benchmark_options(memory, "--trials", "8", "--settle", "0")
     options.device = "cuda"
     memory.run(options)

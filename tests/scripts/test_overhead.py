@@ -14,7 +14,7 @@ from optuna_dashboard import get_note
 
 from benchmarks import overhead
 from study.errors import UserError
-from study.storage import config_of, open_study
+from study.storage.database import config_of, open_study
 
 N_RECORDED = 20
 

@@ -12,9 +12,9 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 import pruners
-from study.config import StudyConfig
 from study.errors import UserError
-from study.search import PRUNERS, make_pruner
+from study.search.pruning import PRUNERS, make_pruner
+from study.storage.config import StudyConfig
 
 EPOCHS = 6
 N = 16

@@ -15,8 +15,8 @@ import pytest
 import replays
 from search_spaces import get_space
 from search_spaces.constraints import InfeasibleError, Limits
-from study.config import StudyConfig
 from study.errors import UserError
+from study.storage.config import StudyConfig
 
 COST = {
     "dense_mac_s": 1e-9, "depthwise_mac_s": 1e-8, "depthwise_other_mac_s": 1e-8, "activation_s": 1e-8, "image_s": 1e-5,

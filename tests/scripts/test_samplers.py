@@ -47,7 +47,9 @@ def test_others_run_until_they_have_spent_the_budget(monkeypatch: pytest.MonkeyP
         asked.append(int(arguments[arguments.index("--trials") + 1]))
 
     monkeypatch.setattr(samplers, "_call", call)
-    monkeypatch.setattr("study.storage.open_study", lambda *_: made_study([([0.1, 0.2, 0.3], False)] * asked[-1]))
+    monkeypatch.setattr(
+        "study.storage.database.open_study", lambda *_: made_study([([0.1, 0.2, 0.3], False)] * asked[-1])
+    )
     identity = ["--study-name", "s", "--out", str(tmp_path)]
     assert samplers.spent(samplers._search([], identity, trials=4, budget=None)) == 12
     assert asked == [4]

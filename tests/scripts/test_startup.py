@@ -10,13 +10,13 @@ from optuna.trial import create_trial
 
 from benchmarks import startup
 from study.errors import StudyFailed, UserError
-from study.paths import REPOSITORY
+from study.machine.paths import REPOSITORY
 
 
 def test_every_command_is_found_and_nothing_else():
     found = startup.commands(REPOSITORY / "study")
     assert {f"study.{name}" for name in ("run", "retrain", "report", "describe", "predict")} <= set(found)
-    assert not {"study.training", "study.storage", "study.errors"} & set(found)
+    assert not {"study.training.loop", "study.storage.database", "study.errors"} & set(found)
 
 
 def test_all_figures_are_measured(benchmark_options: Any, monkeypatch: pytest.MonkeyPatch):

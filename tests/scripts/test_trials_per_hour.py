@@ -20,7 +20,8 @@ from search_spaces.candidate import Candidate
 from search_spaces.constraints import Limits
 from search_spaces.reference import REFERENCE
 from study.errors import StudyFailed, UserError
-from study.model import build, count_params
+from study.model.certificate import count_params
+from study.model.network import build
 
 INDEX = {"index": optuna.distributions.IntDistribution(0, 1)}
 

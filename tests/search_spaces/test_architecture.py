@@ -22,7 +22,7 @@ from search_spaces.architecture import (
 )
 from search_spaces.candidate import Augmentation, Candidate, Optimisation
 from search_spaces.reference import REFERENCE
-from study.paths import RESULTS
+from study.machine.paths import RESULTS
 
 
 @pytest.mark.parametrize(

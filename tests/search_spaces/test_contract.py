@@ -21,20 +21,10 @@ from search_spaces.cost import CostModel
 from search_spaces.reference import REFERENCE
 from search_spaces.space import SearchSpace
 from search_spaces.training_dimensions import TRAINING_DIMENSIONS
-from study.model import (
-    Add,
-    Gate,
-    LayerNorm2d,
-    Network,
-    ParallelBranches,
-    Scale,
-    TanhExp,
-    build,
-    certify_module,
-    count_params,
-    measure_receptive_field,
-)
-from study.paths import REPOSITORY
+from study.machine.paths import REPOSITORY
+from study.model.certificate import certify_module, count_params, measure_receptive_field
+from study.model.layers import Add, Gate, LayerNorm2d, ParallelBranches, Scale, TanhExp
+from study.model.network import Network, build
 
 LIMITS = {"default": Limits(), "small": Limits(max_params=100_000)}
 CLOCK = Clock(

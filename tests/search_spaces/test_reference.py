@@ -8,7 +8,8 @@ from search_spaces import get_space
 from search_spaces.architecture import Operation
 from search_spaces.constraints import Limits, certify
 from search_spaces.reference import REFERENCE, REFERENCE_ARCHITECTURE
-from study.model import build, count_params, measure_receptive_field
+from study.model.certificate import count_params, measure_receptive_field
+from study.model.network import build
 
 TABLE = [  # kind, output shape, parameters (without the norm's)
     ("3x3", (16, 32, 32), 432),

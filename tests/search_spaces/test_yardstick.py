@@ -15,9 +15,11 @@ from search_spaces.yardstick import (
     YARDSTICK_ARCHITECTURE,
     YARDSTICK_WITHOUT_POOLING,
 )
-from study.data import Images
-from study.model import build, count_params, measure_receptive_field
-from study.training import TrainingConfig, train
+from study.data.cifar10 import Images
+from study.model.certificate import count_params, measure_receptive_field
+from study.model.network import build
+from study.training.loop import train
+from study.training.records import TrainingConfig
 
 
 def test_figures_are_the_published_ones() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from study.data import FOLDER, load_test, load_train
+from study.data.cifar10 import FOLDER, load_test, load_train
 
 N_TRAIN, N_TEST = 6_000, 300
 """Enough for the fixed 5,000 to validate on and 1,000 to train on."""

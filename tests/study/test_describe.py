@@ -16,12 +16,12 @@ from search_spaces import SPACES, get_space
 from search_spaces.architecture import Architecture, Branch, Branches, Conv, Gated, Residual
 from search_spaces.candidate import Candidate
 from search_spaces.constraints import Limits
+from search_spaces.layer_table import layer_table
 from search_spaces.reference import REFERENCE, REFERENCE_ARCHITECTURE
 from study.describe import main
 from study.errors import UserError
-from study.layer_table import layer_table
-from study.paths import REPOSITORY
-from study.storage import open_storage
+from study.machine.paths import REPOSITORY
+from study.storage.database import open_storage
 
 
 def described(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from study.errors import run_command
+from study.command_line.parser import run_command
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ from PIL import Image
 
 from search_spaces.architecture import Architecture, Conv
 from search_spaces.candidate import Candidate
-from study.batches import normalise
-from study.data import CLASSES
+from study.data.batches import normalise
+from study.data.cifar10 import CLASSES
 from study.errors import UserError
-from study.model import build
-from study.paths import REPOSITORY
+from study.machine.paths import REPOSITORY
+from study.model.network import build
 from study.predict import UnreadableImageError, main, read_image
 
 CANDIDATE = Candidate(Architecture((Conv(8, stride=2), Conv(8, dilation=2, separable=True))))

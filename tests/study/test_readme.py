@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from search_spaces import SPACES
-from study.paths import REPOSITORY, RESULTS
+from study.machine.paths import REPOSITORY, RESULTS
 
 README = (REPOSITORY / "README.md").read_text()
 COMMANDS = [line.split("#")[0].strip() for line in re.findall(r"^python -m study\..*$", README, re.MULTILINE)]

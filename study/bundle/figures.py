@@ -1,0 +1,191 @@
+"""The figures of a bundle: learning curves, misclassified images, confusion matrix. No torch here.
+
+Figures are drawn on matplotlib's Agg canvas without pyplot, so no display and no global state is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from study.data.cifar10 import CLASSES, Images
+
+_TRAIN, _TEST, _TARGET, _WRONG, _GREY = "#7a8793", "#0b6fb8", "#2e8b57", "#b3261e", "#555555"
+_DPI = 150
+_MISSES_PER_ROW = 10
+_MISS_ROWS = 6
+_UPSCALE = 5
+"""Screen pixels per image pixel in the sheet of misses; a whole number keeps every pixel square."""
+
+Curves = Sequence[Mapping[str, Any]]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities float64 [N, n_classes] of logits [N, n_classes]."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(1, keepdims=True))
+
+
+def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, n_classes: int = len(CLASSES)) -> np.ndarray:
+    """Counts int64 [n_classes, n_classes]: rows are true classes, columns predicted ones."""
+    counts = np.bincount(labels * n_classes + predictions, minlength=n_classes * n_classes)
+    return counts.reshape(n_classes, n_classes)
+
+
+def confident_misses(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Indices of misclassified images, the most confident mistake first."""
+    wrong = np.flatnonzero(logits.argmax(1) != labels)
+    confidence = softmax(logits[wrong]).max(1) if len(wrong) else np.empty(0)
+    return wrong[np.argsort(-confidence, kind="stable")]
+
+
+def draw_curves(curves: Curves, file: Path, target_accuracy: float | None = None) -> None:
+    """Loss and accuracy by epoch, on training and test images.
+
+    Args:
+        curves: One mapping per epoch: epoch (from zero), train_loss, train_accuracy, and test_loss and
+            test_accuracy, which are None where no snapshot was tested.
+        file: PNG to write.
+        target_accuracy: Drawn as a line, if given.
+    """
+    figure = _figure(10.5, 4.4)
+    axes_loss, axes_accuracy = figure.subplots(1, 2)
+    for axes, name, title in ((axes_loss, "loss", "Loss"), (axes_accuracy, "accuracy", "Accuracy")):
+        _plot(axes, curves, f"train_{name}", _TRAIN, "train (augmented images, running mean)")
+        _plot(axes, curves, f"test_{name}", _TEST, "test (averaged weights)")
+        axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+        axes.set_xlabel("epochs trained")
+        axes.set_xlim(0, 1.02 * max((row["epoch"] + 1 for row in curves), default=1))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(color="#e3e3e3", linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes_loss.set_ylabel("cross-entropy")
+    axes_accuracy.set_ylabel("share of images classified correctly")
+    axes_accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    if target_accuracy is not None:
+        axes_accuracy.axhline(
+            target_accuracy, color=_TARGET, linestyle="--", linewidth=1, label=f"target {target_accuracy:.1%}"
+        )
+    # One legend below both: inside, it would hide a curve sooner or later.
+    figure.legend(*axes_accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    _save(figure, file)
+
+
+def draw_misses(images: Images, logits: np.ndarray, file: Path) -> None:
+    """A sheet of misclassified images with true and predicted class, the most confident mistakes first.
+
+    Args:
+        images: What was tested.
+        logits: float [N, n_classes] of the network on them.
+        file: PNG to write.
+    """
+    misses = confident_misses(images.labels, logits)
+    shown = misses[: _MISSES_PER_ROW * _MISS_ROWS]
+    probabilities = softmax(logits)
+    side = images.pixels.shape[1] * _UPSCALE
+    gap, caption, header, margin = 16, 52, 92, 28
+    n_rows = max(1, math.ceil(len(shown) / _MISSES_PER_ROW))
+    width = 2 * margin + _MISSES_PER_ROW * side + (_MISSES_PER_ROW - 1) * gap
+    height = header + n_rows * (side + caption) + margin
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
+    FigureCanvasAgg(figure)
+
+    def text(x: int, y: int, words: str, size: float, color: str, weight: str = "normal") -> None:
+        figure.text(x / width, 1 - y / height, words, size=size, color=color, weight=weight, va="top", ha="left")
+
+    title = f"{len(misses):,} of {len(images):,} test images misclassified"
+    if len(misses) > len(shown):
+        title += f", the {len(shown)} most confident mistakes"
+    text(margin, 20, title, 11, "black", "bold")
+    text(margin, 52, "under each image: true class, then predicted class and its probability", 8, _GREY)
+    if not len(shown):
+        text(margin, header + 20, "No test image is misclassified.", 10, _GREY)
+    for position, index in enumerate(shown):
+        row, column = divmod(position, _MISSES_PER_ROW)
+        left, top = margin + column * (side + gap), header + row * (side + caption)
+        pixels = np.kron(images.pixels[index], np.ones((_UPSCALE, _UPSCALE, 1), dtype=np.uint8))
+        figure.figimage(pixels, left, height - top - side, origin="upper")
+        predicted = int(logits[index].argmax())
+        text(left, top + side + 4, CLASSES[images.labels[index]], 6.5, "black")
+        text(left, top + side + 21, f"{CLASSES[predicted]} {probabilities[index, predicted]:.2f}", 6.5, _WRONG)
+    figure.savefig(file, dpi=_DPI)
+
+
+def draw_confusion(confusion: np.ndarray, file: Path) -> None:
+    """The confusion matrix as a heat map of row shares, with the counts written in.
+
+    Args:
+        confusion: Counts [n_classes, n_classes]: rows are true classes, columns predicted ones.
+        file: PNG to write.
+    """
+    totals = confusion.sum(1)
+    shares = confusion / np.maximum(totals, 1)[:, None]
+    correct = int(np.trace(confusion))
+    figure = _figure(7.6, 6.6)
+    axes = figure.subplots()
+    # Mistakes are a few per cent each; a root scale keeps them visible beside the diagonal.
+    axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.45, 0, 1))
+    for row in range(len(confusion)):
+        for column in range(len(confusion)):
+            count = int(confusion[row, column])
+            axes.text(
+                column,
+                row,
+                f"{count:,}" if count else "·",
+                ha="center",
+                va="center",
+                fontsize=8.5,
+                color="white" if shares[row, column] > 0.3 else "#222222" if count else "#aaaaaa",
+                fontweight="bold" if row == column else "normal",
+            )
+    names = CLASSES[: len(confusion)]
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    recall = axes.secondary_yaxis("right")
+    recall.set_yticks(
+        range(len(names)),
+        [f"{shares[i, i]:.1%}" if totals[i] else "-" for i in range(len(names))],
+    )
+    recall.set_ylabel("share of the true class classified correctly", labelpad=8)
+    recall.tick_params(length=0)
+    recall.spines[:].set_visible(False)
+    axes.set_title(
+        f"{correct:,} of {int(totals.sum()):,} test images classified correctly",
+        loc="left",
+        fontsize=11,
+        fontweight="bold",
+    )
+    _save(figure, file)
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, file: Path) -> None:
+    figure.savefig(file, dpi=_DPI, facecolor="white")
+
+
+def _plot(axes: Axes, curves: Curves, name: str, color: str, label: str) -> None:
+    points = [(row["epoch"] + 1, row[name]) for row in curves if row.get(name) is not None]
+    if points:
+        # Single points of a short training would be invisible as a line.
+        marker = "o" if len(points) <= 40 else ""
+        epochs, values = zip(*points, strict=True)
+        axes.plot(epochs, values, color=color, label=label, linewidth=1.6, marker=marker, markersize=3)

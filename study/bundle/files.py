@@ -1,0 +1,358 @@
+"""The bundle: a trained network as a folder that is ready to use, written whole or not at all.
+
+    best/
+    |- weights.pt       state dict of study.model.network.Network (loads with weights_only=True)
+    |- model.pt2        torch.export program: float32 images [N, 3, 32, 32] in [0, 1] -> logits [N, 10]
+    |- candidate.json   what was trained
+    |- metrics.json     what it reached
+    |- summary.txt      layer table, key metrics, how to load the two files above
+    |- curves.png       loss and accuracy by epoch, train and test
+    |- misses.png       misclassified test images
+    `- confusion.png, confusion.csv
+
+Torch and matplotlib are imported where they are used: `load_candidate` needs neither.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pickle
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search_spaces.architecture import ArchitectureError
+from search_spaces.candidate import Candidate
+from search_spaces.layer_table import layer_table
+from study.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from study.data.cifar10 import Images
+    from study.model.network import Network
+
+WEIGHTS, MODEL, CANDIDATE, METRICS, SUMMARY = (
+    "weights.pt",
+    "model.pt2",
+    "candidate.json",
+    "metrics.json",
+    "summary.txt",
+)
+CURVES, MISSES, CONFUSION_PNG, CONFUSION_CSV = "curves.png", "misses.png", "confusion.png", "confusion.csv"
+FILES = (WEIGHTS, MODEL, CANDIDATE, METRICS, SUMMARY, CURVES, MISSES, CONFUSION_PNG, CONFUSION_CSV)
+"""Every file of a bundle."""
+
+LOAD_MODEL = """\
+import torch
+model = torch.export.load("model.pt2").module()
+logits = model(torch.rand(1, 3, 32, 32))  # images [N, 3, 32, 32], RGB in [0, 1]"""
+LOAD_WEIGHTS = """\
+from pathlib import Path
+from study.bundle import load_bundle  # needs this repository on the Python path
+network = load_bundle(Path(".")).network  # takes images normalised by study.data.cifar10.MEAN and STD"""
+"""How to load, as printed in summary.txt: both run in the bundle's folder."""
+
+_CHECKED_BATCHES = (1, 2, 7)
+_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that was read back.
+
+    Attributes:
+        folder: Where it lies.
+        candidate: What was trained.
+        metrics: Contents of metrics.json.
+        network: The trained network on the CPU, in evaluation mode; it takes normalised images.
+    """
+
+    folder: Path
+    candidate: Candidate
+    metrics: dict[str, Any]
+    network: Network
+
+
+def write_bundle(
+    folder: Path,
+    candidate: Candidate,
+    network: Network,
+    metrics: Mapping[str, Any],
+    curves: Sequence[Mapping[str, Any]],
+    test_images: Images,
+    test_logits: np.ndarray,
+) -> None:
+    """Writes the bundle of a trained network.
+
+    It is built in a folder beside `folder` and moved into place when complete. A bundle that lay
+    there is replaced; files there that are not a bundle's are kept.
+
+    Args:
+        folder: Where to write; made if it does not exist.
+        candidate: What was trained.
+        network: Its averaged weights.
+        metrics: What goes into metrics.json.
+        curves: One mapping per epoch: epoch (from zero), train_loss, train_accuracy, and test_loss and
+            test_accuracy, which are None where no snapshot was tested.
+        test_images: The N test images.
+        test_logits: float [N, n_classes] of `network` on them.
+
+    Raises:
+        UserError: The folder cannot be written.
+        RuntimeError: The exported program does not compute what the network computes.
+    """
+    from study.bundle import figures as bundle_figures
+
+    expected = (len(test_images), candidate.architecture.n_classes)
+    if test_logits.shape != expected:
+        raise ValueError(f"One row of logits per test image is needed: {test_logits.shape=}, {expected=}.")
+    with _replaced(folder) as new:
+        _write_networks(new, candidate, network)
+        _write_json(new / CANDIDATE, candidate.to_json())
+        _write_json(new / METRICS, dict(metrics))
+        (new / SUMMARY).write_text(summary(candidate, metrics))
+        confusion = bundle_figures.confusion_matrix(
+            test_images.labels, test_logits.argmax(1), candidate.architecture.n_classes
+        )
+        _write_confusion(new / CONFUSION_CSV, confusion)
+        bundle_figures.draw_confusion(confusion, new / CONFUSION_PNG)
+        bundle_figures.draw_curves(curves, new / CURVES, metrics.get("target_accuracy"))
+        bundle_figures.draw_misses(test_images, test_logits, new / MISSES)
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Reads a bundle back. Needs candidate.json, metrics.json and weights.pt.
+
+    Raises:
+        UserError: The folder or a file is missing, damaged, or does not fit the others.
+    """
+    import torch
+
+    from study.model.network import build
+
+    candidate = load_candidate(folder)
+    metrics = _read_json(folder, METRICS)
+    network = build(candidate.architecture, seed=0)
+    state = _read_weights(folder)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(
+            f"The weights must fit {CANDIDATE}, and {str(folder / WEIGHTS)!r} belongs to another network. "
+            "Take both files from one bundle."
+        ) from error
+    with torch.no_grad():
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values()):
+            raise UserError(f"{str(folder / WEIGHTS)!r} is damaged: it holds NaN or infinity. {_AGAIN}")
+    return Bundle(folder, candidate, metrics, network.eval().requires_grad_(False))
+
+
+def load_candidate(folder: Path) -> Candidate:
+    """The candidate of a bundle; all of the folder it needs is candidate.json. Imports no torch.
+
+    Raises:
+        UserError: The folder or the file is missing or damaged, or of another format version.
+    """
+    data = _read_json(folder, CANDIDATE)
+    try:
+        candidate = Candidate.from_json(data)
+        _ = candidate.architecture.operations  # the shapes must work out, too
+    except (ArchitectureError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{str(folder / CANDIDATE)!r} holds no candidate: {_one_line(error)}. {_AGAIN}") from error
+    return candidate
+
+
+def summary(candidate: Candidate, metrics: Mapping[str, Any]) -> str:
+    """The text of summary.txt: layer table, key metrics, and how to load the bundle."""
+    parts = [
+        f"Candidate {candidate.candidate_id}, architecture {candidate.architecture.architecture_id}",
+        layer_table(candidate.architecture),
+        "\n".join(_metric_lines(metrics)),
+        f"Load {MODEL} with torch alone, in this folder:\n\n{_indented(LOAD_MODEL)}",
+        f"Load {WEIGHTS} with this project, in this folder:\n\n{_indented(LOAD_WEIGHTS)}",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+_AGAIN = "Copy the bundle again, or write it again with python -m study.retrain."
+# What reading a damaged pickle or archive raises, by where the damage is.
+_DAMAGED = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    MemoryError,
+    NotImplementedError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def _metric_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """One line per key metric that is there."""
+    mean, std, seeds = (metrics.get(name) for name in ("test_accuracy_mean", "test_accuracy_std", "seeds"))
+    if mean is not None:
+        spread = f" ± {100 * std:.2f}" if std is not None else ""
+        n_seeds = len(seeds) if isinstance(seeds, (list, tuple)) else seeds
+        several = f" (mean{' and standard deviation' if spread else ''} of {n_seeds} seeds)"
+        yield f"Test accuracy      {100 * mean:.2f}{spread} %{several if n_seeds and n_seeds > 1 else ''}"
+    if (shipped := metrics.get("test_accuracy_shipped")) is not None:
+        seed = metrics.get("shipped_seed")
+        yield f"  of these weights {100 * shipped:.2f} %{f' (seed {seed})' if seed is not None else ''}"
+    if (train := metrics.get("train_accuracy")) is not None:
+        yield f"Train accuracy     {100 * train:.2f} % (running mean, last epoch's augmented images)"
+    if (target := metrics.get("target_accuracy")) is not None:
+        verdict = {None: "", True: ", met", False: ", missed"}[metrics.get("target_met")]
+        yield f"Target             {100 * target:.2f} %{verdict}"
+    if (epochs := metrics.get("epochs")) is not None:
+        yield f"Epochs             {epochs:,}"
+    if (device := metrics.get("device")) is not None:
+        yield f"Device             {device}"
+    if (wall_s := metrics.get("wall_s")) is not None:
+        yield f"Wall time          {wall_s:,.0f} s"
+
+
+def _write_networks(folder: Path, candidate: Candidate, network: Network) -> None:
+    """weights.pt and model.pt2. The module is built anew: whatever lies beside the weights in the
+    trained one (device, memory format, training mode) must not leak into the export."""
+    import torch
+
+    from study.model.network import Deployable, build
+
+    shipped = build(candidate.architecture, seed=0)
+    shipped.load_state_dict({name: tensor.detach().cpu() for name, tensor in network.state_dict().items()})
+    shipped.eval().requires_grad_(False)
+    torch.save(shipped.state_dict(), folder / WEIGHTS)
+    deployable = Deployable(shipped).eval().requires_grad_(False)
+    _export(folder / MODEL, deployable, candidate.architecture.in_channels, candidate.architecture.image_size)
+
+
+def _export(file: Path, module: torch.nn.Module, channels: int, side: int) -> None:
+    import torch
+
+    images = torch.rand(max(_CHECKED_BATCHES), channels, side, side, generator=torch.Generator().manual_seed(0))
+    batch = torch.export.Dim("batch", min=1)
+    # The example has two images: torch treats a dimension of one as a constant.
+    program = torch.export.export(module, (images[:2],), dynamic_shapes={"x": {0: batch}})
+    torch.export.save(program, file)
+    loaded = torch.export.load(file).module()
+    for n_images in _CHECKED_BATCHES:
+        with torch.inference_mode():
+            found, expected = loaded(images[:n_images]), module(images[:n_images])
+        if not torch.allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE):
+            worst = float((found - expected).abs().max())
+            raise RuntimeError(f"The exported program differs from the network by {worst:.3g} at {n_images=}.")
+
+
+def _write_confusion(file: Path, confusion: np.ndarray) -> None:
+    from study.data.cifar10 import CLASSES
+
+    names = CLASSES[: len(confusion)]
+    with file.open("w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(("true \\ predicted", *names))
+        for name, row in zip(names, confusion.tolist(), strict=True):
+            writer.writerow((name, *row))
+
+
+@contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill, which then takes the place of `folder`.
+
+    Readers find the old bundle or the new one. Should the program die between the two renames, both
+    lie complete beside `folder`.
+    """
+    folder = folder.resolve()
+    new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"A bundle is a folder, and {str(folder)!r} is a file. Name another place.")
+    try:
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        try:
+            yield new
+            if folder.exists():
+                folder.rename(old)
+            try:
+                new.rename(folder)
+            except OSError:
+                if old.exists():
+                    old.rename(folder)
+                raise
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        if old.exists():
+            for kept in old.iterdir():
+                if kept.name not in FILES:
+                    kept.rename(folder / kept.name)
+            shutil.rmtree(old)
+    except OSError as error:
+        raise UserError(f"The bundle cannot be written to {str(folder)!r}: {error}. Name another place.") from error
+
+
+def _write_json(file: Path, data: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    file = _require(folder, name)
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 are ValueErrors
+        raise UserError(f"{str(file)!r} cannot be read: {_one_line(error)}. {_AGAIN}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{str(file)!r} must hold a JSON object, not a {type(data).__name__}. {_AGAIN}")
+    return data
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    import torch
+
+    file = _require(folder, WEIGHTS)
+    try:
+        with zipfile.ZipFile(file) as archive:  # torch.load does not compare the checksums it writes
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile("a checksum does not match")
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except _DAMAGED as error:
+        raise UserError(f"{str(file)!r} is damaged or no file of weights. {_AGAIN}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{str(file)!r} must hold a state dict, and holds something else. {_AGAIN}")
+    return state
+
+
+def _require(folder: Path, name: str) -> Path:
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else "does not exist"
+        raise UserError(f"A bundle is a folder with {CANDIDATE}, and {str(folder)!r} {found}. {_MAKE}")
+    file = folder / name
+    if not file.is_file():
+        raise UserError(f"A bundle must hold {name}, and {str(folder)!r} does not. {_MAKE}")
+    return file
+
+
+_MAKE = "Write one with python -m study.retrain, or name its folder."
+
+
+def _indented(code: str) -> str:
+    return "\n".join(f"    {line}" for line in code.splitlines())
+
+
+def _one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__).rstrip(".")

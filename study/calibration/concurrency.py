@@ -1,0 +1,195 @@
+"""How many trials at once this machine finishes fastest: measured, not guessed.
+
+Small networks leave a GPU idle between kernels, and threads that wait for each other at the end of every
+small operation leave cores idle. Several trainings at once fill these gaps, until they get in each
+other's way. Measured once on a machine (some seconds in all), kept in the user's cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import multiprocessing
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import dataclass
+from multiprocessing.managers import SyncManager
+from threading import BrokenBarrierError
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from search_spaces.architecture import identifier
+from search_spaces.reference import REFERENCE
+from study.errors import CaptureFailed, TrialFailed
+from study.machine import cache
+from study.machine.hardware import hardware, n_cores, n_loaders, versions
+from study.machine.processes import end_with_parent
+
+if TYPE_CHECKING:
+    from study.training.loop import Training
+
+N_IMAGES = 12_800
+PATIENCE_S = 60.0
+"""For the others to be ready."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """How long trainings at once are watched.
+
+    Attributes:
+        warm_s: Seconds before, in which what was prepared ahead is used up.
+        watched_s: Seconds that count.
+        n_rounds: How often every number takes its turn; its best round counts, since neighbours only ever add time.
+    """
+
+    warm_s: float
+    watched_s: float
+    n_rounds: int
+
+
+# Beside a GPU every second counts: it trains some hundred steps in one.
+WINDOWS = {"cpu": Window(1.0, 2.5, 2), "cuda": Window(0.2, 0.5, 1)}
+
+MOST = 8
+WORTH = 1.05
+"""A larger number must be faster by this factor: every trial more at once is one that its sampler
+knows nothing about."""
+
+
+def best_jobs(device: str, precision: str) -> tuple[int, dict[int, float]]:
+    """The number of trials at once, and the images per second of all together for every number tried."""
+    measured = rates(device, precision)
+    return choose(measured), measured
+
+
+def choose(measured: Mapping[int, float]) -> int:
+    """The smallest number that no larger one beats by the factor WORTH."""
+    best = min(measured)
+    for jobs in sorted(measured):
+        if measured[jobs] > WORTH * measured[best]:
+            best = jobs
+    return best
+
+
+def rates(device: str, precision: str) -> dict[int, float]:
+    """Images per second by number of trainings at once, from the cache or measured now."""
+    known = known_rates(device, precision)
+    if known:
+        return known
+    print("Measuring once how many trainings at once are fastest here (some seconds)", flush=True)
+    numbers = candidates(n_cores(), device)
+    while True:
+        try:
+            measured = measure(device, precision, numbers)
+            break
+        except (BrokenProcessPool, BrokenBarrierError, TrialFailed, CaptureFailed):
+            if len(numbers) == 1:
+                raise
+            numbers = numbers[:-1]  # most likely too many for the memory
+    cache.keep(_name(device, precision), {str(jobs): rate for jobs, rate in measured.items()})
+    return measured
+
+
+def known_rates(device: str, precision: str) -> dict[int, float]:
+    """What was measured on this machine before; empty if nothing was."""
+    try:
+        return {int(jobs): float(rate) for jobs, rate in cache.recall(_name(device, precision)).items()}
+    except (AttributeError, ValueError, TypeError):
+        return {}
+
+
+def candidates(cores: int, device: str) -> list[int]:
+    """Powers of two: on a CPU up to a core each, on a GPU with a core for the augmentation besides."""
+    most = min(MOST, cores if device == "cpu" else max(1, cores // 2))
+    return [2**power for power in range(MOST.bit_length()) if 2**power <= most]
+
+
+def measure(device: str, precision: str, numbers: Sequence[int], window: Window | None = None) -> dict[int, float]:
+    """Images per second by number of trainings at once, each in its turn.
+
+    Raises:
+        BrokenProcessPool: A training was killed; most likely memory ran out.
+        BrokenBarrierError, TrialFailed, CaptureFailed: One could not begin.
+    """
+    window = window or WINDOWS[device]
+    found = dict.fromkeys(numbers, 0.0)
+    with trainings(device, precision, max(numbers)) as at_once:
+        for _ in range(window.n_rounds):
+            for jobs in numbers:
+                found[jobs] = max(found[jobs], at_once(jobs, window))
+    return found
+
+
+@contextlib.contextmanager
+def trainings(device: str, precision: str, most: int) -> Iterator[Any]:
+    """Up to `most` trainings of the reference network, each in a process of its own, started and made ready once.
+
+    Yields:
+        A function of a number and a window: images per second of so many at once, all together, augmentation
+        included.
+    """
+    context = multiprocessing.get_context("spawn")
+    manager = SyncManager(ctx=context)
+    manager.start(end_with_parent)
+    with manager, ProcessPoolExecutor(most, context, end_with_parent) as pool:
+
+        def at_once(jobs: int, window: Window) -> float:
+            barrier = manager.Barrier(jobs)  # a process that waits takes no second task
+            found = [pool.submit(_train, device, precision, jobs, window, barrier) for _ in range(jobs)]
+            return sum(future.result() for future in found)
+
+        at_once(most, Window(0.0, 0.0, 1))
+        yield at_once
+
+
+def _train(device: str, precision: str, jobs: int, window: Window, barrier: Any) -> float:
+    import torch
+
+    from study.data.augmentation import AugmentedBatches, training_order
+    from study.data.batches import batches
+
+    torch.set_num_threads(max(1, n_cores() // jobs))
+    training = _ready(device, precision)
+    size, every = REFERENCE.optimisation.batch_size, 1 if device == "cpu" else 16
+    source = AugmentedBatches(training.images, REFERENCE.augmentation, seed=0)
+    order = training_order(N_IMAGES, size, seed=0, epochs=1_000_000)
+    with closing(batches(source, order, device, n_loaders(device, jobs))) as given:
+
+        def images_per_second(seconds: float) -> float:
+            started, n_steps = time.perf_counter(), 0
+            while n_steps == 0 or time.perf_counter() - started < seconds:
+                for _ in range(every):
+                    training.train_on(next(given), 0.01, 0.01)
+                n_steps += every
+                if device == "cuda":
+                    torch.cuda.synchronize()
+            return n_steps * size / (time.perf_counter() - started)
+
+        images_per_second(0.0)
+        barrier.wait(timeout=PATIENCE_S)
+        images_per_second(window.warm_s)
+        return images_per_second(window.watched_s)
+
+
+@functools.cache
+def _ready(device: str, precision: str) -> Training:
+    """This process's training: a GPU captures it once."""
+    from study.data.cifar10 import Images
+    from study.training.loop import Training
+    from study.training.records import TrainingConfig
+
+    rng = np.random.default_rng(0)
+    images = Images(rng.integers(0, 256, (N_IMAGES, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, N_IMAGES))
+    training = Training(REFERENCE, images, TrainingConfig(1, 0, device, precision), None)
+    training.network.train()
+    training.prepare()
+    return training
+
+
+def _name(device: str, precision: str) -> str:
+    return f"jobs-{identifier([hardware(device), versions(), precision])}"

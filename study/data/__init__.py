@@ -1,0 +1,1 @@
+"""The data set, its split, and augmented batches of it."""

@@ -1,0 +1,1 @@
+"""This machine: cores and GPUs, memory, processes, folders, what was measured here."""

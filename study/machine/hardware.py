@@ -1,0 +1,99 @@
+"""What this machine has: cores, GPUs, memory, versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from study.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+
+def n_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def n_loaders(device: str, jobs: int) -> int:
+    """Augmenting processes for each of `jobs` trainings at once.
+
+    On a CPU they and the training itself use the same cores, but never at once (`study.data.batches`).
+    """
+    beside = n_cores() // jobs - 1
+    return max(0, beside) if device == "cpu" else max(1, beside)
+
+
+def resolve_device(asked: str) -> str:
+    """ "cuda" or "cpu".
+
+    Raises:
+        UserError: CUDA is asked for and there is none.
+    """
+    if asked == "cpu":
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if asked == "cuda":
+        raise UserError("--device cuda needs a CUDA device, and torch finds none. Use --device cpu or auto.")
+    return "cpu"
+
+
+def gpus(device: str) -> list[str]:
+    """The visible GPUs as CUDA_VISIBLE_DEVICES names them; none on a CPU."""
+    if device != "cuda":
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible:
+        return visible.split(",")
+    import torch
+
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
+def hardware(device: str) -> dict[str, Any]:
+    """Names for reports."""
+    found: dict[str, Any] = {"device": device, "cpu": _cpu_name(), "n_cores": n_cores()}
+    if device == "cuda":
+        import torch
+
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Versions that results depend on."""
+    from importlib.metadata import version
+
+    names = ("torch", "torchvision", "albumentations", "optuna", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def memory(device: str) -> dict[str, float]:
+    """MiB that this process holds now: `rss_mib` of main memory, on a GPU `device_mib` allocated there."""
+    found = {}
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        found["rss_mib"] = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    except (OSError, ValueError):  # not Linux
+        pass
+    if device == "cuda":
+        import torch
+
+        found["device_mib"] = torch.cuda.memory_allocated() / 2**20
+    return found
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

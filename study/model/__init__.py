@@ -1,0 +1,1 @@
+"""An architecture as a torch module, and what is read off it."""

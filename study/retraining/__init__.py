@@ -1,0 +1,1 @@
+"""Retraining a candidate on all training images, testing it once."""

@@ -1,0 +1,225 @@
+"""Training seeds to their end: from their checkpoints, several at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from search_spaces.candidate import Candidate
+from search_spaces.teacher import TEACHER
+from study.command_line.wording import duration
+from study.errors import CaptureFailed, StudyFailed
+from study.retraining.interrupts import InterruptFlag
+from study.training.checkpoints import forget_snapshots, load_progress, save_progress
+
+if TYPE_CHECKING:
+    from study.training.records import Progress, Trained, TrainingConfig
+
+
+CHECKPOINT_S = 60
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One training to its end.
+
+    Attributes:
+        candidate, config: What is trained, and how.
+        data, n_train: On the first so many training images of this folder.
+        file: Where it is kept, finished or not.
+        n_threads: Of torch.
+        teacher_file: The finished training of `TEACHER` to learn from, if it learns from one.
+    """
+
+    candidate: Candidate
+    config: TrainingConfig
+    data: str
+    n_train: int
+    file: Path
+    n_threads: int
+    teacher_file: Path | None = None
+
+    def simpler(self, capture: bool = True) -> Seed:
+        """The same training, not compiled, and perhaps not captured."""
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, compiled=False, capture=capture))
+
+
+def seeds_at_once(asked: int | None, n_seeds: int, device: str, precision: str) -> tuple[int, float]:
+    """How many seeds train at once, and how much faster all of them are for it than one after another."""
+    from study.calibration.concurrency import known_rates, rates
+    from study.machine.hardware import n_cores
+
+    if asked is not None:
+        measured = known_rates(device, precision)
+        jobs = min(asked, n_seeds, n_cores())
+    elif n_seeds == 1:
+        return 1, 1.0
+    else:
+        measured = rates(device, precision)
+        possible = [number for number in measured if number <= n_seeds] or [1]
+        # The last round may be a partial one, and takes as long as the others.
+        jobs = min(possible, key=lambda number: (-(-n_seeds // number) * number / measured[number], number))
+    if jobs not in measured or 1 not in measured:
+        # Not measured: seeds at once share the cores of a CPU and gain nothing there.
+        return jobs, 1.0 if device == "cpu" else float(jobs)
+    rounds = -(-n_seeds // jobs)
+    return jobs, n_seeds / (rounds * jobs) * measured[jobs] / measured[1]
+
+
+def train_all(seeds: Sequence[Seed], jobs: int) -> None:
+    """Trains all of `seeds`, `jobs` at a time; where a GPU cannot capture its step, with less of that.
+
+    Raises:
+        TrialFailed, StudyFailed, KeyboardInterrupt: As `_train_together`.
+    """
+    try:
+        if jobs > 1:
+            _train_together(seeds, jobs)
+        else:
+            for seed in seeds:
+                train_seed(seed)
+        return
+    except CaptureFailed as error:
+        print(f"a CUDA graph could not be captured ({error}): goes on without compiling", flush=True)
+    # In other processes: this one's allocator may be out of order. What is finished stays so.
+    try:
+        _train_together([seed.simpler() for seed in seeds], jobs)
+    except CaptureFailed as error:
+        print(f"a CUDA graph could not be captured ({error}): goes on without graphs, slowly", flush=True)
+        _train_together([seed.simpler(capture=False) for seed in seeds], jobs)
+
+
+def _train_together(seeds: Sequence[Seed], jobs: int) -> None:
+    """`train_seed` for each of `seeds`, `jobs` at a time, each in a process that ends with this one.
+
+    Raises:
+        TrialFailed, CaptureFailed: As `train_seed`.
+        StudyFailed: One of the processes was killed.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, once all of them have saved their progress.
+    """
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    from study.machine.processes import end_with_parent
+
+    interrupted = InterruptFlag(pass_on=True)
+    context = multiprocessing.get_context("spawn")
+    try:
+        with interrupted, ProcessPoolExecutor(jobs, context, end_with_parent) as pool:
+            # Round by round: after Ctrl-C none must begin what another left.
+            for start in range(0, len(seeds), jobs):
+                finished = list(pool.map(_trains_to_its_end, seeds[start : start + jobs]))
+                if interrupted.raised or not all(finished):
+                    raise KeyboardInterrupt
+    except BrokenProcessPool as error:
+        if interrupted.raised:  # it was stopped where there was nothing to save yet
+            raise KeyboardInterrupt from error
+        raise StudyFailed(
+            "a process that trains a seed was killed (is there enough memory?); the same command goes on from its "
+            "checkpoint, --jobs 1 needs less"
+        ) from error
+
+
+def _trains_to_its_end(seed: Seed) -> bool:
+    """Whether `train_seed` was not interrupted."""
+    try:
+        train_seed(seed)
+    except KeyboardInterrupt:
+        return False
+    return True
+
+
+def train_seed(seed: Seed) -> None:
+    """Trains one seed to its end, from its file if it was begun before, and leaves the result there.
+
+    Raises:
+        TrialFailed: It diverged or ran out of memory.
+        CaptureFailed: The step cannot be captured on this GPU; this process must train no more.
+        KeyboardInterrupt: Ctrl-C; the progress is saved first.
+    """
+    import numpy as np
+    import torch
+
+    from study.data.cifar10 import load_train
+    from study.training.loop import train
+    from study.training.records import EpochRecord
+
+    config, file = seed.config, seed.file
+    torch.set_num_threads(seed.n_threads)
+    images = load_train(seed.data).take(np.arange(seed.n_train))
+    resume = load_progress(file)
+    forget_snapshots(file, resume)
+    if resume is not None and resume.epoch >= config.epochs:
+        return
+    if resume is not None:
+        print(f"seed {config.seed}: goes on at epoch {resume.epoch + 1}, step {resume.batch + 1}", flush=True)
+    interrupted = InterruptFlag()
+    saved = time.monotonic()
+
+    def on_epoch(record: EpochRecord) -> None:
+        left = (config.epochs - record.epoch - 1) * record.wall_s
+        print(
+            f"seed {config.seed} epoch {record.epoch + 1}/{config.epochs}: train loss {record.train_loss:.3f}, "
+            f"accuracy {100 * record.train_accuracy:.2f}%, {record.wall_s:.0f} s; {duration(left)} left",
+            flush=True,
+        )
+
+    def on_checkpoint(capture: Callable[[], Progress]) -> None:
+        nonlocal saved
+        if not interrupted.raised and time.monotonic() - saved < CHECKPOINT_S:
+            return
+        save_progress(capture(), file)
+        saved = time.monotonic()
+        if interrupted.raised:
+            print(f"seed {config.seed}: stopped; the same command goes on from here", flush=True)
+            raise KeyboardInterrupt
+
+    teacher = None
+    if seed.teacher_file is not None:
+        from study.model.network import build
+
+        finished = load_progress(seed.teacher_file)
+        if finished is None:
+            raise StudyFailed(f"the teacher in {seed.teacher_file} cannot be read; run the same command again.")
+        teacher = build(TEACHER.architecture)
+        teacher.load_state_dict(finished.ema)
+    with interrupted:
+        trained = train(seed.candidate, images, config, None, on_epoch, resume, on_checkpoint, teacher)
+    save_progress(_finished(trained, config.epochs), file)
+
+
+def checkpoint_name(
+    candidate: Candidate, config: TrainingConfig, n_train: int, teacher_file: Path | None = None
+) -> str:
+    """Names a checkpoint by everything that its training depends on."""
+    from search_spaces.architecture import identifier
+    from study.storage.config import AUGMENTATION_ORDER
+
+    what = [
+        candidate.to_json(),
+        config.epochs,
+        config.seed,
+        config.precision,
+        config.n_snapshots,
+        n_train,
+        AUGMENTATION_ORDER,
+        *([teacher_file.stem] if teacher_file is not None else []),
+    ]
+    return f"{candidate.candidate_id}-seed{config.seed}-{identifier(what)}"
+
+
+def _finished(trained: Trained, epochs: int) -> Progress:
+    from study.training.records import Progress
+
+    return Progress(
+        epoch=epochs,
+        ema=trained.ema.state_dict(),
+        records=trained.records,
+        snapshots=trained.snapshots,
+        compiled=trained.compiled,
+    )

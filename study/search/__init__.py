@@ -1,0 +1,1 @@
+"""Searching: samplers, pruners, trials, and the supervisor that keeps workers busy."""

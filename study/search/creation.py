@@ -1,0 +1,204 @@
+"""A study is found, with the settings that are asked for, or made."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import warnings
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from search_spaces.constraints import Clock, InfeasibleError, Limits
+from search_spaces.cost import CostModel
+from search_spaces.reference import REFERENCE_ARCHITECTURE
+from search_spaces.space import Params, SearchSpace
+from study.errors import UserError
+from study.search.plan import SearchPlan
+from study.storage.config import DEFAULT_TARGET
+
+if TYPE_CHECKING:
+    import optuna
+
+    from study.calibration.prices import Calibration
+    from study.storage.config import StudyConfig
+
+
+N_FEASIBILITY_SAMPLES = 100
+FIDELITY = {
+    # device: (epochs, training images) of a trial
+    "cpu": (6, 15_000),
+    "cuda": (16, 45_000),
+}
+_ATTRIBUTES = frozenset({"cost_model", "hardware", "versions", "created", "target_accuracy", "rerank_of", "given"})
+"""What a new study is given before its configuration, which makes it whole."""
+
+
+def refuse_early(plan: SearchPlan) -> None:
+    """Refuses what can be refused without the storage, the data or a calibration.
+
+    Raises:
+        UserError: There is no such space, sampler or pruner, or there are not so many images.
+    """
+    from study.data.cifar10 import N_SEARCH, N_VALIDATION, check_sizes
+    from study.search.pruning import default_pruner
+    from study.search.sampling import DEFAULT_SAMPLER, check_names
+    from study.storage.config import open_space
+
+    open_space(plan.space)
+    check_sizes(plan.settings.get("train_images", N_SEARCH), plan.settings.get("val_images", N_VALIDATION))
+    sampler = plan.settings.get("sampler", DEFAULT_SAMPLER)
+    check_names(sampler, plan.settings.get("pruner", default_pruner(sampler)))
+
+
+def find_study(plan: SearchPlan) -> tuple[optuna.Study, optuna.storages.RDBStorage] | None:
+    """The stored study, if there is one and the plan agrees with it.
+
+    Raises:
+        UserError: It was made with other settings.
+    """
+    import optuna
+
+    from study.storage.config import open_space
+    from study.storage.database import config_of, open_storage, sqlite_file
+
+    file = sqlite_file(plan.url)
+    if file is not None and not file.exists():
+        return None
+    storage = open_storage(plan.url)
+    if plan.name not in [study.study_name for study in storage.get_all_studies()]:
+        return None
+    study = optuna.load_study(study_name=plan.name, storage=storage)
+    if "config" not in study.user_attrs and set(study.user_attrs) <= _ATTRIBUTES and not study.trials:
+        # A kill in the moment of its creation left it half made; nothing is lost with it.
+        optuna.delete_study(study_name=plan.name, storage=storage)
+        return None
+    stored = config_of(study)
+    asked = dataclasses.replace(
+        stored,
+        **plan.settings,
+        limits=dataclasses.replace(stored.limits, **plan.limits),
+        space_version=open_space(stored.space).version,
+    )
+    differences = stored.differences(asked)
+    if differences:
+        raise UserError(
+            f"The study {plan.name!r} was made with other settings ({'; '.join(differences)}). "
+            "Leave them out to go on with it, or choose another --study-name."
+        )
+    if plan.target_accuracy is not None:
+        study.set_user_attr("target_accuracy", plan.target_accuracy)
+    return study, storage
+
+
+def create_study(
+    plan: SearchPlan, device: str, calibration: Calibration
+) -> tuple[optuna.Study, optuna.storages.RDBStorage]:
+    """The study of `plan`, new, with the defaults of `device` for what the user left open.
+
+    Raises:
+        UserError: Nothing can meet its limits, the storage cannot be used, or another process was faster.
+    """
+    from study.data.cifar10 import N_VALIDATION
+    from study.search.pruning import default_pruner
+    from study.search.sampling import DEFAULT_SAMPLER
+    from study.storage.config import StudyConfig, open_space
+
+    epochs, train_images = FIDELITY[device]
+    space = open_space(plan.space)
+    defaults: dict[str, Any] = {
+        "space": space.name,
+        "epochs": epochs,
+        "train_images": train_images,
+        "val_images": N_VALIDATION,
+        "seed": 0,
+        "pruner": default_pruner(plan.settings.get("sampler", DEFAULT_SAMPLER)),
+        "sampler": DEFAULT_SAMPLER,
+        "precision": calibration.precision,
+    }
+    limits = dataclasses.replace(Limits(), **plan.limits)
+    config = StudyConfig(**(defaults | dict(plan.settings)), space_version=space.version, limits=limits)
+    if device == "cpu" and limits.max_epoch_s is None:
+        reference = calibration.cost.epoch_seconds(REFERENCE_ARCHITECTURE, config.train_images, config.val_images)
+        limits = dataclasses.replace(limits, max_epoch_s=round(space.cpu_epoch_factor * reference, 1) or 0.1)
+        config = dataclasses.replace(config, limits=limits)
+    refuse_impossible(space, config, calibration.cost)
+    return new_study(plan.url, plan.name, config, calibration, plan.target_accuracy or DEFAULT_TARGET)
+
+
+def new_study(
+    url: str, name: str, config: StudyConfig, calibration: Calibration, target_accuracy: float, **more: Any
+) -> tuple[optuna.Study, optuna.storages.RDBStorage]:
+    """An empty study with our direction, metric and configuration, and `more` user attributes.
+
+    Raises:
+        UserError: The storage cannot be used, or another process was faster.
+    """
+    import optuna
+
+    from study.machine.hardware import versions
+    from study.reporting.dashboard import publish_study
+    from study.storage.database import METRIC, open_storage
+
+    storage = open_storage(url)
+    try:
+        study = optuna.create_study(study_name=name, storage=storage, direction="maximize")
+    except optuna.exceptions.DuplicatedStudyError as error:
+        raise UserError(
+            f"The study {name!r} was just created by another process. Run the same command again to join it."
+        ) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names([METRIC])
+    for key, value in {
+        "cost_model": calibration.cost.to_json(),
+        "hardware": calibration.hardware,
+        "versions": versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "target_accuracy": target_accuracy,
+        **more,
+        "config": config.to_json(),  # last: a study that has it is whole
+    }.items():
+        study.set_user_attr(key, value)
+    publish_study(study)
+    return study, storage
+
+
+def expected_seconds(config: StudyConfig, cost: CostModel) -> float:
+    """Predicted seconds of an average trial: the reference's time, less what pruning usually saves."""
+    share = 1.0 if config.pruner == "none" else 0.5
+    epoch = cost.epoch_seconds(REFERENCE_ARCHITECTURE, config.train_images, config.val_images)
+    return share * config.epochs * epoch
+
+
+def anchors(space: SearchSpace, config: StudyConfig, cost: CostModel) -> list[tuple[str, Params]]:
+    """The named points that the first slots run, unrepaired under these limits."""
+    clock = Clock(cost, config.train_images, config.val_images)
+    usable = []
+    for name, params in space.anchors(config.limits).items():
+        decoded = space.decode(params, config.limits, clock)
+        # A network with a name of its own must be that network, not what the limits leave of it.
+        unlimited = dataclasses.replace(config.limits, max_epoch_s=None, max_macs=None)
+        if name == "default" or decoded.candidate == space.decode(params, unlimited).candidate:
+            usable.append((name, params))
+    return usable
+
+
+def refuse_impossible(space: SearchSpace, config: StudyConfig, cost: CostModel) -> None:
+    """Refuses limits that no candidate of the space can meet.
+
+    Raises:
+        UserError: Neither the default nor any of many samples meets them; names the broken limit.
+    """
+    clock = Clock(cost, config.train_images, config.val_images)
+    rng = random.Random(config.seed)
+    last: InfeasibleError | None = None
+    for params in (*space.anchors(config.limits).values(), *(space.sample(rng) for _ in range(N_FEASIBILITY_SAMPLES))):
+        try:
+            space.decode(params, config.limits, clock)
+            return
+        except InfeasibleError as error:
+            last = error
+    assert last is not None
+    raise UserError(
+        f"No candidate of the space {space.name!r} can meet these limits; the smallest one has: {last}. Relax them."
+    )

@@ -1,0 +1,58 @@
+"""What a search is asked to do: made once from a command's options, handed on, never changed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """A study to bring to its end.
+
+    Attributes:
+        url, name: Storage and name of the study.
+        out: Its folder.
+        space: What a new study searches.
+        settings: Fields of its fingerprint that the user gave; an existing study must agree with them.
+        limits: Limits that the user gave; likewise.
+        trials: Finished trials to reach.
+        jobs: Trials at once; None: as many as are measured to be fastest.
+        timeout_s: No trial is started after so long; None: whenever.
+        device: "auto", "cpu" or "cuda".
+        data: Folder with the data set; None: where it is looked for.
+        target_accuracy: Test accuracy to pass, a fraction; None: as stored, or the default.
+        next_command: What the user is told to do next.
+    """
+
+    url: str
+    name: str
+    out: Path
+    space: str
+    next_command: str
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    limits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    trials: int = 50
+    jobs: int | None = None
+    timeout_s: float | None = None
+    device: str = "auto"
+    data: str | None = None
+    target_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Given:
+    """A candidate that a slot is to train, instead of sampling one.
+
+    Attributes:
+        name: For people; stored as the trial's anchor.
+        params: Its parameters in the space.
+        candidate: The candidate itself, as JSON.
+    """
+
+    name: str
+    params: dict[str, Any]
+    candidate: dict[str, Any]

@@ -1,0 +1,80 @@
+"""How a search goes on: a bar on a terminal, a line per trial elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from study.command_line.wording import duration, percent
+from study.errors import UserError
+
+if TYPE_CHECKING:
+    import optuna
+
+    from study.search.workers import Ended
+
+
+class Progress:
+    """A progress bar on a terminal, a line per trial elsewhere."""
+
+    def __init__(self, study: optuna.Study, wanted: int, n_finished: int) -> None:
+        from tqdm import tqdm
+
+        from study.storage.database import best_trial
+
+        self.wanted, self.n_finished, self.n_before = wanted, n_finished, n_finished
+        self.started = time.monotonic()
+        try:
+            self.best: float | None = best_trial(study).value
+        except UserError:
+            self.best = None
+        self.bar = (
+            tqdm(total=wanted, initial=min(wanted, n_finished), unit="trial", dynamic_ncols=True)
+            if sys.stderr.isatty()
+            else None
+        )
+
+    def tick(self) -> None:
+        if self.bar is not None:
+            self.bar.refresh()
+
+    def epoch(self, slot: Any, epoch: int, val_accuracy: float) -> None:
+        if self.bar is not None and slot is not None:
+            self.bar.set_postfix_str(
+                f"best {_percent(self.best)}, slot {slot.index} epoch {epoch + 1}: {_percent(val_accuracy)}"
+            )
+
+    def ended(self, slot: int, ended: Ended) -> None:
+        if ended.state == "FAIL":
+            self.write(f"slot {slot}: failed: {ended.reason}")
+            return
+        self.n_finished += 1
+        if ended.state == "COMPLETE" and ended.value is not None:
+            self.best = max(self.best or 0.0, ended.value)
+        if self.bar is not None:
+            self.bar.update(1)
+            self.bar.set_postfix_str(f"best {_percent(self.best)}")
+            return
+        spent = time.monotonic() - self.started
+        left = spent / max(1, self.n_finished - self.n_before) * max(0, self.wanted - self.n_finished)
+        detail = f"{_percent(ended.value)}" + (f", {ended.reason}" if ended.state == "PRUNED" else "")
+        print(
+            f"[{self.n_finished}/{self.wanted}] slot {slot}, trial {ended.trial_number}: {detail}, "
+            f"{ended.wall_s:.0f} s; best {_percent(self.best)}; {duration(left)} left",
+            flush=True,
+        )
+
+    def write(self, line: str) -> None:
+        if self.bar is not None:
+            self.bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _percent(value: float | None) -> str:
+    return "none yet" if value is None else percent(value, 2)

@@ -1,0 +1,129 @@
+"""The best candidates of a study, trained longer in a study of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from search_spaces.candidate import Candidate
+from search_spaces.training_dimensions import lengthened
+from study.errors import UserError
+from study.search.creation import find_study, new_study, refuse_early
+from study.search.plan import Given, SearchPlan
+from study.search.searching import bring_to_end, get_ready
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+
+    from study.calibration.prices import Calibration
+    from study.storage.config import StudyConfig
+
+FIDELITY = {
+    # device: (candidates, epochs); on all images that are not for validation
+    "cpu": (4, 8),
+    "cuda": (8, 80),
+}
+
+
+@dataclass(frozen=True)
+class RerankPlan:
+    """A re-ranking to bring to its end.
+
+    Attributes:
+        search: Of the re-ranking's own study; its number of trials follows from the candidates.
+        source: Name of the study whose candidates they are, in the same storage.
+        top: How many; None: as many as the device affords.
+    """
+
+    search: SearchPlan
+    source: str
+    top: int | None
+
+
+def rerank(plan: RerankPlan) -> int:
+    """Trains the best candidates of the source again. Returns the exit code.
+
+    Raises:
+        UserError: There is no such study, or it has not so many complete trials.
+    """
+    from study.machine.hardware import resolve_device
+    from study.storage.database import config_of, open_study
+
+    source = open_study(plan.search.url, plan.source)
+    best = best_candidates(source, plan.top, FIDELITY[resolve_device(plan.search.device)][0])
+    refuse_early(plan.search)
+    existing = find_study(plan.search)
+    # A single candidate needs no measurement of how many train at once.
+    machine = get_ready(dataclasses.replace(plan.search, trials=len(best)))
+    if existing is None:
+        config = _config(plan.search, config_of(source), machine.device, machine.calibration)
+        more = {"rerank_of": source.study_name, "given": _descriptions(best, config)}
+        target = source.user_attrs["target_accuracy"]
+        study, storage = new_study(plan.search.url, plan.search.name, config, machine.calibration, target, **more)
+    else:
+        study, storage = existing
+        _add_next_best(study, best, plan.top or 0)
+    given: list[dict[str, Any]] = study.user_attrs["given"]
+    candidates = [Given(each["name"], each["params"], each["candidate"]) for each in given]
+    search = dataclasses.replace(plan.search, trials=len(candidates))
+    return bring_to_end(search, machine, study, storage, existing is None, candidates)
+
+
+def best_candidates(study: optuna.Study, asked: int | None, default: int) -> list[FrozenTrial]:
+    """The `asked` best complete trials of different candidates, else as many as there are up to `default`.
+
+    Raises:
+        UserError: There are fewer than asked for, or none.
+    """
+    from study.storage.database import best_trial
+
+    best_trial(study)  # refuses a study without any
+    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+    complete.sort(key=lambda trial: (-(trial.value or 0.0), trial.number))
+    different = list({trial.user_attrs["candidate_id"]: trial for trial in reversed(complete)}.values())[::-1]
+    if asked is not None and asked > len(different):
+        raise UserError(f"--top must not exceed the {len(different)} complete trials of {study.study_name!r}: {asked}.")
+    return different[: asked or default]
+
+
+def _config(plan: SearchPlan, source: StudyConfig, device: str, calibration: Calibration) -> StudyConfig:
+    """The source's, but for the fidelity."""
+    from study.data.cifar10 import N_SEARCH, N_VALIDATION
+
+    return dataclasses.replace(
+        source,
+        epochs=plan.settings.get("epochs", FIDELITY[device][1]),
+        train_images=plan.settings.get("train_images", N_SEARCH),
+        val_images=plan.settings.get("val_images", N_VALIDATION),
+        pruner="none",
+        sampler="random",
+        precision=calibration.precision,
+        limits=dataclasses.replace(source.limits, max_epoch_s=None),  # it was for shorter epochs
+    )
+
+
+def _descriptions(best: Sequence[FrozenTrial], config: StudyConfig) -> list[dict[str, Any]]:
+    """The candidates, augmented as all images of a training, counting repetitions, ask for."""
+    found = []
+    for trial in best:
+        candidate = Candidate.from_json(trial.user_attrs["candidate"])
+        longer = lengthened(candidate.augmentation, config.epochs * config.train_images)
+        candidate = dataclasses.replace(candidate, augmentation=longer)
+        description = {"name": f"trial {trial.number}", "trial": trial.number, "params": trial.params}
+        found.append({**description, "candidate": candidate.to_json()})
+    return found
+
+
+def _add_next_best(study: optuna.Study, best: Sequence[FrozenTrial], top: int) -> None:
+    """What was begun stays; a larger `top` adds the next best."""
+    from study.storage.database import config_of
+
+    known: list[dict[str, Any]] = study.user_attrs["given"]
+    numbers = {given["trial"] for given in known}
+    others = [given for given in _descriptions(best, config_of(study)) if given["trial"] not in numbers]
+    added = others[: max(0, top - len(known))]
+    if added:
+        study.set_user_attr("given", known + added)

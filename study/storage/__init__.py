@@ -1,0 +1,1 @@
+"""Studies in their databases: configuration, trials, slots."""

@@ -1,0 +1,79 @@
+"""One frozen description of a study, stored with it and compared on resume."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from search_spaces import SearchSpace, UnknownSpaceError, get_space
+from search_spaces.constraints import Limits
+from study.data.cifar10 import SPLIT_SEED
+from study.errors import UserError
+
+DEFAULT_TARGET = 0.85
+"""Test accuracy to pass, where the user names no other: the brief's."""
+
+AUGMENTATION_ORDER = "affine,dropout,crop,flip"
+"""The order of `study.data.augmentation`, its moves last; another order is another study."""
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """What decides a study's results: its fingerprint.
+
+    Device, jobs, number of trials, timeout and data folder are not part of it.
+
+    Attributes:
+        space, space_version: What is searched.
+        limits: What every candidate must meet.
+        epochs: Of every trial.
+        train_images, val_images: Sizes of the stratified subsets that trials use.
+        seed: Base of all seeds: a slot's sampler and training are seeded by (seed, slot).
+        pruner, sampler: Names that `study.search.sampling` knows.
+        precision: Of training.
+        split_seed, augmentation_order: Constants of the program that results depend on.
+    """
+
+    space: str
+    space_version: int
+    epochs: int
+    train_images: int
+    val_images: int
+    seed: int
+    pruner: str
+    sampler: str
+    precision: str
+    limits: Limits = field(default_factory=Limits)
+    split_seed: int = SPLIT_SEED
+    augmentation_order: str = AUGMENTATION_ORDER
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> StudyConfig:
+        return cls(**{**data, "limits": Limits(**data["limits"])})
+
+    def differences(self, other: StudyConfig) -> list[str]:
+        """`name: mine -> other's` for every field that differs, limits field by field."""
+        mine, others = _flat(self.to_json()), _flat(other.to_json())
+        return [f"{name}: {mine[name]} -> {others[name]}" for name in mine if mine[name] != others[name]]
+
+
+def _flat(data: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {name: value for name, value in data.items() if name != "limits"}
+    return flat | dict(data["limits"])
+
+
+def open_space(name: str) -> SearchSpace:
+    """The registered space `name`.
+
+    Raises:
+        UserError: There is none.
+    """
+    try:
+        return get_space(name)
+    except UnknownSpaceError as error:
+        raise UserError(str(error)) from error

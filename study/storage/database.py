@@ -1,0 +1,279 @@
+"""Opening Optuna storages safely, and reading studies back.
+
+SQLite under several processes runs queued trials twice with Optuna's defaults. Every connection
+here uses write-ahead logging and starts its transactions with BEGIN IMMEDIATE, so that a reader that
+will write already holds the lock.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.trial import FrozenTrial, TrialState
+
+from search_spaces.candidate import Candidate
+from study.command_line.options import default_space
+from study.errors import UserError
+from study.storage.config import StudyConfig
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+METRIC = "val_accuracy"
+LOCK_TIMEOUT_S = 60
+HEARTBEAT_S = 60
+
+
+def hide_password(url: str) -> str:
+    """The URL, fit to print."""
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):  # ValueError: the port is no number
+        return "<unreadable URL>"
+    if "password" in parsed.query:
+        parsed = parsed.update_query_dict({"password": "***"})
+    return parsed.render_as_string(hide_password=True)
+
+
+def retrain_command(storage: str | None, name: str, out: str | None) -> str:
+    """The retrain of the study `name`, with the options of the storage and the folder as they were given."""
+    words = ["python -m study.retrain"]
+    if storage:
+        words.append(f"--storage {shlex.quote(hide_password(storage))}")
+    if name != default_space():
+        words.append(f"--study-name {shlex.quote(name)}")
+    if out:
+        words.append(f"--out {shlex.quote(out)}")
+    return " ".join(words)
+
+
+def dashboard_command(url: str, artifacts: Path) -> str:
+    """The line to paste to watch the study."""
+    return f'optuna-dashboard "{hide_password(url)}" --artifact-dir "{artifacts}"'
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of a SQLite URL; None for anything else."""
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        return None
+    is_file = parsed.get_backend_name() == "sqlite" and parsed.database and parsed.database != ":memory:"
+    return Path(str(parsed.database)) if is_file else None
+
+
+def open_storage(url: str, must_exist: bool = False) -> optuna.storages.RDBStorage:
+    """Opens the storage at `url`, made ready for several processes.
+
+    Args:
+        url: Any SQLAlchemy URL that Optuna takes.
+        must_exist: Refuse a SQLite file that does not exist instead of creating it.
+
+    Raises:
+        UserError: It cannot be reached, read or used.
+    """
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
+        shown = "what was given" if "@" in url else repr(url)  # it may hold a password
+        raise UserError(f"--storage must be a SQLAlchemy URL such as sqlite:///study.db: {shown} is not.") from error
+    is_sqlite = parsed.get_backend_name() == "sqlite"
+    kwargs: dict[str, Any] = {"pool_pre_ping": True}
+    if is_sqlite:
+        # isolation_level None: transactions are begun by the event below, not by the driver.
+        kwargs = {"connect_args": {"timeout": LOCK_TIMEOUT_S, "isolation_level": None}}
+        if not parsed.database or parsed.database == ":memory:":
+            raise UserError(f"--storage must be a file or a server, which workers can share: {url!r} is in memory.")
+        _check_sqlite_file(Path(parsed.database), must_exist)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats
+            storage = optuna.storages.RDBStorage(
+                url, engine_kwargs=kwargs, heartbeat_interval=HEARTBEAT_S, grace_period=5 * HEARTBEAT_S
+            )
+        if is_sqlite:
+            _lock_early(storage.engine)
+        storage.get_all_studies()
+        return storage
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError, ValueError, AssertionError) as error:
+        cause = str(getattr(error, "orig", None) or error).strip().splitlines()
+        raise UserError(
+            f"The storage {hide_password(url)} cannot be used: {cause[0] if cause else type(error).__name__}. "
+            "Check the URL, that the server runs, and that the file is an Optuna database."
+        ) from error
+
+
+def open_study(url: str, name: str) -> optuna.Study:
+    """An existing study, for reading or retraining.
+
+    Raises:
+        UserError: There is no such storage or study.
+    """
+    storage = open_storage(url, must_exist=True)
+    known = [study.study_name for study in storage.get_all_studies()]
+    if name not in known:
+        there = f"it holds: {', '.join(sorted(known))}" if known else "it holds none"
+        raise UserError(f"No study is called {name!r} in {hide_password(url)}; {there}. Choose with --study-name.")
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def config_of(study: optuna.Study) -> StudyConfig:
+    """The stored fingerprint.
+
+    Raises:
+        UserError: The study was not made by this program.
+    """
+    stored = study.user_attrs.get("config")
+    if not isinstance(stored, dict):
+        raise UserError(f"The study {study.study_name!r} was not made by study.run: it has no configuration.")
+    return StudyConfig.from_json(stored)
+
+
+def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Complete and pruned trials, by number."""
+    return study.get_trials(deepcopy=False, states=FINISHED)
+
+
+def best_trial(study: optuna.Study) -> FrozenTrial:
+    """The complete trial with the highest validation accuracy.
+
+    Raises:
+        UserError: None is complete yet.
+    """
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not complete:
+        raise UserError(f"The study {study.study_name!r} has no complete trial yet. Run python -m study.run first.")
+    return max(complete, key=lambda trial: (trial.value, -trial.number))
+
+
+def get_trial(study: optuna.Study, number: int) -> FrozenTrial:
+    """Trial `number`, which must hold a candidate.
+
+    Raises:
+        UserError: There is none, or it failed before it had a candidate.
+    """
+    trials = study.get_trials(deepcopy=False)
+    if not trials:
+        raise UserError(f"The study {study.study_name!r} has no trial yet. Run python -m study.run first.")
+    if not 0 <= number < len(trials):
+        raise UserError(f"--trial must be between 0 and {len(trials) - 1} in {study.study_name!r}: {number}.")
+    if "candidate" not in trials[number].user_attrs:
+        raise UserError(f"Trial {number} ended before it had a candidate. Choose another with --trial.")
+    return trials[number]
+
+
+def candidate_of(trial: FrozenTrial) -> Candidate:
+    """The candidate stored with a trial."""
+    return Candidate.from_json(trial.user_attrs["candidate"])
+
+
+def study_attributes(study: optuna.Study, prefix: str) -> dict[str, Any]:
+    """The study's system attributes whose names begin with `prefix`.
+
+    Optuna reads all of them or none, and the dashboard keeps every trial's note there: at thousands of
+    trials that takes a second.
+    """
+    backend = getattr(study._storage, "_backend", None)
+    if not isinstance(backend, optuna.storages.RDBStorage):
+        found = study._storage.get_study_system_attrs(study._study_id)
+        return {key: value for key, value in found.items() if key.startswith(prefix)}
+    table = sqlalchemy.table("study_system_attributes", *map(sqlalchemy.column, ("study_id", "key", "value_json")))
+    wanted = sqlalchemy.select(table.c.key, table.c.value_json).where(
+        table.c.study_id == study._study_id, table.c.key.startswith(prefix, autoescape=True)
+    )
+    with backend.engine.connect() as connection:
+        rows = connection.execute(wanted).all()
+    # SQLite's LIKE takes A for a.
+    return {key: json.loads(value) for key, value in rows if key.startswith(prefix)}
+
+
+def set_attributes(trial: optuna.Trial, user: Mapping[str, Any], constraints: Mapping[str, float]) -> None:
+    """Stores user attributes and constraints of a running trial in one transaction, instead of one each.
+
+    Args:
+        trial: The trial.
+        user: What `trial.set_user_attr` would be given; none of them may be stored yet.
+        constraints: What `trial.set_constraint` would be given; likewise.
+    """
+    backend = getattr(trial.study._storage, "_backend", None)
+    if not isinstance(backend, optuna.storages.RDBStorage):
+        for name, value in user.items():
+            trial.set_user_attr(name, value)
+        for name, value in constraints.items():
+            trial.set_constraint(name, value)
+        return
+    system = {f"constraints:{name}": value for name, value in constraints.items()}
+    with backend.engine.begin() as connection:
+        for name, attributes in (("trial_user_attributes", user), ("trial_system_attributes", system)):
+            table = sqlalchemy.table(name, *map(sqlalchemy.column, ("trial_id", "key", "value_json")))
+            rows = [
+                {"trial_id": trial._trial_id, "key": key, "value_json": json.dumps(value)}
+                for key, value in attributes.items()
+            ]
+            if rows:
+                connection.execute(sqlalchemy.insert(table), rows)
+
+
+def checkpoint_sqlite(storage: optuna.storages.RDBStorage) -> None:
+    """Moves the newest commits from the write-ahead log into the file, so that a plain copy is whole."""
+    if storage.engine.dialect.name == "sqlite":
+        with storage.engine.connect() as connection:
+            connection.connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore[union-attr]
+
+
+def _lock_early(engine: sqlalchemy.Engine) -> None:
+    @sqlalchemy.event.listens_for(engine, "connect")
+    def on_connect(connection: Any, _: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.close()
+
+    @sqlalchemy.event.listens_for(engine, "begin")
+    def on_begin(connection: sqlalchemy.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    engine.dispose()  # connections opened before the events must not be used again
+
+
+_NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "ceph", "lustre", "9p"})
+
+
+def _check_sqlite_file(file: Path, must_exist: bool) -> None:
+    if must_exist and not file.exists():
+        raise UserError(
+            f"There is no study at {str(file)!r}. Start one with python -m study.run, or name another --storage."
+        )
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The folder of the storage cannot be made: {error}. Name another --storage or --out."
+        ) from error
+    if _file_system(file.parent) in _NETWORK_FILE_SYSTEMS:
+        raise UserError(
+            f"SQLite cannot lock on a network file system: {str(file)!r}. "
+            "Use a local folder, or PostgreSQL: --storage postgresql+psycopg://user@host/database."
+        )
+
+
+def _file_system(folder: Path) -> str:
+    """Type of the file system that holds `folder`, from Linux's mount table; empty elsewhere."""
+    try:
+        lines = Path("/proc/mounts").read_text().splitlines()
+    except OSError:
+        return ""
+    target = str(folder.resolve())
+    best, kind = "", ""
+    for line in lines:
+        _, mount, found, *_ = line.split(" ")
+        mount = mount.replace("\\040", " ")
+        inside = target == mount or target.startswith(mount.rstrip("/") + "/")
+        if inside and len(mount) >= len(best):
+            best, kind = mount, found
+    return kind

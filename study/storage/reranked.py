@@ -1,0 +1,25 @@
+"""Where the longer training of a study's best candidates is found."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import optuna
+
+
+def rerank_name(study_name: str) -> str:
+    """Name of the study that re-ranks the candidates of another."""
+    return f"{study_name}-rerank"
+
+
+def find_rerank(study: optuna.Study) -> optuna.Study | None:
+    """The re-ranking of `study`, if it has a finished trial."""
+    import optuna
+
+    name = rerank_name(study.study_name)
+    if name not in optuna.get_all_study_names(study._storage):
+        return None
+    found = optuna.load_study(study_name=name, storage=study._storage)
+    complete = found.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    return found if complete and "given" in found.user_attrs else None

@@ -1,0 +1,1 @@
+"""Training one candidate. Knows no Optuna and no storage."""

@@ -1,0 +1,357 @@
+"""The bundle: what is written can be used, what is damaged is named, nothing is left half written."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from search_spaces.architecture import Architecture, Conv, Residual
+from search_spaces.candidate import Candidate
+from search_spaces.layer_table import layer_table
+from search_spaces.reference import REFERENCE_ARCHITECTURE
+from study.bundle import figures as bundle_figures
+from study.bundle.files import FILES, LOAD_MODEL, LOAD_WEIGHTS, load_bundle, load_candidate, write_bundle
+from study.data.cifar10 import CLASSES, Images
+from study.errors import UserError
+from study.model.network import Deployable, Network, build
+from study.training.evaluation import evaluate
+
+TINY = Candidate(
+    Architecture(
+        (
+            Conv(4, stride=2),
+            Residual((Conv(4, dilation=2), Conv(4, separable=True, bias=True, activation=False))),
+            Conv(8, stride=2),
+        )
+    )
+)
+METRICS: dict[str, Any] = {
+    "candidate_id": TINY.candidate_id,
+    "seeds": [0, 1],
+    "epochs": 2,
+    "test_accuracy": [0.125, 0.25],
+    "test_accuracy_mean": 0.1875,
+    "test_accuracy_std": 0.0625,
+    "shipped_seed": 0,
+    "test_accuracy_shipped": 0.125,
+    "train_accuracy": 0.5,
+    "target_accuracy": 0.85,
+    "target_met": False,
+    "device": "cpu",
+    "wall_s": 12.5,
+}
+CURVES: list[dict[str, Any]] = [
+    {"epoch": 0, "train_loss": 2.3, "train_accuracy": 0.1, "test_loss": None, "test_accuracy": None},
+    {"epoch": 1, "train_loss": 2.1, "train_accuracy": 0.5, "test_loss": 2.2, "test_accuracy": 0.125},
+]
+
+
+def make_images(n_images: int = 40) -> Images:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (n_images, 32, 32, 3), dtype=np.uint8)
+    return Images(pixels, np.arange(n_images) % len(CLASSES))
+
+
+def make_network(candidate: Candidate = TINY) -> Network:
+    """Random weights whose norms have seen images, so that no buffer is at its initial value."""
+    network = build(candidate.architecture, seed=1)
+    network.train()
+    with torch.no_grad():
+        network(torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    return network.eval()
+
+
+def write(folder: Path, candidate: Candidate = TINY, metrics: dict[str, Any] | None = None) -> Network:
+    network, images = make_network(candidate), make_images()
+    write_bundle(
+        folder,
+        candidate,
+        network,
+        METRICS if metrics is None else metrics,
+        CURVES,
+        images,
+        evaluate(network, images, "cpu")[1],
+    )
+    return network
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Network]:
+    folder = tmp_path_factory.mktemp("bundle") / "deep" / "best"
+    return folder, write(folder)
+
+
+@pytest.fixture
+def copy(written: tuple[Path, Network], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written[0], tmp_path / "best"))
+
+
+def test_holds_every_file_and_nothing_beside_it(written: tuple[Path, Network]) -> None:
+    folder, _ = written
+    assert sorted(os.listdir(folder)) == sorted(FILES)
+    assert os.listdir(folder.parent) == ["best"]
+
+
+def test_round_trip(written: tuple[Path, Network]) -> None:
+    folder, network = written
+    bundle = load_bundle(folder)
+    assert (bundle.folder, bundle.candidate, bundle.metrics) == (folder, TINY, METRICS)
+    assert not bundle.network.training
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(bundle.network.state_dict()[name], tensor), name
+    assert load_candidate(folder) == TINY
+
+
+def test_the_caller_s_network_is_left_alone(tmp_path: Path) -> None:
+    network = make_network().to(memory_format=torch.channels_last)
+    images = make_images()
+    network.train()
+    write_bundle(tmp_path / "best", TINY, network, METRICS, CURVES, images, np.zeros((len(images), 10)))
+    assert network.training
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert not load_bundle(tmp_path / "best").network.training
+
+
+@pytest.mark.parametrize("n_images", [1, 2, 7, 33])
+def test_exported_program_takes_any_batch(written: tuple[Path, Network], n_images: int) -> None:
+    folder, network = written
+    images = torch.rand(n_images, 3, 32, 32)
+    with torch.inference_mode():
+        found = torch.export.load(folder / "model.pt2").module()(images)
+        torch.testing.assert_close(found, Deployable(network)(images), rtol=1e-4, atol=1e-4)
+
+
+def test_exported_program_agrees_with_evaluation(written: tuple[Path, Network]) -> None:
+    folder, network = written
+    images = make_images()
+    batch = torch.from_numpy(images.pixels).permute(0, 3, 1, 2).float() / 255
+    with torch.inference_mode():
+        found = torch.export.load(folder / "model.pt2").module()(batch).numpy()
+    np.testing.assert_allclose(found, evaluate(network, images, "cpu")[1], rtol=1e-3, atol=1e-4)
+
+
+def test_writing_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: Any) -> None:
+    write(tmp_path / "best")
+    assert capfd.readouterr() == ("", "")
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+@pytest.mark.parametrize("code", [LOAD_MODEL, LOAD_WEIGHTS])
+def test_summary_s_code_runs(written: tuple[Path, Network], code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _ = written
+    text = (folder / "summary.txt").read_text()
+    assert all(line in text for line in code.splitlines())
+    assert len(code.splitlines()) == 3
+    monkeypatch.chdir(folder)
+    exec(code, {})
+
+
+def test_summary_shows_table_and_metrics(written: tuple[Path, Network]) -> None:
+    text = (written[0] / "summary.txt").read_text()
+    assert layer_table(TINY.architecture) in text
+    assert "18.75 ± 6.25 % (mean and standard deviation of 2 seeds)" in text
+    assert "12.50 % (seed 0)" in text
+    assert "85.00 %, missed" in text
+
+
+def test_metrics_may_lack_everything(tmp_path: Path) -> None:
+    write(tmp_path / "best", metrics={})
+    assert load_bundle(tmp_path / "best").metrics == {}
+
+
+def test_figures_are_pictures_and_confusion_counts_every_image(written: tuple[Path, Network]) -> None:
+    folder, network = written
+    for name in ("curves.png", "misses.png", "confusion.png"):
+        with Image.open(folder / name) as image:
+            assert min(image.size) > 300
+            assert len(np.unique(np.asarray(image.convert("L")))) > 20, f"{name} is empty"
+    images = make_images()
+    predicted = evaluate(network, images, "cpu")[1].argmax(1)
+    with (folder / "confusion.csv").open(newline="") as stream:
+        head, *rows = csv.reader(stream)
+    assert tuple(head[1:]) == CLASSES
+    assert tuple(row[0] for row in rows) == CLASSES
+    for label, row in enumerate(rows):
+        for guess, count in enumerate(row[1:]):
+            assert int(count) == int(((images.labels == label) & (predicted == guess)).sum())
+
+
+def test_misses_come_most_confident_first_and_pixels_stay_sharp(tmp_path: Path) -> None:
+    images = make_images(4)
+    logits = np.zeros((4, 10))
+    logits[0, 0] = 5  # right
+    logits[1, 2] = 1  # wrong, unsure
+    logits[2, 3] = 9  # wrong, sure
+    logits[3, 3] = 9  # right
+    assert bundle_figures.confident_misses(images.labels, logits).tolist() == [2, 1]
+    bundle_figures.draw_misses(images, logits, tmp_path / "misses.png")
+    with Image.open(tmp_path / "misses.png") as sheet:
+        shown = np.asarray(sheet.convert("RGB"))
+    sharp = np.kron(images.pixels[2], np.ones((5, 5, 1), dtype=np.uint8))
+    corner = sharp[0, 0]
+    assert any(
+        np.array_equal(shown[top : top + 160, left : left + 160], sharp)
+        for top, left in np.argwhere((shown == corner).all(2))
+    )
+
+
+@pytest.mark.parametrize("n_epochs", [0, 1, 50])
+def test_curves_of_any_length(tmp_path: Path, n_epochs: int) -> None:
+    curves = [{**CURVES[0], "epoch": epoch} for epoch in range(n_epochs)]
+    bundle_figures.draw_curves(curves, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_no_misses_is_a_figure_too(tmp_path: Path) -> None:
+    images = make_images(10)
+    bundle_figures.draw_misses(images, np.eye(10), tmp_path / "misses.png")
+    assert (tmp_path / "misses.png").stat().st_size > 1000
+
+
+def test_replaces_an_old_bundle_and_keeps_other_files(copy: Path) -> None:
+    (copy / "notes.md").write_text("mine")
+    (copy / "weights.pt").write_bytes(b"old")
+    other = Candidate(Architecture((Conv(6, stride=4),)))
+    write(copy, other)
+    assert load_bundle(copy).candidate == other
+    assert (copy / "notes.md").read_text() == "mine"
+    assert os.listdir(copy.parent) == ["best"]
+
+
+@pytest.mark.parametrize("failing", ["draw_misses", "draw_curves"])
+def test_a_failed_write_leaves_the_old_bundle(copy: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    before = {name: (copy / name).read_bytes() for name in FILES}
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("full")
+
+    monkeypatch.setattr(bundle_figures, failing, fail)
+    with pytest.raises(RuntimeError, match="full"):
+        write(copy, Candidate(Architecture((Conv(6, stride=4),))))
+    assert {name: (copy / name).read_bytes() for name in os.listdir(copy)} == before
+    assert os.listdir(copy.parent) == ["best"]
+
+
+def test_a_failed_swap_puts_the_old_bundle_back(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.name.endswith(".new"):
+            raise OSError("no space")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(UserError, match="no space"):
+        write(copy, Candidate(Architecture((Conv(6, stride=4),))))
+    assert load_bundle(copy).candidate == TINY
+    assert os.listdir(copy.parent) == ["best"]
+
+
+def test_a_file_in_the_way_is_the_user_s_mistake(tmp_path: Path) -> None:
+    (tmp_path / "best").write_text("mine")
+    with pytest.raises(UserError, match="is a file"):
+        write(tmp_path / "best")
+    assert (tmp_path / "best").read_text() == "mine"
+
+
+def test_logits_must_belong_to_the_images(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="One row of logits"):
+        write_bundle(tmp_path / "best", TINY, make_network(), METRICS, CURVES, make_images(), np.zeros((3, 10)))
+    assert not (tmp_path / "best").exists()
+
+
+def _truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def _flip_a_weight(folder: Path) -> None:
+    state = torch.load(folder / "weights.pt", weights_only=True)
+    stored = state["classifier.weight"].numpy().tobytes()
+    data = (folder / "weights.pt").read_bytes()
+    assert stored in data
+    (folder / "weights.pt").write_bytes(data.replace(stored, bytes([stored[0] ^ 1]) + stored[1:]))
+
+
+def _edit(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    data = json.loads(file.read_text())
+    change(data)
+    file.write_text(json.dumps(data))
+
+
+def _other_weights(folder: Path) -> None:
+    torch.save(build(REFERENCE_ARCHITECTURE, 0).state_dict(), folder / "weights.pt")
+
+
+def _nan_weights(folder: Path) -> None:
+    state = torch.load(folder / "weights.pt", weights_only=True)
+    state["classifier.weight"].fill_(math.nan)
+    torch.save(state, folder / "weights.pt")
+
+
+def _file_instead(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("x")
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no folder": (shutil.rmtree, "does not exist"),
+    "a file": (_file_instead, "is a file"),
+    "no candidate": (lambda f: (f / "candidate.json").unlink(), "must hold candidate.json"),
+    "no metrics": (lambda f: (f / "metrics.json").unlink(), "must hold metrics.json"),
+    "no weights": (lambda f: (f / "weights.pt").unlink(), "must hold weights.pt"),
+    "half a candidate": (lambda f: _truncate(f / "candidate.json"), "candidate.json' cannot be read"),
+    "binary candidate": (lambda f: (f / "candidate.json").write_bytes(b"\xff\xfe\x00"), "cannot be read"),
+    "deep candidate": (lambda f: (f / "candidate.json").write_text("[" * 200_000), "cannot be read"),
+    "candidate is a list": (lambda f: (f / "candidate.json").write_text("[]"), "JSON object"),
+    "empty candidate": (lambda f: (f / "candidate.json").write_text("{}"), "holds no candidate"),
+    "text for an architecture": (
+        lambda f: _edit(f / "candidate.json", lambda d: d.update(architecture="x")),
+        "holds no candidate",
+    ),
+    "text for a layer": (
+        lambda f: _edit(f / "candidate.json", lambda d: d["architecture"].update(layers=["x"])),
+        "holds no candidate",
+    ),
+    "another format": (
+        lambda f: _edit(f / "candidate.json", lambda d: d["architecture"].update(version=99)),
+        "version=99",
+    ),
+    "vanishing map": (
+        lambda f: _edit(
+            f / "candidate.json", lambda d: d["architecture"]["layers"][0].update(dilation=40, padded=False)
+        ),
+        "below 1 pixel",
+    ),
+    "half the metrics": (lambda f: _truncate(f / "metrics.json"), "metrics.json' cannot be read"),
+    "half the weights": (lambda f: _truncate(f / "weights.pt"), "damaged"),
+    "empty weights": (lambda f: (f / "weights.pt").write_bytes(b""), "damaged"),
+    "text for weights": (lambda f: (f / "weights.pt").write_text("hello"), "damaged"),
+    "one bit of one weight": (_flip_a_weight, "damaged"),
+    "a list for weights": (lambda f: torch.save([1], f / "weights.pt"), "state dict"),
+    "another network's weights": (_other_weights, "another network"),
+    "NaN weights": (_nan_weights, "NaN"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damage_is_named_in_one_line(copy: Path, case: str) -> None:
+    damage, expected = DAMAGE[case]
+    damage(copy)
+    with pytest.raises(UserError) as caught:
+        load_bundle(copy)
+    message = str(caught.value)
+    assert expected in message
+    assert str(copy) in message
+    assert "\n" not in message
+    assert message.endswith(".")

@@ -1,0 +1,129 @@
+"""Calibration: what is measured decides, and what cannot be measured stops nothing."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search_spaces.architecture import Architecture
+from search_spaces.cost import Work
+from study.calibration import prices as calibration
+from study.calibration.prices import Calibration, DepthwisePrice
+from study.errors import StudyFailed, UserError
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A made GPU: 1 ps a multiply-accumulate, depthwise ones as the test says. Returns what was asked of it."""
+    made: dict[str, Any] = {"precisions": set(), "native": {}, "channels_last": {}, "failing": set()}
+
+    def of_network(architecture: Architecture, device: str, precision: str) -> float:
+        made["precisions"].add(precision)
+        if architecture.params in made["failing"]:
+            return math.inf
+        work = Work.of(architecture)
+        return 1e-12 * work.dense_macs + 1e-10 * work.activations
+
+    def of_depthwise(device: str, precision: str, which: Any, native: bool) -> float:
+        made["precisions"].add(precision)
+        return float(made["native" if native else "channels_last"].get(which, 2e-12 if native else 1e-12))
+
+    monkeypatch.setattr(calibration, "hardware", lambda device: {"device": device, "gpu": "made"})
+    monkeypatch.setattr(calibration, "_seconds_per_image", of_network)
+    monkeypatch.setattr(calibration, "_depthwise_seconds", of_depthwise)
+    return made
+
+
+def test_a_gpu_trains_in_bfloat16_unasked(gpu: dict[str, Any]) -> None:
+    found = calibration._measure("cuda")
+    assert found.precision == "bfloat16"
+    assert gpu["precisions"] == {"bfloat16"}
+    assert found.cost.dense_mac_s == pytest.approx(1e-12, rel=0.2)
+
+
+def test_every_class_of_depthwise_convolutions_takes_its_faster_kernels(gpu: dict[str, Any]) -> None:
+    slow, engineless, lost = (7, True, 32), (5, True, 16), (7, False, 8)
+    gpu["channels_last"] |= {slow: 2e-10, engineless: math.inf, lost: math.inf}
+    gpu["native"] |= {lost: math.inf}
+    found = calibration._measure("cuda")
+    assert found.native_depthwise == {slow, engineless}
+    assert {(p.kernel, p.dilated, p.side) for p in found.depthwise} == set(
+        itertools.product((3, 5, 7), (False, True), (32, 16, 8))
+    )
+    assert math.isfinite(found.cost.depthwise_other_mac_s)
+    assert Calibration.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_a_network_that_cannot_run_is_left_out(gpu: dict[str, Any]) -> None:
+    params = [network.params for network in calibration._probes()]
+    gpu["failing"] = set(params[1:])
+    found = calibration._measure("cuda")
+    assert found.cost.dense_mac_s + found.cost.activation_s + found.cost.operation_s > 0
+    gpu["failing"] = set(params)
+    with pytest.raises(StudyFailed, match="no network of the calibration could be trained"):
+        calibration._measure("cuda")
+
+
+def test_a_kernel_that_is_missing_costs_its_figure_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse() -> None:
+        raise RuntimeError("GET was unable to find an engine")
+
+    assert calibration._fastest_seconds("cpu", refuse) == math.inf
+    assert "not measured: RuntimeError: GET was unable to find an engine" in capsys.readouterr().err
+
+
+def test_slow_steps_are_repeated_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(step=calibration.SLICE_S)
+    monkeypatch.setattr(calibration.time, "perf_counter", lambda: float(next(clock)))
+    calls: list[int] = []
+    calibration._fastest_seconds("cpu", lambda: calls.append(1))
+    assert len(calls) == 1 + 2  # one warms up
+    monkeypatch.setattr(calibration.time, "perf_counter", lambda: 0.0)
+    calls.clear()
+    calibration._fastest_seconds("cpu", lambda: calls.append(1))
+    assert len(calls) == 1 + calibration.N_TIMED
+
+
+def test_it_is_measured_once_and_damage_is_mended(user_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+
+    class MadePool:
+        def __init__(self, *args: Any) -> None:
+            pass
+
+        def __enter__(self) -> MadePool:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def submit(self, _: Any, device: str) -> Any:
+            measured.append(device)
+            price = DepthwisePrice(3, False, 32, 1e-12, math.inf)
+            cost = calibration.CostModel(1e-12, 1e-12, 1e-12, 1e-10, 0.0, 0.0, device)
+            found = Calibration(device, calibration.hardware(device), "float32", cost, 0.1, (price,))
+            return type("Done", (), {"result": lambda self: found})()
+
+    monkeypatch.setattr(calibration, "ProcessPoolExecutor", MadePool)
+    first = calibration.calibrate("cpu")
+    assert calibration.calibrate("cpu") == first
+    assert measured == ["cpu"]
+    (file,) = user_cache.rglob("calibration-*.json")
+    for damage in ("{", "[]", "null", '{"device": "cpu"}', file.read_text().replace("depthwise_mac_s", "other")):
+        file.write_text(damage)
+        assert calibration.calibrate("cpu") == first
+    assert measured == ["cpu"] * 6
+
+
+def test_a_gpu_that_is_not_there_is_said() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match="--device cuda needs a CUDA device"):
+        calibration.resolve_device("cuda")

@@ -1,0 +1,484 @@
+"""The report: its facts on made studies, and the two files that it writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial, TrialState
+
+from search_spaces import get_space
+from search_spaces.constraints import Limits, check
+from search_spaces.space import Choice, Dimension, Integer
+from study.command_line import wording
+from study.errors import UserError
+from study.machine.paths import REPOSITORY
+from study.reporting import figures as report_figures
+from study.reporting import page as report_page
+from study.reporting import report
+from study.storage.config import StudyConfig
+from study.storage.database import open_storage
+
+SPACE = get_space("dilated")
+EPOCHS = 6
+CONFIG = StudyConfig(
+    space="dilated",
+    space_version=SPACE.version,
+    epochs=EPOCHS,
+    train_images=45_000,
+    val_images=5_000,
+    seed=0,
+    pruner="percentile",
+    sampler="tpe",
+    precision="bfloat16",
+)
+
+
+def distribution(dimension: Dimension) -> BaseDistribution:
+    if isinstance(dimension, Choice):
+        return CategoricalDistribution(dimension.values)
+    if isinstance(dimension, Integer):
+        return IntDistribution(dimension.low, dimension.high)
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)
+
+
+DISTRIBUTIONS = {name: distribution(dimension) for name, dimension in SPACE.dimensions.items()}
+
+
+def made_trial(
+    slot: int,
+    value: float,
+    state: TrialState = TrialState.COMPLETE,
+    n_epochs: int = EPOCHS,
+    anchor: str | None = None,
+    **changed: Any,
+) -> FrozenTrial:
+    """A finished trial of a real candidate; `changed` overrides sampled parameters."""
+    sampled = SPACE.anchors(Limits())[anchor] if anchor else SPACE.sample(random.Random(slot))
+    params = {**sampled, **changed}
+    decoded = SPACE.decode(params, Limits())
+    architecture = decoded.candidate.architecture
+    values = {epoch: round(value * (epoch + 1) / n_epochs, 4) for epoch in range(n_epochs)}
+    curve = [
+        {
+            "epoch": epoch, "train_loss": 2.0 - accuracy, "train_accuracy": accuracy / 2,
+            "val_loss": 1.9 - accuracy,
+            "val_accuracy": accuracy, "lr": 0.1, "wall_s": 20.0, "wait_frac": 0.1,
+        }
+        for epoch, accuracy in values.items()
+    ]  # fmt: skip
+    attrs = {
+        "slot": slot,
+        "attempt": 0,
+        "params": architecture.params,
+        "receptive_field": architecture.receptive_field,
+        "receptive_field_with_pool": architecture.receptive_field_with_pool,
+        "macs": architecture.macs,
+        "n_dilated_reductions": architecture.n_dilated_reductions,
+        "candidate": decoded.candidate.to_json(),
+        "candidate_id": decoded.candidate.candidate_id,
+        "architecture_id": architecture.architecture_id,
+        "repairs": list(decoded.repairs),
+        "wall_s": 20.0 * n_epochs,
+        "curve": curve,
+    }
+    if anchor:
+        attrs["anchor"] = anchor
+    return optuna.create_trial(
+        state=state,
+        value=value if state == TrialState.COMPLETE else None,
+        params=params,
+        distributions=DISTRIBUTIONS,
+        user_attrs=attrs,
+        intermediate_values=values,
+        constraints={c.name: float(c.value) for c in check(architecture, Limits())},
+    )
+
+
+def failed_trial(slot: int, reason: str, **kwargs: Any) -> FrozenTrial:
+    return optuna.create_trial(state=TrialState.FAIL, user_attrs={"slot": slot, "reason": reason}, **kwargs)
+
+
+def made_study(trials: list[FrozenTrial], storage: Any = None, config: StudyConfig = CONFIG) -> optuna.Study:
+    study = optuna.create_study(study_name="dilated", direction="maximize", storage=storage)
+    study.set_user_attr("config", config.to_json())
+    study.set_user_attr("target_accuracy", 0.85)
+    study.set_user_attr("hardware", {"device": "cpu", "n_cores": 2})
+    study.add_trials(trials)
+    return study
+
+
+def rich_trials() -> list[FrozenTrial]:
+    """Every kind of trial; slot 2 is the best of those that reduce by dilation, slot 1 the best of all."""
+    trials = [
+        made_trial(0, 0.52, anchor="reference"),
+        made_trial(1, 0.8734, reduction="strided", budget_frac=1.0, depth_1=2, lr=0.1, head_convs=0),
+        made_trial(2, 0.81, reduction="dilated"),
+    ]
+    trials += [made_trial(slot, 0.5 + slot / 100, reduction="strided") for slot in range(3, 14)]
+    trials += [made_trial(slot, 0.3, TrialState.PRUNED, n_epochs=3) for slot in range(14, 17)]
+    trials += [
+        failed_trial(17, "diverged: the training loss became nan", intermediate_values={0: 0.2}),
+        failed_trial(18, "interrupted"),
+        failed_trial(18, "interrupted: its process is gone"),
+        failed_trial(19, "infeasible: 230,000 parameters, not below 200,000", constraints={"parameters": 30_001.0}),
+        optuna.create_trial(state=TrialState.RUNNING, user_attrs={"slot": 20}, intermediate_values={0: 0.2}),
+    ]
+    return trials
+
+
+def section(markdown: str, heading: str) -> str:
+    found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", markdown, re.MULTILINE | re.DOTALL)
+    assert found, heading
+    return found[1]
+
+
+def row(text: str, first_cell: str) -> list[str]:
+    """Cells of the table row that starts with `first_cell`."""
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0] == first_cell:
+            return cells
+    raise AssertionError(f"{first_cell!r} is not in\n{text}")
+
+
+@pytest.fixture(scope="module")
+def rich(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Markdown and HTML of a study with every kind of trial."""
+    out = tmp_path_factory.mktemp("rich")
+    html, markdown = report.write_report(made_study(rich_trials()), out)
+    return markdown.read_text(), html.read_text()
+
+
+def test_counts_every_kind_of_trial(rich: tuple[str, str]) -> None:
+    figures = section(rich[0], "Key figures")
+    counts = {
+        name: row(figures, name)[1] for name in ("Complete", "Pruned", "Failed", "Interrupted", "Infeasible", "Running")
+    }
+    assert counts == {
+        "Complete": "14",
+        "Pruned": "3",
+        "Failed": "1",
+        "Interrupted": "2",
+        "Infeasible": "1",
+        "Running": "1",
+    }
+    # 14 whole trials and 3 halves of 17 possible ones; the failed trial's epoch is told apart.
+    assert row(figures, "Epochs spent of possible (91%)")[1] == "93 of 102"
+    assert "spent 1 more epochs" in figures
+    assert row(figures, "Time of all trials")[1] == "31 min"
+
+
+def test_verdict_and_limits(rich: tuple[str, str]) -> None:
+    verdict = section(rich[0], "Verdict")
+    assert "Best validation accuracy 87.3%: trial 1" in verdict
+    assert "Not retrained yet" in verdict
+    assert "85.0%" in verdict
+    assert "meets every limit" in verdict
+    limits = section(rich[0], "Limits")
+    best = SPACE.decode(rich_trials()[1].params, Limits()).candidate.architecture
+    assert row(limits, "Parameters") == [
+        "Parameters", "< 200,000", f"{best.params:,}", f"{199_999 - best.params:,} left", "yes",
+    ]  # fmt: skip
+
+
+def test_a_best_trial_that_breaks_a_limit_is_told(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, limits=Limits(max_params=50_000))
+    markdown = report_page.to_markdown(report.build_page(made_study([made_trial(1, 0.8)], config=config), tmp_path))
+    assert "breaks a limit: parameters." in section(markdown, "Verdict")
+    assert row(section(markdown, "Limits"), "Parameters")[-1] == "no"
+
+
+def test_best_trials_and_anchors(rich: tuple[str, str]) -> None:
+    table = section(rich[0], "The 10 best trials and the anchors")
+    first = row(table, "1")
+    assert first[1:4] == ["1", "1", "87.34%"]
+    reference = row(table, "14")  # not among the ten best, and shown all the same
+    assert reference[1] == "0"
+    assert reference[-1] == "reference"
+    assert reference[4:7] == ["175,696", "47", "50"]
+    assert table.count("\n| ") == 2 + 11
+
+
+def test_best_dilated_beside_the_best(rich: tuple[str, str]) -> None:
+    text = section(rich[0], "Side by side")
+    assert "is trial 2, 6.3 points behind" in text
+    assert row(text, "Trial") == ["Trial", "1", "2", "0"]
+    assert int(row(text, "Dilated reductions")[2]) > 0
+
+
+def test_best_that_is_dilated_itself() -> None:
+    study = made_study([made_trial(0, 0.7, anchor="reference"), made_trial(1, 0.6, reduction="strided")])
+    markdown = report_page.to_markdown(report.build_page(study, Path("nowhere")))
+    text = section(markdown, "Side by side")
+    assert "itself reduces by dilated" in text
+    assert "Best with strides only" in text
+
+
+def test_flags_parameters_at_a_bound(rich: tuple[str, str]) -> None:
+    text = section(rich[0], "Parameters of the best trial")
+    assert row(text, "budget_frac")[-1] == "upper"
+    assert row(text, "head_convs")[-1] == "lower"
+    assert row(text, "depth_1")[-1] == ""
+    assert row(text, "lr")[-1] == ""
+    assert row(text, "reduction") == ["reduction", "strided", "strided or dilated", ""]
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "log", "expected"),
+    [
+        (1, 1, 4, False, "lower"),
+        (2, 1, 4, False, ""),
+        (4, 1, 4, False, "upper"),
+        (1, 0, 400, False, ""),  # a whole number near the end is not at it
+        (0.004, 0.0, 1.0, False, "lower"),
+        (0.02, 0.0, 1.0, False, ""),
+        (0.995, 0.0, 1.0, False, "upper"),
+        (0.031, 0.03, 0.6, True, ""),
+        (0.0305, 0.03, 0.6, True, "lower"),
+        (0.59, 0.03, 0.6, True, "upper"),
+        (3, 3, 3, False, ""),
+    ],
+)
+def test_at_bound(value: float, low: float, high: float, log: bool, expected: str) -> None:
+    assert report.at_bound(value, low, high, log) == expected
+
+
+def test_share_of_repaired_trials() -> None:
+    trials = [made_trial(slot, 0.5) for slot in range(4)]
+    for trial, repairs in zip(
+        trials,
+        ([], ["dilations (1, 1, 1) -> (1, 1, 3)"], ["dilations (1, 1, 2) -> (1, 1, 3)"], []),
+        strict=True,
+    ):
+        trial.set_user_attr("repairs", repairs)
+    text = section(report_page.to_markdown(report.build_page(made_study(trials), Path("nowhere"))), "Repair")
+    assert "2 of 4 trials (50%)" in text
+    assert row(text, "dilations") == ["dilations", "2", "50%"]
+
+
+SMALL_STUDIES: dict[str, list[FrozenTrial]] = {
+    "empty": [],
+    "one": [made_trial(1, 0.5)],
+    "two": [made_trial(1, 0.5), made_trial(2, 0.6)],
+    "failed only": [failed_trial(0, "diverged"), failed_trial(1, "")],
+    "pruned only": [made_trial(1, 0.3, TrialState.PRUNED, n_epochs=2)],
+    "running only": [optuna.create_trial(state=TrialState.RUNNING)],
+    "waiting only": [optuna.create_trial(state=TrialState.WAITING)],
+    "without attributes": [
+        optuna.create_trial(value=0.5, params={"x": 0.5}, distributions={"x": FloatDistribution(0, 1)})
+    ],
+    "equal accuracies": [made_trial(slot, 0.5) for slot in range(12)],
+}
+
+
+@pytest.mark.parametrize("name", SMALL_STUDIES)
+def test_every_state_of_a_study_gives_a_report(name: str, tmp_path: Path) -> None:
+    html, markdown = report.write_report(made_study(SMALL_STUDIES[name]), tmp_path)
+    text = markdown.read_text()
+    assert "None" not in text
+    assert "nan" not in text
+    assert "<main>" in html.read_text()
+
+
+def test_curves_of_fewer_images_are_told() -> None:
+    def html(trials: list[FrozenTrial]) -> str:
+        return report_page.to_html(report.build_page(made_study(trials), Path("nowhere")))
+
+    note = "only a fifth of the validation images"
+    trials = rich_trials()
+    assert note not in html(trials)
+    first, *others = trials[0].user_attrs["curve"]
+    trials[0].user_attrs["curve"] = [{**first, "n_val": 1000}, *({**each, "n_val": 5000} for each in others)]
+    assert note in html(trials)
+
+
+def test_too_few_trials_say_so_instead_of_a_ranking() -> None:
+    study = made_study(SMALL_STUDIES["two"])
+    page = report.build_page(study, Path("nowhere"))
+    assert "Needs 10 complete trials to tell which parameters matter; there are 2." in report_page.to_html(page)
+
+
+def test_importances_find_what_decides() -> None:
+    rng = random.Random(0)
+    trials = []
+    for slot in range(40):
+        dropout = rng.uniform(0, 0.6)
+        trials.append(made_trial(slot, 0.9 - dropout, dropout_p=dropout))
+    study = made_study(trials)
+    shares = report_figures.importances(study, report_figures.read_records(study))
+    assert next(iter(shares)) == "dropout_p"
+    assert sum(shares.values()) == pytest.approx(1)
+    assert set(shares) == set(SPACE.dimensions)
+
+
+def test_retrain_is_shown(tmp_path: Path) -> None:
+    trials = rich_trials()
+    metrics = {
+        "candidate_id": trials[1].user_attrs["candidate_id"], "epochs": 100,
+        "params": 180_000, "seeds": [0, 1, 2],
+        "test_accuracy": [0.91, 0.915, 0.92], "test_accuracy_mean": 0.915, "test_accuracy_std": 0.005,
+        "shipped_seed": 0, "test_accuracy_shipped": 0.91, "train_accuracy": [0.9, 0.9, 0.9],
+        "target_accuracy": 0.85, "target_met": True, "device": "cpu", "wall_s": 7200.0,
+    }  # fmt: skip
+    (tmp_path / "best").mkdir()
+    file = tmp_path / "best" / "metrics.json"
+    file.write_text(json.dumps(metrics))
+    study = made_study(trials)
+    verdict = section(report_page.to_markdown(report.build_page(study, tmp_path)), "Verdict")
+    assert "Retrained test accuracy 91.5% ± 0.5 (mean of 3 seeds): the target of 85.0% is met." in verdict
+    assert row(verdict, "Shipped weights")[1] == "91.00% (seed 0)"
+    assert "not the best trial" not in verdict
+
+    file.write_text(json.dumps({**metrics, "candidate_id": trials[2].user_attrs["candidate_id"], "target_met": False}))
+    verdict = section(report_page.to_markdown(report.build_page(study, tmp_path)), "Verdict")
+    assert "is not met. That is trial 2, not the best trial." in verdict
+
+    file.write_text('{"test_accuracy": [0.')
+    assert "holds no test accuracy" in report_page.to_markdown(report.build_page(study, tmp_path))
+
+
+def test_same_storage_same_bytes(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    made_study(rich_trials(), open_storage(url))
+    for name, seed in (("a", "1"), ("b", "2")):  # other hash seeds: no order may come from a set
+        run_command(["--storage", url, "--out", str(tmp_path / name)], PYTHONHASHSEED=seed)
+    for file in ("report.html", "report.md"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def run_command(arguments: list[str], code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "study.report", *arguments],
+        cwd=REPOSITORY, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def test_command_prints_the_key_lines_and_paths(tmp_path: Path) -> None:
+    made_study(rich_trials(), open_storage(f"sqlite:///{tmp_path / 'study.db'}"))
+    printed = run_command(["--out", str(tmp_path)]).stdout
+    assert "87.3%" in printed
+    assert str(tmp_path / "report.html") in printed
+    assert str(tmp_path / "report.md") in printed
+
+
+def test_command_without_a_study_is_one_line(tmp_path: Path) -> None:
+    failed = run_command(["--out", str(tmp_path)], code=2)
+    assert failed.stderr.startswith("error: There is no study at")
+    assert failed.stderr.count("\n") == 1
+
+
+def test_needs_no_torch(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    made_study(rich_trials(), open_storage(url))
+    code = (
+        "import sys; from study.report import main\n"
+        f"main(['--storage', {url!r}, '--out', {str(tmp_path)!r}])\n"
+        "heavy = {'torch', 'torchvision', 'albumentations', 'sklearn'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+class _Loads(HTMLParser):
+    """Addresses that a browser would load by itself, scripts, and ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.scripts: list[str] = []
+        self.ids: list[str] = []
+        self._in_script = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self._in_script = tag == "script"
+        self.ids += [found["id"] or ""] if "id" in found else []
+        if tag in {"script", "img", "iframe", "link", "source", "object", "embed"}:
+            self.addresses += [found[key] or "" for key in ("src", "href", "data") if key in found]
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_script = False
+
+    def handle_data(self, data: str) -> None:
+        if self._in_script:
+            self.scripts.append(data)
+
+
+def test_html_loads_nothing(rich: tuple[str, str]) -> None:
+    page = _Loads()
+    page.feed(rich[1])
+    assert [address for address in page.addresses if address != "data:,"] == []
+    assert sum("plotly.js v" in script for script in page.scripts) == 1
+    assert rich[1].count("<style>") == 1
+    assert "@import" not in report_page._CSS
+    assert "url(" not in report_page._CSS
+    assert {"history", "curves", "importance", "size", "parallel", "slice-0", "slice-5"} <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    reason = "<script>alert(1)</script> | and a bar"
+    html, markdown = report.write_report(made_study([failed_trial(0, reason)]), tmp_path)
+    assert "<script>alert" not in html.read_text()
+    assert "\\| and a bar" in markdown.read_text()
+
+
+def test_a_full_disk_keeps_the_older_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = made_study([made_trial(1, 0.5)])
+    html, markdown = report.write_report(study, tmp_path)
+    before = html.read_bytes(), markdown.read_bytes()
+    study.add_trial(made_trial(2, 0.6))
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        report.write_report(study, tmp_path)
+    assert (html.read_bytes(), markdown.read_bytes()) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.md"]
+
+
+def test_a_foreign_study_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no configuration"):
+        report.write_report(optuna.create_study(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "-"),
+        (0, "0 s"),
+        (42.4, "42 s"),
+        (59.9, "1 min"),
+        (200, "3 min 20 s"),
+        (3599, "1 h 0 min"),
+        (600, "10 min"),
+        (120, "2 min"),
+        (4325, "1 h 12 min"),
+        (183_600, "2 d 3 h"),
+    ],
+)
+def test_duration(seconds: float | None, text: str) -> None:
+    assert wording.duration(seconds) == text

@@ -1,0 +1,294 @@
+"""Retraining: resumed exactly, tested after the last step, told honestly."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from study import retrain
+from study.data import cifar10 as data
+from study.errors import CaptureFailed, UserError
+from study.machine.paths import REPOSITORY
+from study.training.checkpoints import forget_snapshots, load_progress, save_progress
+from study.training.records import TrainingConfig
+
+SMALL = ["--reference", "--epochs", "2", "--train-images", "256", "--device", "cpu"]
+
+
+def metrics(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_best_trial_has_a_whole_bundle(made_study: Path, made_cifar10: Path, capsys: pytest.CaptureFixture[str]):
+    from study.bundle.files import FILES
+
+    found = metrics(made_study / "best")
+    assert {file.name for file in (made_study / "best").iterdir()} == set(FILES)
+    keys = (
+        "candidate_id params receptive_field macs epochs seeds test_accuracy test_accuracy_mean test_accuracy_std "
+        "shipped_seed test_accuracy_shipped train_accuracy target_accuracy target_met device wall_s versions commit"
+    )
+    assert set(keys.split()) <= set(found)
+    assert found["test_accuracy"] == [found["test_accuracy_shipped"]]
+    assert found["target_met"] == (found["test_accuracy_mean"] > found["target_accuracy"])
+    assert found["params"] < 200_000
+    assert found["receptive_field"] > 44
+
+    assert retrain.main(["--evaluate", str(made_study / "best"), "--device", "cpu"]) == 0
+    assert "The same" in capsys.readouterr().out
+
+
+def test_evaluate_notices_other_weights(made_study: Path, made_cifar10: Path, tmp_path: Path):
+    import shutil
+
+    folder = tmp_path / "bundle"
+    shutil.copytree(made_study / "best", folder)
+    record = metrics(folder)
+    record["test_accuracy_shipped"] += 0.01
+    (folder / "metrics.json").write_text(json.dumps(record))
+    assert retrain.main(["--evaluate", str(folder), "--device", "cpu"]) == 1
+
+
+def test_no_test_image_before_the_last_step(made_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    events = []
+    step, load = torch.optim.SGD.step, data.load_test
+
+    def noted_step(self, *args, **kwargs):
+        events.append("step")
+        return step(self, *args, **kwargs)
+
+    def noted_load(*args):
+        events.append("test")
+        return load(*args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", noted_step)
+    monkeypatch.setattr(data, "load_test", noted_load)
+    retrain.main([*SMALL, "--seeds", "2", "--jobs", "1", "--out", str(tmp_path)])
+    assert events.count("test") == 1
+    assert events.index("test") == len(events) - 1
+    assert events.count("step") == 2 * 2 * (256 // 128)
+
+
+def test_stopped_and_resumed_equals_uninterrupted(made_cifar10: Path, tmp_path: Path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    arguments = ["--reference", "--epochs", "3", "--train-images", "640", "--device", "cpu"]
+    retrain.main([*arguments, "--out", str(whole)])
+
+    command = [sys.executable, "-m", "study.retrain", *arguments, "--out", str(stopped)]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "epoch 1/3" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stdout.read()
+    assert process.wait() == 130
+    assert "goes on" in rest
+    saved = list((stopped / "checkpoints").glob("*.pt"))
+    assert len(saved) == 1
+    assert not (stopped / "reference").exists()
+
+    assert retrain.main([*arguments, "--out", str(stopped)]) == 0
+    one, other = (torch.load(f / "reference" / "weights.pt", weights_only=True) for f in (whole, stopped))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert metrics(whole / "reference")["test_accuracy"] == metrics(stopped / "reference")["test_accuracy"]
+
+
+@pytest.mark.parametrize("to_all", [True, False], ids=["ctrl-c", "kill"])
+def test_seeds_at_once_are_stopped_and_resumed(to_all: bool, made_cifar10: Path, tmp_path: Path, capfd):
+    arguments = ["--reference", "--epochs", "30", "--train-images", "640", "--device", "cpu"]
+    arguments += ["--seeds", "2", "--jobs", "2", "--out", str(tmp_path)]
+    command = [sys.executable, "-u", "-m", "study.retrain", *arguments]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
+    begun: set[str] = set()
+    for line in process.stdout:
+        begun |= {seed for seed in ("seed 0", "seed 1") if line.startswith(f"{seed} epoch")}
+        if len(begun) == 2:
+            break
+    if to_all:  # as a terminal does
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.send_signal(signal.SIGTERM)
+    rest = process.stdout.read()
+    assert process.wait(timeout=60) == 130, rest
+    assert rest.count("stopped; the same command goes on") == 2
+    states = [load_progress(file) for file in (tmp_path / "checkpoints").glob("*.pt")]
+    assert len(states) == 2
+    assert all(state is not None and 1 <= state.epoch < 30 for state in states)
+    assert not list((tmp_path / "checkpoints").rglob("*.tmp"))
+
+    assert retrain.main(arguments) == 0
+    assert capfd.readouterr().out.count(": goes on at epoch") == 2
+    assert len(metrics(tmp_path / "reference")["test_accuracy"]) == 2
+
+
+def test_snapshots_are_written_once_beside_a_small_checkpoint(made_cifar10: Path, tmp_path: Path, capsys):
+    retrain.main([*SMALL, "--out", str(tmp_path)])
+    (file,) = (tmp_path / "checkpoints").glob("*.pt")
+    snapshots = sorted(file.with_suffix(".snapshots").iterdir())
+    assert [snapshot.name for snapshot in snapshots] == ["epoch-0000.pt", "epoch-0001.pt"]
+    progress = load_progress(file)
+    assert progress is not None
+    assert sorted(progress.snapshots) == [0, 1]
+    before = snapshots[0].stat().st_mtime_ns
+    save_progress(progress, file)
+    assert snapshots[0].stat().st_mtime_ns == before
+    # What another training left behind does not become a part of this one.
+    shutil.copy(snapshots[0], snapshots[0].with_name("epoch-0007.pt"))
+    forget_snapshots(file, progress)
+    assert sorted(file.with_suffix(".snapshots").iterdir()) == snapshots
+    snapshots[1].unlink()
+    assert load_progress(file) is None
+    assert "starts anew" in capsys.readouterr().out
+
+
+def test_repeated_command_neither_trains_nor_tests_again(
+    made_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    retrain.main([*SMALL, "--out", str(tmp_path)])
+    first = metrics(tmp_path / "reference")
+    from study.training import loop as training
+
+    def never(*args, **kwargs):
+        raise AssertionError("tested twice")
+
+    monkeypatch.setattr(training, "evaluate", never)
+    started = time.monotonic()
+    retrain.main([*SMALL, "--out", str(tmp_path)])
+    assert metrics(tmp_path / "reference")["test_accuracy"] == first["test_accuracy"]
+    assert time.monotonic() - started < 60
+
+
+def test_seeds_in_parallel_equal_seeds_in_turn(made_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from study.calibration import prices as calibration
+
+    measured = calibration.calibrate("cpu")  # once: which precision is the faster one may be a close call
+    monkeypatch.setattr(calibration, "calibrate", lambda device: measured)
+    for jobs in (1, 2):
+        monkeypatch.setattr("study.machine.hardware.n_cores", lambda jobs=jobs: jobs)  # one thread for each seed
+        retrain.main([*SMALL, "--seeds", "2", "--jobs", str(jobs), "--out", str(tmp_path / str(jobs))])
+    one, two = metrics(tmp_path / "1" / "reference"), metrics(tmp_path / "2" / "reference")
+    assert one["seeds"] == two["seeds"] == [0, 1]
+    assert one["test_accuracy_std"] is not None
+    assert one["test_accuracy"] == two["test_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("measured", "n_seeds", "jobs", "gain"),
+    [
+        ({1: 100.0, 2: 120.0}, 2, 2, 1.2),
+        ({1: 100.0, 2: 120.0}, 3, 1, 1.0),  # two rounds of two, the second half empty: 3 of 4 times 1.2
+        ({1: 100.0, 2: 180.0, 4: 220.0, 8: 230.0}, 5, 2, 1.5),
+        ({1: 100.0, 2: 180.0, 4: 350.0, 8: 230.0}, 5, 4, 5 / 8 * 3.5),
+        ({1: 100.0, 2: 180.0}, 1, 1, 1.0),
+    ],
+)
+def test_seeds_at_once_are_those_that_finish_first(
+    monkeypatch: pytest.MonkeyPatch, measured: dict[int, float], n_seeds: int, jobs: int, gain: float
+):
+    monkeypatch.setattr("study.calibration.concurrency.rates", lambda device, precision: measured)
+    assert retrain._seeds_at_once("auto", n_seeds, "cuda", "bfloat16") == (jobs, pytest.approx(gain))
+
+
+def test_seeds_at_once_that_were_not_measured_gain_nothing_on_a_cpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("study.calibration.concurrency.known_rates", lambda device, precision: {})
+    monkeypatch.setattr("study.machine.hardware.n_cores", lambda: 4)
+    assert retrain._seeds_at_once(2, 5, "cpu", "float32") == (2, 1.0)
+    assert retrain._seeds_at_once(8, 3, "cuda", "bfloat16") == (3, 3.0)
+
+
+def test_damaged_checkpoint_starts_the_seed_anew(made_cifar10: Path, tmp_path: Path, capsys):
+    retrain.main([*SMALL, "--out", str(tmp_path)])
+    (file,) = (tmp_path / "checkpoints").glob("*.pt")
+    file.write_bytes(file.read_bytes()[:1000])
+    assert retrain.main([*SMALL, "--out", str(tmp_path)]) == 0
+    assert "starts anew" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--epochs", "0"], "--epochs must be at least 1: 0"),
+        (["--seeds", "0"], "--seeds must be at least 1: 0"),
+        (["--target-accuracy", "85"], "For 85% write 0.85"),
+        (["--train-images", "60000"], "between 10 and 50,000"),
+        (["--out", "nowhere"], "There is no study"),
+        (["--evaluate", "nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_get_one_line(arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        retrain.main(arguments)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_trial_that_is_not_there(made_study: Path, made_cifar10: Path):
+    with pytest.raises(UserError, match="--trial must be between 0 and 2"):
+        retrain.main(["--trial", "9", "--out", str(made_study)])
+
+
+def test_exit_code_of_a_mistake(tmp_path: Path):
+    command = [sys.executable, "-m", "study.retrain", "--out", str(tmp_path / "none")]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=dict(os.environ), check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: There is no study")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_yardstick_has_the_best_trials_recipe(made_study: Path, made_cifar10: Path, tmp_path: Path):
+    import shutil
+
+    out = tmp_path / "study"
+    shutil.copytree(made_study, out)
+    arguments = ["--yardstick", "--epochs", "1", "--train-images", "128", "--device", "cpu", "--out", str(out)]
+    assert retrain.main(arguments) == 0
+    found = metrics(out / "yardstick")
+    assert (found["params"], found["receptive_field"], found["broken_limits"]) == (97_530, 186, ["pooling"])
+    best = json.loads((out / "best" / "candidate.json").read_text())
+    assert json.loads((out / "yardstick" / "candidate.json").read_text())["optimisation"] == best["optimisation"]
+    assert found["recipe_of_trial"] == metrics(out / "best")["trial"]
+
+
+@pytest.mark.parametrize(
+    ("n_failing", "tried"), [(1, [(True, True), (False, True)]), (2, [(True, True), (False, True), (False, False)])]
+)
+def test_a_capture_that_fails_is_tried_with_less_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], n_failing: int, tried: list[tuple[bool, bool]]
+) -> None:
+    """Without compiling, then without a graph, and never again in the process whose allocator it spoiled."""
+    seen: list[tuple[bool, bool]] = []
+    here: list[bool] = []
+
+    def attempt(candidate: str, config: TrainingConfig, *others: object) -> None:
+        seen.append((config.compiled, config.capture))
+        if len(seen) <= n_failing:
+            raise CaptureFailed("RuntimeError: operation not permitted")
+
+    def together(work: list[tuple], jobs: int) -> None:
+        here.append(False)
+        for arguments in work:
+            attempt(*arguments)
+
+    monkeypatch.setattr(retrain, "train_seed", lambda *arguments: (here.append(True), attempt(*arguments)))
+    monkeypatch.setattr(retrain, "_train_together", together)
+    retrain._train_all([("candidate", TrainingConfig(1, 0, compiled=True), "data")], 1)
+    assert seen == tried
+    assert here == [True] + [False] * n_failing
+    said = capsys.readouterr().out
+    assert said.count("could not be captured (RuntimeError: operation not permitted)") == n_failing
+
+
+def test_a_bundle_says_whether_it_was_compiled(made_study: Path) -> None:
+    assert metrics(made_study / "best")["compiled"] is False

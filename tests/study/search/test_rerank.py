@@ -1,0 +1,133 @@
+"""Re-ranking: the best candidates, exactly as they were, in a study of their own; its winner is retrained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import optuna
+import pytest
+
+from search_spaces.candidate import Candidate
+from search_spaces.training_dimensions import LONG_AUGMENTATION, lengthened
+from study import rerank, retrain, run
+from study.errors import UserError
+from study.storage.database import best_trial, candidate_of, config_of, open_study
+
+TINY = ("--train-images", "200", "--val-images", "100", "--device", "cpu", "--jobs", "1")
+
+
+@pytest.fixture
+def searched(made_cifar10: Path, tmp_path: Path) -> Path:
+    """The folder of a study of four trials."""
+    out = tmp_path / "study"
+    arguments = ["--trials", "4", *TINY, "--epochs", "1", "--pruner", "none", "--out", str(out)]
+    assert run.main(arguments) == 0
+    return out
+
+
+def opened(out: Path, name: str = "dilated") -> optuna.Study:
+    return open_study(f"sqlite:///{out / 'study.db'}", name)
+
+
+def ids(study: optuna.Study, name: str = "candidate_id") -> list[str]:
+    return [trial.user_attrs[name] for trial in study.get_trials(deepcopy=False)]
+
+
+def test_the_best_are_trained_again_as_they_were(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*TINY, "--top", "2", "--epochs", "2", "--out", str(searched)]
+    assert rerank.main(command) == 0
+    source, found = opened(searched), opened(searched, "dilated-rerank")
+    best = sorted(source.get_trials(), key=lambda trial: (-trial.value, trial.number))
+    assert ids(found) == [trial.user_attrs["candidate_id"] for trial in best[:2]]
+    assert [trial.user_attrs["anchor"] for trial in found.trials] == [f"trial {trial.number}" for trial in best[:2]]
+    assert [len(trial.intermediate_values) for trial in found.trials] == [2, 2]
+    assert len(source.trials) == 4  # not counted among them
+    config = config_of(found)
+    assert (config.epochs, config.pruner, config.limits.max_epoch_s) == (2, "none", None)
+    assert (searched / "rerank" / "report.html").exists()
+    assert f"python -m study.retrain --out {searched}" in capsys.readouterr().out
+
+    # The same command has nothing left to do; a larger --top adds the next best.
+    assert rerank.main(command) == 0
+    assert len(opened(searched, "dilated-rerank").trials) == 2
+    assert rerank.main([*TINY, "--top", "3", "--out", str(searched)]) == 0
+    assert ids(opened(searched, "dilated-rerank")) == [trial.user_attrs["candidate_id"] for trial in best[:3]]
+
+
+def test_retrain_prefers_the_winner_and_says_so(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert rerank.main([*TINY, "--top", "4", "--epochs", "1", "--out", str(searched)]) == 0
+    # What the search had as its last is made the winner.
+    source, found = opened(searched), opened(searched, "dilated-rerank")
+    last = min(source.get_trials(), key=lambda trial: (trial.value, -trial.number))
+    slot = [given["trial"] for given in found.user_attrs["given"]].index(last.number)
+    winner = optuna.trial.create_trial(value=1.0, user_attrs={**last.user_attrs, "slot": slot})
+    found.add_trial(winner)
+    capsys.readouterr()
+    assert retrain.main(["--epochs", "1", "--train-images", "200", "--out", str(searched)]) == 0
+    shown = capsys.readouterr().out
+    assert f"reranked  trial {last.number} is the best of 4 after 1 epochs" in shown
+    metrics = json.loads((searched / "best" / "metrics.json").read_text())
+    assert (metrics["trial"], metrics["candidate_id"]) == (last.number, last.user_attrs["candidate_id"])
+    assert (metrics["val_accuracy"], metrics["reranked_epochs"]) == (1.0, 1)
+    assert retrain.main(["--trial", "0", "--epochs", "1", "--train-images", "200", "--out", str(searched)]) == 0
+    assert "reranked" not in capsys.readouterr().out
+
+
+def test_longer_trainings_augment_more(
+    searched: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lengths are those of a full study as seen by the rule; everything else is of this small one."""
+    monkeypatch.setattr("study.rerank.lengthened", lambda augmentation, n: lengthened(augmentation, 5000 * n))
+    monkeypatch.setattr("study.retrain.lengthened", lambda augmentation, n: lengthened(augmentation, 10**5 * n))
+    assert rerank.main([*TINY, "--top", "2", "--epochs", "2", "--out", str(searched)]) == 0
+    source, found = opened(searched), opened(searched, "dilated-rerank")
+    given = found.user_attrs["given"]
+    for trial in found.get_trials():
+        before = candidate_of(source.get_trials()[given[trial.user_attrs["slot"]]["trial"]])
+        after = candidate_of(trial)
+        assert after.augmentation == lengthened(before.augmentation, 5000 * 2 * 200) != before.augmentation
+        assert (after.architecture, after.optimisation) == (before.architecture, before.optimisation)
+
+    capsys.readouterr()
+    command = ["--epochs", "1", "--train-images", "200", "--device", "cpu", "--out", str(searched)]
+    assert retrain.main(command) == 0
+    assert "raised   " in capsys.readouterr().out
+    metrics = json.loads((searched / "best" / "metrics.json").read_text())
+    trained = Candidate.from_json(json.loads((searched / "best" / "candidate.json").read_text()))
+    searched_as = source.get_trials()[metrics["trial"]].user_attrs["candidate_id"]
+    assert metrics["candidate_id"] == trained.candidate_id != metrics["trial_candidate_id"] == searched_as
+    assert trained.augmentation.dropout_p >= LONG_AUGMENTATION.dropout_p
+    if metrics["trial"] == best_trial(source).number:
+        assert "not the best trial" not in (searched / "report.md").read_text()
+
+    assert retrain.main([*command, "--trial", "0", "--augmentation", "stored"]) == 0
+    assert "raised   " not in capsys.readouterr().out
+    kept = json.loads((searched / "trial-0" / "metrics.json").read_text())
+    assert kept["candidate_id"] == kept["trial_candidate_id"] == source.get_trials()[0].user_attrs["candidate_id"]
+
+
+def test_equal_candidates_count_once() -> None:
+    study = optuna.create_study(direction="maximize", study_name="made")
+    for value, candidate in ((0.5, "a"), (0.7, "b"), (0.7, "b"), (0.6, "c")):
+        study.add_trial(optuna.trial.create_trial(value=value, user_attrs={"candidate_id": candidate}))
+    study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.PRUNED))
+    assert [trial.number for trial in rerank.best_candidates(study, None, 8)] == [1, 3, 0]
+    assert [trial.number for trial in rerank.best_candidates(study, 2, 8)] == [1, 3]
+    with pytest.raises(UserError, match="--top must not exceed the 3 complete trials of 'made': 4"):
+        rerank.best_candidates(study, 4, 8)
+
+
+def test_mistakes_get_a_line(searched: Path, tmp_path: Path) -> None:
+    out = ["--out", str(searched)]
+    for words, message in (
+        (["--top", "0", *out], "--top must be at least 1: 0"),
+        (["--top", "9", *out], "--top must not exceed the 4 complete trials"),
+        (["--val-images", "1", *out], "--val-images must be between"),
+        (["--out", str(tmp_path / "nothing")], "There is no study"),
+    ):
+        with pytest.raises(UserError, match=message):
+            rerank.main([*words, "--device", "cpu"])
+    assert rerank.main([*TINY, "--top", "1", "--epochs", "1", *out]) == 0
+    with pytest.raises(UserError, match="made with other settings"):
+        rerank.main([*TINY, "--top", "1", "--epochs", "2", *out])

@@ -1,0 +1,369 @@
+"""Pruning as a table of stops, samplers that a restart cannot change, and seeds."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from search_spaces import DEFAULT_SPACE, SPACES, get_space
+from search_spaces.constraints import Limits
+from search_spaces.space import Real
+from study.errors import UserError
+from study.search.pruning import PRUNERS, compared_epochs, default_pruner, make_pruner
+from study.search.sampling import (
+    CHANGED_SHARE,
+    MAX_COMPARED,
+    N_STARTUP_TRIALS,
+    SAMPLERS,
+    SlotSampler,
+    check_names,
+    make_sampler,
+    neighbour,
+    sampler_seed,
+    suggest,
+    training_seed,
+)
+from study.storage.database import open_storage
+
+EPOCHS = 9  # the first three never prune
+
+LIVE: dict[str, list[float]] = {
+    # the live trial's curve, scripted as its validation accuracy after each epoch
+    "best": [0.30, 0.45, 0.60, 0.70, 0.76, 0.80, 0.84, 0.86, 0.88],
+    "good": [0.20, 0.35, 0.48, 0.575, 0.64, 0.685, 0.72, 0.745, 0.765],
+    "middling": [0.18, 0.30, 0.43, 0.53, 0.58, 0.62, 0.65, 0.67, 0.69],
+    "hopeless": [0.10, 0.10, 0.10, 0.10, 0.10, 0.10, 0.10, 0.10, 0.10],
+    "fades late": [0.30, 0.45, 0.60, 0.70, 0.60, 0.40, 0.30, 0.20, 0.10],
+}
+
+# Epoch, from zero, after which the live trial is pruned; None: it runs to its end.
+STOPS: dict[str, dict[str, int | None]] = {
+    "percentile": {"best": None, "good": 3, "middling": 3, "hopeless": 3, "fades late": 6},
+    "median": {"best": None, "good": None, "middling": 3, "hopeless": 3, "fades late": 7},
+    "halving": {"best": None, "good": 3, "middling": 3, "hopeless": 3, "fades late": None},
+    "hyperband": {"best": None, "good": 3, "middling": 3, "hopeless": 3, "fades late": None},
+    "none": {"best": None, "good": None, "middling": None, "hopeless": None, "fades late": None},
+}
+
+
+def history_curve(rank: int) -> list[float]:
+    """One of eight finished trials, the better the higher the rank: at every epoch 0.01 apart."""
+    shape = [0.20, 0.34, 0.48, 0.58, 0.63, 0.67, 0.70, 0.72, 0.74]
+    return [value + 0.01 * (rank - 5) for value in shape]
+
+
+def run_live(study: optuna.Study, curve: list[float]) -> int | None:
+    """Reports a curve as a trial does and returns the epoch after which it is pruned."""
+    trial = study.ask()
+    for epoch, value in enumerate(curve):
+        trial.report(value, epoch)
+        if epoch + 1 < len(curve) and trial.should_prune():
+            study.tell(trial, state=TrialState.PRUNED)
+            return epoch
+    study.tell(trial, curve[-1])
+    return None
+
+
+def study_with_history(pruner: str, n_history: int = 8) -> optuna.Study:
+    # The name decides Hyperband's brackets.
+    study = optuna.create_study(direction="maximize", study_name="table", pruner=make_pruner(pruner, EPOCHS))
+    rung = EPOCHS // 2 - 1 if pruner == "halving" else EPOCHS // 3
+    for rank in range(n_history):
+        curve = history_curve(rank)
+        study.add_trial(
+            optuna.create_trial(
+                value=curve[-1],
+                intermediate_values=dict(enumerate(curve)),
+                system_attrs={"completed_rung_0": curve[rung]},  # as the halving pruners write it
+            )
+        )
+    return study
+
+
+@pytest.mark.parametrize(("pruner", "curve"), list(product(PRUNERS, LIVE)))
+def test_a_scripted_curve_is_pruned_after_the_expected_epoch(pruner: str, curve: str) -> None:
+    assert run_live(study_with_history(pruner), LIVE[curve]) == STOPS[pruner][curve]
+
+
+@pytest.mark.parametrize("pruner", ["percentile", "median"])
+def test_nothing_is_pruned_before_five_trials_are_complete(pruner: str) -> None:
+    assert run_live(study_with_history(pruner, 4), LIVE["hopeless"]) is None
+    assert run_live(study_with_history(pruner, 5), LIVE["hopeless"]) == 3
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+@pytest.mark.parametrize("epochs", [1, 2, 3, 6, 16])
+def test_no_schedule_prunes_in_its_first_third(pruner: str, epochs: int) -> None:
+    study = optuna.create_study(direction="maximize", study_name="warmup", pruner=make_pruner(pruner, epochs))
+    stops = [run_live(study, [(0.9 if rank < 6 else 0.1)] * epochs) for rank in range(12)]
+    first = max(1, epochs // 2 - 1 if pruner == "halving" else epochs // 3)
+    assert all(stop is None or stop >= first for stop in stops)
+    if pruner in ("percentile", "median") and epochs >= 3:
+        assert stops[-1] == epochs // 3  # the bad ones do go, at the first chance
+    if pruner == "halving" and epochs >= 3:
+        assert stops[-1] == first
+    if pruner == "none" or epochs == 1:
+        assert stops == [None] * 12
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+@pytest.mark.parametrize("epochs", [1, 2, 3, 6, 9, 16, 30, 70])
+def test_only_compared_epochs_decide(pruner: str, epochs: int) -> None:
+    """Curves whose other epochs are made up lead to the same stops as true ones."""
+    compared = compared_epochs(pruner, epochs)
+    assert (compared is None) == (pruner != "halving")
+    kept = set(range(epochs) if compared is None else compared)
+    assert max(kept) == epochs - 1
+    rng = random.Random(0)
+    true = [[rng.random()] * epochs for _ in range(60)]
+    made_up = [[value if epoch in kept else rng.random() for epoch, value in enumerate(curve)] for curve in true]
+    found = []
+    for curves in (true, made_up):
+        study = optuna.create_study(direction="maximize", study_name="compared", pruner=make_pruner(pruner, epochs))
+        found.append([run_live(study, curve) for curve in curves])
+    assert found[0] == found[1]
+    stops = {stop for stop in found[0] if stop is not None}
+    if compared is not None:
+        assert stops == set(compared[:-1])  # and every one of them does decide something
+
+
+def test_halving_compares_after_a_half() -> None:
+    assert compared_epochs("halving", 6) == (2, 5)
+    assert compared_epochs("halving", 16) == (7, 15)
+    assert compared_epochs("halving", 1) == (0,)
+
+
+# A slot of a study in miniature: what study.search.workers does, with made values instead of training.
+
+
+def value_of(params: dict[str, Any]) -> float:
+    return float(0.5 * params["budget_frac"] + 0.1 * params["residual"] - params["weight_decay"])
+
+
+def run_slot(study: optuna.Study, sampler: str, slot: int, attempt: int = 0, fail: bool = False) -> dict[str, Any]:
+    study.sampler = make_sampler(sampler, sampler_seed(7, slot, attempt))
+    trial = study.ask()
+    params = suggest(trial, get_space(DEFAULT_SPACE))
+    if fail:
+        study.tell(trial, state=TrialState.FAIL)
+    else:
+        study.tell(trial, value_of(params))
+    return params
+
+
+def new_study(**options: Any) -> optuna.Study:
+    return optuna.create_study(direction="maximize", study_name="slots", **options)
+
+
+N_SLOTS = N_STARTUP_TRIALS + 4  # the last four come from the model, not from chance
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> dict[str, list[dict[str, Any]]]:
+    found = {}
+    for sampler, n_slots in (("anchored", N_SLOTS), ("tpe", N_SLOTS), ("random", N_SLOTS), ("gp", 3)):
+        study = new_study()
+        found[sampler] = [run_slot(study, sampler, slot) for slot in range(n_slots)]
+    return found
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_same_seed_draws_the_same_parameters(sampler: str, uninterrupted: dict[str, list[dict[str, Any]]]) -> None:
+    study = new_study()
+    again = [run_slot(study, sampler, slot) for slot in range(len(uninterrupted[sampler]))]
+    assert again == uninterrupted[sampler]
+    assert len({repr(params) for params in again}) == len(again)
+
+
+@pytest.mark.parametrize("stop_after", [3, N_STARTUP_TRIALS + 2])
+def test_tpe_draws_the_same_after_a_restart(stop_after: int, uninterrupted: dict[str, list[dict[str, Any]]]) -> None:
+    storage = optuna.storages.InMemoryStorage()
+    study = new_study(storage=storage)
+    drawn = [run_slot(study, "tpe", slot) for slot in range(stop_after)]
+    # The slot at work when the run was stopped leaves a failed trial; trial numbers shift by one.
+    lost = run_slot(study, "tpe", stop_after, fail=True)
+    study = optuna.load_study(study_name="slots", storage=storage)
+    drawn += [run_slot(study, "tpe", slot) for slot in range(stop_after, N_SLOTS)]
+    assert drawn == uninterrupted["tpe"]
+    assert drawn[stop_after] == lost
+
+
+def test_the_model_is_used_after_the_startup_trials(
+    uninterrupted: dict[str, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Else the restart test above would compare independent draws only.
+    chance, model = uninterrupted["random"], uninterrupted["tpe"]
+    n_calls = 0
+    sample = optuna.samplers.TPESampler._sample
+
+    def count(*args: Any, **kwargs: Any) -> Any:
+        nonlocal n_calls
+        n_calls += 1
+        return sample(*args, **kwargs)
+
+    monkeypatch.setattr(optuna.samplers.TPESampler, "_sample", count)
+    study = new_study()
+    for slot in range(N_STARTUP_TRIALS):
+        run_slot(study, "tpe", slot)
+    assert n_calls == 0
+    run_slot(study, "tpe", N_STARTUP_TRIALS)
+    assert n_calls > 0
+    assert chance[N_STARTUP_TRIALS:] != model[N_STARTUP_TRIALS:]
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_neighbours_share_most_dimensions_with_the_default(name: str) -> None:
+    space = get_space(name)
+    default = space.anchors(Limits())["default"]
+    found = [neighbour(space, default, seed) for seed in range(200)]
+    assert found[7] == neighbour(space, default, 7)
+    assert len({repr(params) for params in found}) > 0.98 * len(found)
+    assert all(list(params) == list(space.dimensions) for params in found)
+    assert all(space.dimensions[key].contains(value) for params in found for key, value in params.items())
+    reals = [key for key, dimension in space.dimensions.items() if isinstance(dimension, Real)]
+    changed = sum(params[key] != default[key] for params in found for key in reals) / (len(found) * len(reals))
+    assert changed == pytest.approx(CHANGED_SHARE, abs=0.03)
+    assert all(any(params[key] != default[key] for params in found) for key in space.dimensions)
+
+
+def test_a_new_attempt_draws_something_else() -> None:
+    assert run_slot(new_study(), "tpe", 2) != run_slot(new_study(), "tpe", 2, attempt=1)
+
+
+def fixed_points() -> list[tuple[str, Any]]:
+    points = []
+    for name in SPACES:
+        space = get_space(name)
+        points += [(name, params) for params in space.anchors(Limits()).values()]
+        points += [(name, space.sample(random.Random(seed))) for seed in range(3)]
+    return points
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_fixed_parameters_are_returned_exactly(sampler: str) -> None:
+    for name, params in fixed_points():
+        study = new_study(sampler=make_sampler(sampler, 3, params))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # Optuna only warns of a value outside its distribution
+            trial = study.ask()
+            drawn = suggest(trial, get_space(name))
+        assert drawn == dict(params)
+        assert list(drawn) == list(get_space(name).dimensions)
+        assert {name: type(value) for name, value in drawn.items()} == {
+            name: type(value) for name, value in params.items()
+        }
+
+
+def test_fixed_parameters_come_back_from_the_storage_unchanged(tmp_path: Path) -> None:
+    study = new_study(storage=open_storage(f"sqlite:///{tmp_path / 'study.db'}"))
+    drawn = run_slot(study, "tpe", 0)
+    study.sampler = make_sampler("tpe", 99, study.trials[0].params)
+    assert suggest(study.ask(), get_space(DEFAULT_SPACE)) == drawn
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_every_parameter_has_one_fixed_distribution(name: str) -> None:
+    study = new_study(sampler=make_sampler("random", 0))
+    seen = []
+    for _ in range(5):
+        trial = study.ask()
+        suggest(trial, get_space(name))
+        seen.append(study.trials[trial.number].distributions)
+    assert all(distributions == seen[0] for distributions in seen)
+    for number in range(len(seen)):
+        study.tell(number, 0.5)
+    assert set(optuna.search_space.intersection_search_space(study.trials)) == set(get_space(name).dimensions)
+
+
+@pytest.mark.parametrize(
+    "seed_of",
+    [
+        pytest.param(lambda base, slot, attempt: sampler_seed(base, slot, attempt), id="sampler"),
+        pytest.param(lambda base, slot, attempt: training_seed(base, slot + 1000 * attempt), id="training"),
+    ],
+)
+def test_seeds_differ_and_fit_every_generator(seed_of: Callable[[int, int, int], int]) -> None:
+    seeds = [seed_of(*key) for key in product(range(3), range(200), range(3))]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    assert seeds == [seed_of(*key) for key in product(range(3), range(200), range(3))]
+
+
+def test_a_training_seed_does_not_depend_on_the_attempt_and_fits_31_bits() -> None:
+    assert training_seed(0, 5) != training_seed(0, 6) != sampler_seed(0, 6, 0)
+    assert all(0 <= training_seed(base, slot) < 2**31 for base, slot in product(range(3), range(200)))
+
+
+@pytest.mark.parametrize("pruner", [name for name in PRUNERS if name != "none"])
+def test_the_gaussian_process_is_refused_with_a_pruner(pruner: str) -> None:
+    with pytest.raises(UserError, match=f"--sampler gp .* needs --pruner none: --pruner {pruner}"):
+        check_names("gp", pruner)
+
+
+def test_every_other_combination_is_allowed() -> None:
+    for sampler, pruner in product(("tpe", "random"), PRUNERS):
+        check_names(sampler, pruner)
+    check_names("gp", "none")
+    for sampler in SAMPLERS:
+        check_names(sampler, default_pruner(sampler))  # what a study gets that names no pruner
+
+
+def test_a_kept_sampler_draws_what_fresh_ones_draw() -> None:
+    """Over slots, with pruned and failed trials and one that runs beside them."""
+    space = get_space("dilated")
+
+    def samples(kept: SlotSampler | None) -> list[dict[str, Any]]:
+        study = optuna.create_study(direction="maximize")
+        rng, found = random.Random(0), []
+        beside = None
+        for slot in range(40):
+            study.sampler = make_sampler("tpe", 1000 + slot, None, kept)
+            trial = study.ask()
+            found.append(suggest(trial, space))
+            value = rng.random()
+            trial.report(value, 0)
+            trial.set_constraint("params", -1.0)
+            if slot % 7 == 3:
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            elif slot % 3 == 1:
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            elif slot % 5 == 0:  # ends one slot later, as with two workers
+                if beside is not None:
+                    study.tell(*beside)
+                beside = (trial, value)
+            else:
+                study.tell(trial, value)
+        return found
+
+    kept = SlotSampler()
+    assert samples(kept) == samples(None)
+    assert len(kept._rows) > 25  # it did keep them: Optuna still asks where it is overridden
+    assert make_sampler("tpe", 1, None, kept) is kept
+
+
+def test_a_kept_sampler_leaves_others_alone() -> None:
+    kept = SlotSampler()
+    assert isinstance(make_sampler("random", 1, None, kept), optuna.samplers.RandomSampler)
+    assert isinstance(make_sampler("tpe", 1, {"lr": 0.1}, kept), optuna.samplers.PartialFixedSampler)
+
+
+def test_a_kept_sampler_compares_with_the_newest_trials() -> None:
+    kept, study = SlotSampler(), optuna.create_study(direction="maximize")
+    distributions = {"x": optuna.distributions.FloatDistribution(0.0, 1.0)}
+    study.add_trials(
+        [
+            optuna.create_trial(params={"x": (n + 0.5) / 1500}, distributions=distributions, value=float(n))
+            for n in range(1500)
+        ]
+    )
+    rows = kept._get_internal_repr(study.get_trials(), dict(distributions), study)
+    assert len(rows["x"]) == MAX_COMPARED == 1000
+    assert rows["x"].min() > 500 / 1500
