@@ -49,7 +49,13 @@ N_TRIALS = 50
 N_TRAINING = 50_000
 MOST_EPOCHS, MOST_SEEDS = 300, 5
 """Of the retrain."""
-STUDY_SHARE, SMOKE_S, THROUGHPUT_S, PUBLISH_S = 0.25, 90.0, 60.0, 25.0
+STUDY_SHARE, LEAST_STUDY_S = 0.28, 60.0
+SMOKE_S, THROUGHPUT_S, PUBLISH_S = 90.0, 60.0, 25.0
+STUDY_FIXED_S = 40.0
+"""Of a study beside its trials: imports, how many trials at once, the ends of the last ones, the report."""
+RETRAIN_FIXED_S = 90.0
+"""Of a retrain beside its steps: imports, capturing, compiling, the test curve, the bundle."""
+PACK_S = 15.0
 GRACE_S = 20.0
 """A step that is cut off has so long to save what it has."""
 LEAST_S = 8.0
@@ -155,9 +161,14 @@ class Call:
         return math.inf if self.total_ends is None else self.total_ends - time.monotonic()
 
     def study_left(self) -> float:
-        """Seconds of the study's share."""
-        share = float(self.plan.get("study_s", math.inf))
-        return share - float(self.state["spent"].get("study", 0.0))
+        """Seconds of the study's share of all that is left when it begins."""
+        if self.ends is None:
+            return math.inf
+        if "study_s" not in self.plan:
+            total = self.total_left()
+            share = THROUGHPUT_S if total >= 10 * THROUGHPUT_S else 0.0
+            self.plan |= {"study_s": max(LEAST_STUDY_S, STUDY_SHARE * total), "throughput_s": share}
+        return float(self.plan["study_s"]) - float(self.state["spent"].get("study", 0.0))
 
     def measured(self, name: str) -> dict[str, Any]:
         """What a smoke test wrote."""
@@ -191,13 +202,13 @@ def smoke(call: Call) -> list[str]:
 
 def study(call: Call) -> list[str]:
     words = ["-m", "study.run", "--space", "best", "--trials", str(call.size.trials), "--device", call.size.device]
-    if call.plan:
-        seconds = call.study_left()
+    if call.ends is not None:
+        seconds = call.study_left() - STUDY_FIXED_S
         if "trial" not in call.plan:  # a study keeps the fidelity that it was begun with
             call.plan["trial"] = trial_fidelity(measured_rate(call.measured("smoke")), seconds)
         epochs, images = call.plan["trial"]
-        # The last trials take their time: none is begun that would be cut off.
-        words += ["--epochs", str(epochs), "--train-images", str(images), "--timeout", f"{max(1.0, seconds - 20):.0f}"]
+        # No trial is begun that would be cut off.
+        words += ["--epochs", str(epochs), "--train-images", str(images), "--timeout", f"{max(1.0, seconds):.0f}"]
     return [*words, *call.study(), *call.size.study]
 
 
@@ -216,11 +227,11 @@ def pace(call: Call) -> list[str]:
 def retrain(call: Call, *words: str, name: str = "retrain", study: str = "best") -> list[str]:
     """With a budget, a length that fits what is left of it, decided once: another length is another training."""
     length: list[str] = []
-    if call.plan:
+    if call.ends is not None:
         if name not in call.plan:
-            kept = PUBLISH_S + GRACE_S + (call.plan["throughput_s"] if name == "retrain" else 0.0)
-            rate = measured_rate(call.measured("pace") or call.measured("smoke"))
-            call.plan[name] = retrain_length(rate, call.total_left() - kept)
+            kept = RETRAIN_FIXED_S + PUBLISH_S + GRACE_S + (call.plan["throughput_s"] if name == "retrain" else 0.0)
+            measured = {**call.measured("smoke"), **call.measured("pace")}
+            call.plan[name] = retrain_length(measured_rate(measured), call.total_left() - kept)
         epochs, seeds = call.plan[name]
         length = ["--epochs", str(epochs), "--seeds", str(seeds), "--jobs", str(seeds)]
     command = ["-m", "study.retrain", "--device", call.size.device]
@@ -276,14 +287,14 @@ class Step:
 SMOKE = Step("smoke", smoke, most_s=SMOKE_S + GRACE_S, kept_s=0.0)
 STUDY = Step("study", study)
 RERANK = Step("rerank", rerank, "study")
-PACE = Step("pace", pace, "study", most_s=30.0)
+PACE = Step("pace", pace, "study", most_s=80.0)
 RETRAIN = Step("retrain", retrain, "study")
 THROUGHPUT = Step("throughput", throughput, most_s=1.5 * THROUGHPUT_S)
 PUBLISH = Step("publish", publish, "study", most_s=2 * PUBLISH_S, kept_s=0.0, always=True)
 MORE = {
     step.name: step
     for step in (
-        Step("tests", lambda call: ["-m", "pytest", "-q", "-m", "gpu", "tests/study/test_gpu.py"]),
+        Step("tests", lambda call: ["-m", "pytest", "-q", "-m", "gpu", "tests/study/training/test_gpu.py"]),
         Step("same-as-cpu", lambda call: ["scripts/same_as_cpu.py", "--device", call.size.device]),
         Step("reference", lambda call: retrain(call, "--reference", name="reference")),
         Step("distilled", lambda call: retrain(call, "--teacher", name="distilled"), "retrain"),
@@ -344,7 +355,7 @@ def run_steps(call: Call, steps: Sequence[Step], environment: dict[str, str]) ->
             code = EXIT_FAILED
             ended = "cut off" if outcome == EXIT_INTERRUPTED else f"FAILED with exit code {outcome}"
             print(f"== {step.name}: {ended} after {seconds:.0f} s; the same command goes on", flush=True)
-            if outcome != EXIT_INTERRUPTED:
+            if outcome != EXIT_INTERRUPTED and step is not STUDY:  # what finished of a study can be retrained
                 begun.pop(step.name)  # what needs it waits
         call.save()
     return code
@@ -437,7 +448,7 @@ def run(options: argparse.Namespace) -> int:
     except (OSError, packing.IncompleteError) as error:
         raise UserError(f"--folder {str(folder)!r} cannot be used: {error}.") from error
     call = _call(options, folder, started)
-    steps = steps_of(bool(call.plan), options.also)
+    steps = steps_of(call.ends is not None, options.also)
     if not ready:
         print("The data set is not here yet: only the smoke test runs. Call again with the other parts.", flush=True)
         steps = [SMOKE]
@@ -483,11 +494,8 @@ def _call(options: argparse.Namespace, folder: Path, started: float) -> Call:
     ends = total_ends = None
     if options.budget_s is not None:
         total = options.total_s or state["spent_s"] + options.budget_s
-        ends = started + options.budget_s
+        ends = started + options.budget_s - (PACK_S if options.pack_to is not None else 0.0)
         total_ends = max(ends, started + total - state["spent_s"])
-        if not state["plan"]:
-            share = THROUGHPUT_S if total >= 10 * THROUGHPUT_S else 0.0
-            state["plan"] = {"study_s": max(30.0, STUDY_SHARE * total), "throughput_s": share}
     results = options.results or (folder / "published" if options.dry_run or options.parts else RESULTS)
     return Call(folder, results.resolve(), TINY if options.dry_run else Size(), ends, total_ends, state)
 
@@ -497,12 +505,16 @@ def _received(places: Sequence[Path], folder: Path, environment: dict[str, str])
     carried = folder / "carried"
     packing.receive(places, carried)
     if carried.is_dir():
-        if not packing.missing(carried, "results.tar.xz") and not (folder / "state.json").exists():
-            packing.unpack_folder(packing.joined(carried, "results.tar.xz"), folder)
+        if not packing.missing(carried, "results.tar") and not (folder / "state.json").exists():
+            packing.unpack_folder(packing.joined(carried, "results.tar"), folder)
         if not packing.missing(carried, "site.tar.xz"):
             packing.unpack_folder(packing.joined(carried, "site.tar.xz"), folder / "site")
         if not packing.missing(carried, "cifar10.pack"):
             packing.unpack_cifar10(packing.joined(carried, "cifar10.pack"), folder / "data" / "cifar-10-batches-py")
+    # What was compiled and measured goes along with the folder.
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "cache" / "inductor")
+    if places:
+        environment["XDG_CACHE_HOME"] = str(folder / "cache")
     paths = [str(folder / "site"), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     if (folder / "data").is_dir():
@@ -512,13 +524,23 @@ def _received(places: Sequence[Path], folder: Path, environment: dict[str, str])
 
 
 def pack_results(folder: Path, target: Path, mib: float) -> list[Path]:
-    """Everything of `folder` but what was carried there, in pieces of at most `mib`; an older set is replaced."""
+    """Everything of `folder` that cannot be had elsewhere, in pieces of at most `mib`; an older set is replaced."""
     target.mkdir(parents=True, exist_ok=True)
-    for old in target.glob("results.tar.xz.*"):
-        old.unlink()
-    payload = target / "results.tar.xz"
-    packing.pack_folder(folder, payload, lambda name: name.split("/")[0] in ("carried", "site", "data"))
-    return packing.cut(payload, iter(lambda: (target, int(mib * packing.MIB)), None))
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        payload = Path(work) / "results.tar"
+        # Not compressed: weights hardly shrink, and this is done when time is up.
+        packing.pack_folder(folder, payload, lambda name: _is_left_out(folder, name), compress=False)
+        for old in target.glob("results.tar.*"):
+            old.unlink()
+        return packing.cut(payload, iter(lambda: (target, int(mib * packing.MIB)), None))
+
+
+def _is_left_out(folder: Path, name: str) -> bool:
+    """What was carried here, copies of the data set, and snapshots whose answers on the test images are kept."""
+    if name.split("/")[0] in ("carried", "site", "data") or "/joblib/" in name or name.endswith("results.tar"):
+        return True
+    at = name.find(".snapshots/")
+    return at >= 0 and (folder / f"{name[:at]}.npz").exists()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

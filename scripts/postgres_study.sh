@@ -88,7 +88,7 @@ from collections import Counter
 
 from sqlalchemy import create_engine, text
 
-from study.storage import FINISHED, open_storage
+from study.storage.database import FINISHED, open_storage
 
 wanted = int(sys.argv[1])
 url = os.environ["STORAGE"]

@@ -38,9 +38,15 @@ import sys
 import numpy as np
 import torch
 from search_spaces.candidate import Candidate
-from study.calibration import n_cores
-from study.data import load_train, search_split
-from study.training import TrainingConfig, train
+try:
+    from study.data.cifar10 import load_train, search_split
+    from study.machine.hardware import n_cores
+    from study.training.loop import train
+    from study.training.records import TrainingConfig
+except ImportError:  # a revision from before the rooms
+    from study.calibration import n_cores
+    from study.data import load_train, search_split
+    from study.training import TrainingConfig, train
 
 candidate, data, device, precision, epochs, n_train, n_val, seed = sys.argv[1:]
 torch.set_num_threads(max(1, n_cores() // 2))  # the other side trains at the same time

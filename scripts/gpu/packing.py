@@ -88,9 +88,11 @@ def joined(folder: Path, name: str) -> io.BufferedReader:
 # Folders
 
 
-def pack_folder(source: Path, payload: Path, leave_out: Callable[[str], bool] = lambda name: False) -> None:
+def pack_folder(
+    source: Path, payload: Path, leave_out: Callable[[str], bool] = lambda name: False, compress: bool = True
+) -> None:
     """Writes the files of `source` into the archive `payload`; `leave_out` is asked of every relative path."""
-    with tarfile.open(payload, "w:xz", preset=6) as archive:
+    with tarfile.open(payload, "w:xz", preset=6) if compress else tarfile.open(payload, "w") as archive:
         for file in sorted(source.rglob("*")):
             name = file.relative_to(source).as_posix()
             if file.is_file() and not file.is_symlink() and not leave_out(name):
@@ -104,7 +106,7 @@ def unpack_folder(payload: io.BufferedReader, target: Path) -> None:
         IncompleteError: The archive is damaged.
     """
     try:
-        with payload, tarfile.open(fileobj=payload, mode="r:xz") as archive:
+        with payload, tarfile.open(fileobj=payload) as archive:
             archive.extractall(target, filter="data")
     except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
         raise IncompleteError(f"{payload.name} is damaged: {error}") from error

@@ -148,6 +148,14 @@ def trainings(device: str, precision: str, most: int) -> Iterator[Any]:
 
 
 def _train(device: str, precision: str, jobs: int, window: Window, barrier: Any) -> float:
+    try:
+        return _images_per_second(device, precision, jobs, window, barrier)
+    except Exception:
+        barrier.abort()  # the others must not wait for this one
+        raise
+
+
+def _images_per_second(device: str, precision: str, jobs: int, window: Window, barrier: Any) -> float:
     import torch
 
     from study.data.augmentation import AugmentedBatches, training_order

@@ -41,6 +41,8 @@ SLICE_S = 0.4
 
 N_TIMED = 6
 N_ROUNDS = 2
+_SPOILED: set[str] = set()
+"""What this process is not to try."""
 CHANNELS = {32: 16, 16: 24, 8: 32}
 """Of the depthwise convolutions that are measured, by the side of the map: those of the space `best`."""
 
@@ -105,14 +107,27 @@ def calibrate(device: str) -> Calibration:
     name = f"calibration-{identifier([hardware(device), versions(), 'cost-12'])}"
     with contextlib.suppress(ValueError, TypeError, KeyError):
         return Calibration.from_json(cache.recall(name))
-    # In a process of its own: a GPU context or thread pools must not stay behind in the caller.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent) as pool:
-        try:
-            found = pool.submit(_measure, device).result()
-        except BrokenProcessPool as error:
-            raise StudyFailed("the calibration of this machine was killed; is there enough memory?") from error
+    spoiled: set[str] = set()
+    while True:
+        # In a process of its own: a GPU context or thread pools must not stay behind in the caller.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent) as pool:
+            try:
+                found: Calibration = pool.submit(_measure, device, frozenset(spoiled)).result()
+                break
+            except _SpoiledError as error:  # the process must measure no more; another one leaves that out
+                spoiled.add(error.what)
+            except BrokenProcessPool as error:
+                raise StudyFailed("the calibration of this machine was killed; is there enough memory?") from error
     cache.keep(name, found.to_json())
     return found
+
+
+class _SpoiledError(Exception):
+    """`what` could not be captured."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
 
 
 def _probes() -> tuple[Architecture, ...]:
@@ -132,10 +147,18 @@ def _probes() -> tuple[Architecture, ...]:
     return (REFERENCE_ARCHITECTURE, *(Architecture(layers) for layers in (wide, narrow, late)))
 
 
-def _measure(device: str) -> Calibration:
+def _measure(device: str, spoiled: frozenset[str] = frozenset()) -> Calibration:
+    """All prices; infinite for what is `spoiled`.
+
+    Raises:
+        _SpoiledError: Something else could not be captured.
+        StudyFailed: No network can be trained here.
+    """
     import torch
     from scipy.optimize import nnls
 
+    _SPOILED.clear()
+    _SPOILED.update(spoiled)
     if device == "cpu":
         torch.set_num_threads(n_cores())
         heap.keep()  # as a training does
@@ -222,16 +245,18 @@ def _depthwise_seconds(device: str, precision: str, which: DepthwiseClass, nativ
             out = module(x)
         out.backward(out.detach())
 
-    return _fastest_seconds(device, step) / (BATCH * channels * kernel**2 * side**2)
+    return _fastest_seconds(device, step, f"depthwise {which} {native}") / (BATCH * channels * kernel**2 * side**2)
 
 
-def _fastest_seconds(device: str, step: Callable[[], None]) -> float:
+def _fastest_seconds(device: str, step: Callable[[], None], what: str) -> float:
     """The fastest of several runs: neighbours on the machine only ever add time. Infinite if it cannot run here.
 
     On a GPU of a graph, as trainings run: step by step these networks only show how fast the host launches kernels.
     """
     import torch
 
+    if what in _SPOILED:
+        return math.inf
     try:
         step()  # libraries choose their kernels
         if device == "cuda":
@@ -249,9 +274,12 @@ def _fastest_seconds(device: str, step: Callable[[], None]) -> float:
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - started)
         return min(times)
-    except (RuntimeError, CaptureFailed) as error:  # a library without a kernel for it, or no memory
-        print(f"not measured: {first_line(error)}", file=sys.stderr)
-        return float("inf")
+    except RuntimeError as error:  # a library without a kernel for it, or no memory
+        print(f"not measured: {what}: {first_line(error)}", file=sys.stderr)
+        return math.inf
+    except CaptureFailed as error:
+        print(f"not measured: {what}: {error}", file=sys.stderr)
+        raise _SpoiledError(what) from error
 
 
 def _seconds_per_image(architecture: Architecture, device: str, precision: str) -> float:
@@ -274,7 +302,7 @@ def _seconds_per_image(architecture: Architecture, device: str, precision: str) 
         F.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
-    return _fastest_seconds(device, step) / BATCH
+    return _fastest_seconds(device, step, f"network {architecture.architecture_id} {precision}") / BATCH
 
 
 def _augmentation_seconds(augmentation: Augmentation) -> float:

@@ -58,14 +58,14 @@ def test_seed(seed: Seed, test: Images) -> Tested:
     """Tests a finished seed; a repeated call reads the stored logits instead of testing again."""
     import numpy as np
 
-    from study.model.network import build
+    from study.model.network import build, use_native_depthwise
     from study.training.evaluation import accuracy, evaluate
 
     config, file = seed.config, seed.file
     progress = load_progress(file)
     if progress is None or progress.epoch < config.epochs:
         raise StudyFailed(f"{file} does not hold a finished training; run the same command again.")
-    network = build(seed.candidate.architecture)
+    network = use_native_depthwise(build(seed.candidate.architecture), config.native_depthwise)
     stored = file.with_suffix(".npz")
     try:
         with np.load(stored) as saved:

@@ -15,6 +15,7 @@ import pytest
 from search_spaces.cost import CostModel
 from study.calibration import prices as calibration
 from study.data import cifar10 as data
+from study.machine.hardware import hardware
 from study.machine.paths import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
@@ -49,7 +50,7 @@ def _made_cifar10(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         dense_mac_s=1e-9, depthwise_mac_s=1e-8, depthwise_other_mac_s=1e-8, activation_s=1e-8, image_s=1e-5,
         operation_s=1e-5, device="cpu",
     )  # fmt: skip
-    made = calibration.Calibration("cpu", calibration.hardware("cpu"), "float32", cost, 0.0)
+    made = calibration.Calibration("cpu", hardware("cpu"), "float32", cost, 0.0)
     pool = SimpleNamespace(submit=lambda *_: SimpleNamespace(result=lambda: made))
     names: dict[str, type] = {}
     exec(MADE_CIFAR10, names)

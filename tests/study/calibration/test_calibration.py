@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import pickle
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from search_spaces.architecture import Architecture
 from search_spaces.cost import Work
 from study.calibration import prices as calibration
 from study.calibration.prices import Calibration, DepthwisePrice
-from study.errors import StudyFailed, UserError
+from study.errors import CaptureFailed, StudyFailed, UserError
+from study.machine.hardware import hardware, resolve_device
 
 
 @pytest.fixture
@@ -73,19 +76,59 @@ def test_a_kernel_that_is_missing_costs_its_figure_alone(capsys: pytest.CaptureF
     def refuse() -> None:
         raise RuntimeError("GET was unable to find an engine")
 
-    assert calibration._fastest_seconds("cpu", refuse) == math.inf
-    assert "not measured: RuntimeError: GET was unable to find an engine" in capsys.readouterr().err
+    assert calibration._fastest_seconds("cpu", refuse, "this kernel") == math.inf
+    assert "not measured: this kernel: RuntimeError: GET was unable to find an engine" in capsys.readouterr().err
+
+
+def test_a_capture_that_fails_is_left_out_by_another_process(
+    gpu: dict[str, Any], user_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[frozenset[str]] = []
+
+    class HerePool:
+        def __init__(self, *args: Any) -> None:
+            pass
+
+        def __enter__(self) -> HerePool:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def submit(self, measure: Any, device: str, spoiled: frozenset[str]) -> Any:
+            tries.append(spoiled)
+            done: Future[Calibration] = Future()
+            try:
+                done.set_result(measure(device, spoiled))
+            except Exception as error:
+                done.set_exception(pickle.loads(pickle.dumps(error)))  # as it comes from another process
+            return done
+
+    def spoils(device: str, precision: str, which: Any, native: bool) -> float:
+        def step() -> None:
+            if which == (5, True, 16) and native:
+                raise CaptureFailed("operation not permitted")
+
+        return calibration._fastest_seconds("cpu", step, f"depthwise {which} {native}")
+
+    monkeypatch.setattr(calibration, "ProcessPoolExecutor", HerePool)
+    monkeypatch.setattr(calibration, "_depthwise_seconds", spoils)
+    found = calibration.calibrate("cuda")
+    assert tries == [frozenset(), {"depthwise (5, True, 16) True"}]
+    (price,) = [p for p in found.depthwise if (p.kernel, p.dilated, p.side) == (5, True, 16)]
+    assert price.native_s == math.inf
+    assert math.isfinite(price.channels_last_s)
 
 
 def test_slow_steps_are_repeated_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(step=calibration.SLICE_S)
     monkeypatch.setattr(calibration.time, "perf_counter", lambda: float(next(clock)))
     calls: list[int] = []
-    calibration._fastest_seconds("cpu", lambda: calls.append(1))
+    calibration._fastest_seconds("cpu", lambda: calls.append(1), "calls")
     assert len(calls) == 1 + 2  # one warms up
     monkeypatch.setattr(calibration.time, "perf_counter", lambda: 0.0)
     calls.clear()
-    calibration._fastest_seconds("cpu", lambda: calls.append(1))
+    calibration._fastest_seconds("cpu", lambda: calls.append(1), "calls")
     assert len(calls) == 1 + calibration.N_TIMED
 
 
@@ -102,11 +145,11 @@ def test_it_is_measured_once_and_damage_is_mended(user_cache: Path, monkeypatch:
         def __exit__(self, *error: object) -> None:
             pass
 
-        def submit(self, _: Any, device: str) -> Any:
+        def submit(self, _: Any, device: str, spoiled: frozenset[str]) -> Any:
             measured.append(device)
             price = DepthwisePrice(3, False, 32, 1e-12, math.inf)
             cost = calibration.CostModel(1e-12, 1e-12, 1e-12, 1e-10, 0.0, 0.0, device)
-            found = Calibration(device, calibration.hardware(device), "float32", cost, 0.1, (price,))
+            found = Calibration(device, hardware(device), "float32", cost, 0.1, (price,))
             return type("Done", (), {"result": lambda self: found})()
 
     monkeypatch.setattr(calibration, "ProcessPoolExecutor", MadePool)
@@ -126,4 +169,4 @@ def test_a_gpu_that_is_not_there_is_said() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(UserError, match="--device cuda needs a CUDA device"):
-        calibration.resolve_device("cuda")
+        resolve_device("cuda")

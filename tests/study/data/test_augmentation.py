@@ -167,9 +167,9 @@ def test_batches_ahead_are_kept_apart() -> None:
 SMALL_SHM = """
 import numpy as np, os
 from search_spaces.candidate import Augmentation
-from study.augmentation import AugmentedBatches, training_order
-from study.batches import batches
-from study.data import Images
+from study.data.augmentation import AugmentedBatches, training_order
+from study.data.batches import batches
+from study.data.cifar10 import Images
 free = os.statvfs("/dev/shm")
 assert free.f_bavail * free.f_frsize <= 2**20
 images = Images(np.zeros((4096, 32, 32, 3), np.uint8), np.zeros(4096, np.int64))

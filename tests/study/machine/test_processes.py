@@ -14,7 +14,7 @@ PARENT = """
 import multiprocessing, os, sys, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.managers import SyncManager
-from study.processes import end_with_parent
+from study.machine.processes import end_with_parent
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")

@@ -14,10 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from search_spaces.reference import REFERENCE
 from study import retrain
 from study.data import cifar10 as data
 from study.errors import CaptureFailed, UserError
 from study.machine.paths import REPOSITORY
+from study.retraining import seeds
+from study.retraining.seeds import Seed
 from study.training.checkpoints import forget_snapshots, load_progress, save_progress
 from study.training.records import TrainingConfig
 
@@ -197,14 +200,14 @@ def test_seeds_at_once_are_those_that_finish_first(
     monkeypatch: pytest.MonkeyPatch, measured: dict[int, float], n_seeds: int, jobs: int, gain: float
 ):
     monkeypatch.setattr("study.calibration.concurrency.rates", lambda device, precision: measured)
-    assert retrain._seeds_at_once("auto", n_seeds, "cuda", "bfloat16") == (jobs, pytest.approx(gain))
+    assert seeds.seeds_at_once(None, n_seeds, "cuda", "bfloat16") == (jobs, pytest.approx(gain))
 
 
 def test_seeds_at_once_that_were_not_measured_gain_nothing_on_a_cpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("study.calibration.concurrency.known_rates", lambda device, precision: {})
     monkeypatch.setattr("study.machine.hardware.n_cores", lambda: 4)
-    assert retrain._seeds_at_once(2, 5, "cpu", "float32") == (2, 1.0)
-    assert retrain._seeds_at_once(8, 3, "cuda", "bfloat16") == (3, 3.0)
+    assert seeds.seeds_at_once(2, 5, "cpu", "float32") == (2, 1.0)
+    assert seeds.seeds_at_once(8, 3, "cuda", "bfloat16") == (3, 3.0)
 
 
 def test_damaged_checkpoint_starts_the_seed_anew(made_cifar10: Path, tmp_path: Path, capsys):
@@ -261,30 +264,25 @@ def test_the_yardstick_has_the_best_trials_recipe(made_study: Path, made_cifar10
     assert found["recipe_of_trial"] == metrics(out / "best")["trial"]
 
 
-@pytest.mark.parametrize(
-    ("n_failing", "tried"), [(1, [(True, True), (False, True)]), (2, [(True, True), (False, True), (False, False)])]
-)
+@pytest.mark.parametrize("n_failing", [1, 2])
 def test_a_capture_that_fails_is_tried_with_less_elsewhere(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], n_failing: int, tried: list[tuple[bool, bool]]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, n_failing: int
 ) -> None:
     """Without compiling, then without a graph, and never again in the process whose allocator it spoiled."""
-    seen: list[tuple[bool, bool]] = []
+    tried: list[tuple[bool, bool]] = []
     here: list[bool] = []
 
-    def attempt(candidate: str, config: TrainingConfig, *others: object) -> None:
-        seen.append((config.compiled, config.capture))
-        if len(seen) <= n_failing:
+    def attempt(seed: Seed, in_this_process: bool) -> None:
+        here.append(in_this_process)
+        tried.append((seed.config.compiled, seed.config.capture))
+        if len(tried) <= n_failing:
             raise CaptureFailed("RuntimeError: operation not permitted")
 
-    def together(work: list[tuple], jobs: int) -> None:
-        here.append(False)
-        for arguments in work:
-            attempt(*arguments)
-
-    monkeypatch.setattr(retrain, "train_seed", lambda *arguments: (here.append(True), attempt(*arguments)))
-    monkeypatch.setattr(retrain, "_train_together", together)
-    retrain._train_all([("candidate", TrainingConfig(1, 0, compiled=True), "data")], 1)
-    assert seen == tried
+    monkeypatch.setattr(seeds, "train_seed", lambda seed: attempt(seed, True))
+    monkeypatch.setattr(seeds, "_train_together", lambda given, jobs: [attempt(seed, False) for seed in given])
+    config = TrainingConfig(1, 0, compiled=True)
+    seeds.train_all([Seed(REFERENCE, config, "data", 10, tmp_path / "x.pt", 1)], 1)
+    assert tried == [(True, True), (False, True), (False, False)][: n_failing + 1]
     assert here == [True] + [False] * n_failing
     said = capsys.readouterr().out
     assert said.count("could not be captured (RuntimeError: operation not permitted)") == n_failing

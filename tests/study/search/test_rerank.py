@@ -12,6 +12,7 @@ from search_spaces.candidate import Candidate
 from search_spaces.training_dimensions import LONG_AUGMENTATION, lengthened
 from study import rerank, retrain, run
 from study.errors import UserError
+from study.search.reranking import best_candidates
 from study.storage.database import best_trial, candidate_of, config_of, open_study
 
 TINY = ("--train-images", "200", "--val-images", "100", "--device", "cpu", "--jobs", "1")
@@ -78,8 +79,10 @@ def test_longer_trainings_augment_more(
     searched: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lengths are those of a full study as seen by the rule; everything else is of this small one."""
-    monkeypatch.setattr("study.rerank.lengthened", lambda augmentation, n: lengthened(augmentation, 5000 * n))
-    monkeypatch.setattr("study.retrain.lengthened", lambda augmentation, n: lengthened(augmentation, 10**5 * n))
+    monkeypatch.setattr("study.search.reranking.lengthened", lambda augmentation, n: lengthened(augmentation, 5000 * n))
+    monkeypatch.setattr(
+        "study.retraining.retraining.lengthened", lambda augmentation, n: lengthened(augmentation, 10**5 * n)
+    )
     assert rerank.main([*TINY, "--top", "2", "--epochs", "2", "--out", str(searched)]) == 0
     source, found = opened(searched), opened(searched, "dilated-rerank")
     given = found.user_attrs["given"]
@@ -112,10 +115,10 @@ def test_equal_candidates_count_once() -> None:
     for value, candidate in ((0.5, "a"), (0.7, "b"), (0.7, "b"), (0.6, "c")):
         study.add_trial(optuna.trial.create_trial(value=value, user_attrs={"candidate_id": candidate}))
     study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.PRUNED))
-    assert [trial.number for trial in rerank.best_candidates(study, None, 8)] == [1, 3, 0]
-    assert [trial.number for trial in rerank.best_candidates(study, 2, 8)] == [1, 3]
+    assert [trial.number for trial in best_candidates(study, None, 8)] == [1, 3, 0]
+    assert [trial.number for trial in best_candidates(study, 2, 8)] == [1, 3]
     with pytest.raises(UserError, match="--top must not exceed the 3 complete trials of 'made': 4"):
-        rerank.best_candidates(study, 4, 8)
+        best_candidates(study, 4, 8)
 
 
 def test_mistakes_get_a_line(searched: Path, tmp_path: Path) -> None:

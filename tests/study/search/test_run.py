@@ -8,13 +8,13 @@ import optuna
 import pytest
 
 from study.errors import UserError
-from study.run import _parser
-from study.search.searching import Run
+from study.search.creation import find_study
+from study.search.plan import SearchPlan
 from study.storage.database import open_storage
 
 
 def existing(folder: Path) -> tuple[optuna.Study, optuna.storages.RDBStorage] | None:
-    return Run(_parser().parse_args([]), f"sqlite:///{folder}/study.db", "dilated", folder)._existing()
+    return find_study(SearchPlan(f"sqlite:///{folder}/study.db", "dilated", folder, "dilated", "what is next"))
 
 
 def test_nothing_is_created_by_looking(tmp_path: Path):

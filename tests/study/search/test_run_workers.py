@@ -5,7 +5,6 @@ The runs here train for real, on a few made images that stand in the user's cach
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import json
@@ -45,12 +44,15 @@ from study.command_line.parser import run_command
 from study.data import cifar10 as data
 from study.data.cifar10 import FOLDER, Images
 from study.errors import CaptureFailed, StudyFailed, TrialFailed, UserError
+from study.machine.hardware import hardware
 from study.machine.paths import REPOSITORY
 from study.run import main
-from study.search import workers
+from study.search import supervisor, workers
+from study.search.creation import refuse_impossible
 from study.search.objective import Objective, Slot
+from study.search.plan import SearchPlan
 from study.search.sampling import N_STARTUP_TRIALS, make_sampler, suggest, training_seed
-from study.search.supervisor import MAX_FAILURES_IN_A_ROW, MAX_INFEASIBLE_IN_A_ROW
+from study.search.supervisor import MAX_FAILURES_IN_A_ROW, MAX_INFEASIBLE_IN_A_ROW, Supervisor
 from study.search.workers import Crashed, Ended, Started, WorkerSetup
 from study.storage.config import StudyConfig
 from study.storage.database import FINISHED, checkpoint_sqlite, open_storage
@@ -105,9 +107,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         def __exit__(self, *error: object) -> None:
             pass
 
-        def submit(self, _: Callable[..., Any], device: str) -> Future[Calibration]:
+        def submit(self, _: Callable[..., Any], device: str, spoiled: frozenset[str]) -> Future[Calibration]:
             done: Future[Calibration] = Future()
-            done.set_result(Calibration(device, calibration.hardware(device), "float32", COST, 0.0))
+            done.set_result(Calibration(device, hardware(device), "float32", COST, 0.0))
             return done
 
     with pytest.MonkeyPatch.context() as patch:
@@ -367,7 +369,7 @@ def test_tight_limits_are_either_refused_or_leave_anchors(max_params: int) -> No
     space, limits = get_space("dilated"), Limits(max_params=max_params)
     config = dataclasses.replace(CONFIG, limits=limits)
     try:
-        run._refuse_impossible(space, config, COST)
+        refuse_impossible(space, config, COST)
     except UserError:
         return
     run.anchors(space, config, COST)
@@ -728,9 +730,9 @@ class Stage:
     ) -> str:
         ScriptedWorker.script = list(script)
         ScriptedWorker.made, ScriptedWorker.slots = [], []
-        options = argparse.Namespace(trials=trials, jobs=jobs, timeout=timeout)
+        plan = SearchPlan("sqlite://", "tiny", Path(), "dilated", "", trials=trials, jobs=jobs, timeout_s=timeout)
         setup = WorkerSetup("", "stage", "", "cpu", 1, 0, "")
-        self.supervisor = run._Supervisor(options, CONFIG, self.study, self.slots, setup, gpus)
+        self.supervisor = Supervisor(plan, CONFIG, self.study, self.slots, setup, gpus)
         return self.supervisor.run()
 
     def skip_anchors(self) -> None:
@@ -867,7 +869,7 @@ def test_five_failures_exit_with_1(stage: Stage, capsys: pytest.CaptureFixture[s
 
 def test_infeasible_samples_are_drawn_anew_but_not_for_ever(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_INFEASIBLE_IN_A_ROW > MAX_FAILURES_IN_A_ROW
-    monkeypatch.setattr(run, "MAX_INFEASIBLE_IN_A_ROW", 4)
+    monkeypatch.setattr(supervisor, "MAX_INFEASIBLE_IN_A_ROW", 4)
     stage.skip_anchors()
     assert stage.play(["infeasible"] * 3 + ["complete"], trials=stage.n_anchors + 1) == "done"
     assert [slot.attempt for slot in ScriptedWorker.slots] == list(range(4))
@@ -901,14 +903,14 @@ def test_an_idle_worker_that_dies_is_replaced(stage: Stage) -> None:
 
 
 def interrupt_when_silent(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    wait = run._Supervisor._wait
+    wait = Supervisor._wait
 
     def wait_or_interrupt(self: Any, busy: Any) -> None:
         if any(not worker.connection.poll() and worker.alive for worker in busy):
             raise KeyboardInterrupt
         wait(self, busy)
 
-    monkeypatch.setattr(run._Supervisor, "_wait", wait_or_interrupt)
+    monkeypatch.setattr(Supervisor, "_wait", wait_or_interrupt)
 
 
 def test_ctrl_c_frees_the_slots_at_work_with_their_parameters(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,8 +107,8 @@ def test_all_transactions_of_optuna_begin_immediately(file: Path) -> None:
 WORKER = """
 import sys, warnings
 import optuna
-from study.slots import SlotTable
-from study.storage import open_storage
+from study.storage.slots import SlotTable
+from study.storage.database import open_storage
 warnings.simplefilter("ignore")
 storage = open_storage(sys.argv[1])
 study = optuna.load_study(study_name="made", storage=storage)

@@ -98,8 +98,10 @@ def test_twenty_graph_steps_are_twenty_eager_steps(
     assert graph.n_steps == 20
     assert isinstance(graph.train_on, CapturedStep)
     assert eager.train_on is eager.step
+    # A rate is a tensor in one and a number in the other; Muon's iteration in bfloat16 makes more of that.
+    atol = 1e-2 if optimizer == "muon" else 2e-3
     for name, tensor in eager.ema.network.state_dict().items():
-        assert torch.allclose(graph.ema.network.state_dict()[name].float(), tensor.float(), rtol=2e-2, atol=2e-3), name
+        assert torch.allclose(graph.ema.network.state_dict()[name].float(), tensor.float(), rtol=2e-2, atol=atol), name
     assert graph.progress.records[0].train_loss == pytest.approx(eager.progress.records[0].train_loss, rel=1e-3)
 
 

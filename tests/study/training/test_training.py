@@ -358,7 +358,7 @@ def test_accuracy_is_a_fraction() -> None:
 def test_freed_memory_is_kept_until_it_is_given_back() -> None:
     """Elsewhere than with the GNU C library on Linux there is nothing to see, and nothing may fail."""
     code = (
-        "import resource; from study import heap; from study.calibration.prices import memory\n"
+        "import resource; from study.machine import heap; from study.machine.hardware import memory\n"
         "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "heap.keep(); bytearray(2**24); held = memory('cpu').get('rss_mib', 0); before = faults()\n"
         "for _ in range(20): bytearray(2**24)\n"
