@@ -167,7 +167,7 @@ class Call:
         if "study_s" not in self.plan:
             total = self.total_left()
             share = THROUGHPUT_S if total >= 10 * THROUGHPUT_S else 0.0
-            self.plan |= {"study_s": max(LEAST_STUDY_S, STUDY_SHARE * total), "throughput_s": share}
+            self.plan.update(study_s=max(LEAST_STUDY_S, STUDY_SHARE * total), throughput_s=share)
         return float(self.plan["study_s"]) - float(self.state["spent"].get("study", 0.0))
 
     def measured(self, name: str) -> dict[str, Any]:
