@@ -2,7 +2,7 @@
 
     python scripts/benchmark.py throughput [--workers 2]
 
-Results go to results/benchmarks/<name>.json, from which scripts/publish.py makes the README's table.
+Results go to results/benchmarks/<name>.json, from which scripts/publish.py makes a table.
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
 
     python scripts/publish.py                          the default study -> results/dilated/
     python scripts/publish.py --study-name S --name N  another one
-    python scripts/publish.py --readme                 only rewrite the README's result blocks from results/
+    python scripts/publish.py --readme                 only rewrite the result blocks of the README files
 
 Published are `study.json` (configuration and every trial), `trials.csv`, `history.png`, `report.md` and
-the bundles of the best trial, the reference network and the yardstick. The README's figures come from these files.
+the bundles of the best trial, the reference network and the yardstick. The figures of README.md, results/README.md
+and search_spaces/README.md come from these files.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
+import re
 import shutil
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,8 @@ from study.command_line.parser import Parser, run_command
 from study.errors import UserError
 from study.machine.paths import REPOSITORY, RESULTS, run_dir
 
-README = REPOSITORY / "README.md"
+READMES = tuple(REPOSITORY / folder / "README.md" for folder in ("", "results", "search_spaces"))
+"""The files with blocks between `<!-- results:NAME -->` and `<!-- end -->`."""
 THIRD = "halving, rung 1, factor 4"
 """What halving was for trials of 6 epochs before it waited for half of them."""
 BUNDLES = ("best", "best-distilled", "reference", "yardstick")
@@ -57,9 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_study_options(parser)
     parser.add_argument("--name", help="folder in results/ (default: the study's name)")
     parser.add_argument(
-        "--results", type=Path, default=RESULTS, metavar="DIR", help="another folder; the README is left alone then"
+        "--results", type=Path, default=RESULTS, metavar="DIR", help="another folder; README files are left alone then"
     )
-    parser.add_argument("--readme", action="store_true", help="only rewrite the README's result blocks")
+    parser.add_argument("--readme", action="store_true", help="only rewrite the result blocks of the README files")
     options = parser.parse_args(argv)
     if not options.readme:
         name = study_name(options)
@@ -69,8 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError("--name must not be 'runs': unpublished studies live there. Choose another.")
         publish(study, run_dir(name, options.out), folder)
         print(f"Published to {folder}")
-    if options.results.resolve() == RESULTS.resolve() and update_readme():
-        print(f"Rewrote the result blocks of {README}")
+    if options.results.resolve() == RESULTS.resolve():
+        for readme in READMES:
+            text = rewritten(readme)
+            if text != readme.read_text():
+                readme.write_text(text)
+                print(f"Rewrote the result blocks of {readme}")
     return 0
 
 
@@ -204,38 +212,27 @@ def draw_history(record: dict[str, Any], file: Path) -> None:
     figure.savefig(file, dpi=130, metadata={"Software": None})
 
 
-def update_readme(readme: Path = README) -> bool:
-    """Rewrites every block between `<!-- results:NAME -->` and `<!-- end -->`; True if anything changed."""
-    text = readme.read_text()
-    parts = text.split("<!-- results:")
-    new = parts[0]
-    for part in parts[1:]:
-        name, rest = part.split(" -->", 1)
-        _, after = rest.split("<!-- end -->", 1)
-        new += f"<!-- results:{name} -->\n{readme_block(name)}\n<!-- end -->{after}"
-    if new != text:
-        readme.write_text(new)
-    return new != text
+def rewritten(readme: Path) -> str:
+    """The text of `readme` with every block made anew from the files in results/."""
+
+    def block(found: re.Match[str]) -> str:
+        text = re.sub(r"(?<=\]\()results/[^)]*", link, readme_block(found["name"]))
+        return f"<!-- results:{found['name']} -->\n{text}\n<!-- end -->"
+
+    def link(found: re.Match[str]) -> str:
+        """A block names files from the repository's root; a link starts from the file that it stands in."""
+        return os.path.relpath(REPOSITORY / found[0], readme.parent)
+
+    return re.sub(r"<!-- results:(?P<name>\S+) -->.*?<!-- end -->", block, readme.read_text(), flags=re.DOTALL)
 
 
 def readme_block(name: str) -> str:
-    """The README's block `name`, from the files in results/.
+    """The block `name`, from the files in results/.
 
     Raises:
         KeyError: No block has that name.
     """
-    blocks = {
-        "headline": _headline,
-        "study": _study,
-        "benchmarks": _benchmarks,
-        "fidelity": _fidelity,
-        "pruners": _pruners,
-        "audit": _audit,
-        "samplers": _samplers,
-        "replays": _replays,
-        "whole-studies": _whole_studies,
-    }
-    return blocks[name]()
+    return BLOCKS[name]()
 
 
 def _load(*parts: str) -> Any:
@@ -264,7 +261,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _lead() -> str:
-    """The study that the README tells of: the one searched on a GPU, once there is one."""
+    """The study that the READMEs tell of: the one searched on a GPU, once there is one."""
     return "best" if (RESULTS / "best" / "study.json").exists() else "dilated"
 
 
@@ -532,6 +529,20 @@ def _audit() -> str:
         )
     head = ("space, limit", "samples", "infeasible", "distinct", "share of budget", "repaired", "dilated reduction")
     return _table(head, rows)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "headline": _headline,
+    "study": _study,
+    "benchmarks": _benchmarks,
+    "fidelity": _fidelity,
+    "pruners": _pruners,
+    "audit": _audit,
+    "samplers": _samplers,
+    "replays": _replays,
+    "whole-studies": _whole_studies,
+}
+"""What makes each block."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the README's blocks say of their records."""
+"""What the blocks of the README files say of their records, and how they get there."""
 
 from __future__ import annotations
 
@@ -52,3 +52,47 @@ def test_a_rank_correlation_of_too_few_candidates_is_not_shown(tmp_path: Path, m
     (tmp_path / "fidelity").mkdir()
     (tmp_path / "fidelity" / "new.json").write_text(json.dumps({"spearman": None, "spearman_interval_95": None}))
     assert publish.readme_block("fidelity") == "Not measured yet."
+
+
+def test_blocks_are_rewritten_in_place_and_links_start_from_their_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = {"one": lambda: "[table](results/a/b.json), ![](results/a/c.png)", "two": lambda: "`results/a` in code"}
+    monkeypatch.setattr(publish, "BLOCKS", blocks)
+    monkeypatch.setattr(publish, "REPOSITORY", tmp_path)
+    text = "before\n<!-- results:one -->\n{}\n<!-- end -->\n<!-- main command -->\nx\n<!-- end -->\n"
+    text += "<!-- results:two -->\n<!-- end -->\nafter\n"
+    whole = text.replace("two -->\n", "two -->\n`results/a` in code\n")
+    for folder, shown in (
+        (tmp_path, "[table](results/a/b.json), ![](results/a/c.png)"),
+        (tmp_path / "results", "[table](a/b.json), ![](a/c.png)"),
+        (tmp_path / "search_spaces", "[table](../results/a/b.json), ![](../results/a/c.png)"),
+    ):
+        folder.mkdir(exist_ok=True)
+        readme = folder / "README.md"
+        readme.write_text(text.format("old"))
+        assert publish.rewritten(readme) == whole.format(shown)
+        readme.write_text(publish.rewritten(readme))
+        assert publish.rewritten(readme) == readme.read_text()
+
+
+def test_an_unknown_block_is_an_error(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- results:nonsense -->\n<!-- end -->\n")
+    with pytest.raises(KeyError, match="nonsense"):
+        publish.rewritten(readme)
+
+
+def test_only_what_changed_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fresh, stale = tmp_path / "fresh.md", tmp_path / "stale.md"
+    fresh.write_text("<!-- results:one -->\nnew\n<!-- end -->\n")
+    stale.write_text("<!-- results:one -->\nold\n<!-- end -->\n")
+    monkeypatch.setattr(publish, "BLOCKS", {"one": lambda: "new"})
+    monkeypatch.setattr(publish, "READMES", (fresh, stale))
+    assert publish.main(["--readme"]) == 0
+    assert capsys.readouterr().out == f"Rewrote the result blocks of {stale}\n"
+    assert stale.read_text() == fresh.read_text()
+    assert publish.main(["--readme"]) == 0
+    assert capsys.readouterr().out == ""
