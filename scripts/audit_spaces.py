@@ -14,6 +14,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,24 @@ COLUMNS = "{:12}{:>11}{:>9}{:>12}{:>10}{:>17}{:>10}{:>15}  {}"
 
 Structures = dict[str, Callable[[Architecture], bool]]
 
+
+def _has_gate(architecture: Architecture, activation: str) -> bool:
+    return any(op.name == "Gate" and op.detail == activation for op in architecture.operations)
+
+
+def _has_depthwise(architecture: Architecture, kernel: int) -> bool:
+    return any(op.is_depthwise and op.kernel == kernel for op in architecture.operations)
+
+
+def _has_dilation(architecture: Architecture, dilation: int) -> bool:
+    return any(op.dilation == dilation for op in architecture.operations)
+
+
+def _shows(name: str) -> Callable[[Architecture], bool]:
+    """Whether a network has operations of that name."""
+    return lambda architecture: any(op.name == name for op in architecture.operations)
+
+
 _DILATED: Structures = {
     "dilated reduction": lambda a: a.n_dilated_reductions > 0,
     "strided reduction": lambda a: any(unit.stride > 1 for unit in a.convs),
@@ -59,21 +78,13 @@ _SEPARABLE: Structures = {
     "no expansion": lambda a: any(len(block.body) == 2 for block in _blocks(a)),
     "repeated block": lambda a: any(block.times > 1 for block in _blocks(a)),
     "no repeated block": lambda a: all(block.times == 1 for block in _blocks(a)),
-    **{
-        f"{kernel}x{kernel} depthwise": lambda a, k=kernel: any(
-            op.is_depthwise and op.kernel == k for op in a.operations
-        )
-        for kernel in (3, 5, 7)
-    },
-    **{name: lambda a, n=name: any(op.name == n for op in a.operations) for name in ("BatchNorm2d", "LayerNorm2d")},
-    **{name: lambda a, n=name: any(op.name == n for op in a.operations) for name in ("ReLU", "GELU", "SiLU")},
+    **{f"{kernel}x{kernel} depthwise": partial(_has_depthwise, kernel=kernel) for kernel in (3, 5, 7)},
+    **{name: _shows(name) for name in ("BatchNorm2d", "LayerNorm2d")},
+    **{name: _shows(name) for name in ("ReLU", "GELU", "SiLU")},
 }
 _BEST: Structures = {
-    **{name: lambda a, n=name: _has_gate(a, n) for name in ("GELU", "SiLU")},
-    **{
-        f"dilation {dilation}": lambda a, d=dilation: any(op.dilation == d for op in a.operations)
-        for dilation in (2, 3, 4, 5)
-    },
+    **{name: partial(_has_gate, activation=name) for name in ("GELU", "SiLU")},
+    **{f"dilation {dilation}": partial(_has_dilation, dilation=dilation) for dilation in (2, 3, 4, 5)},
     "scaled body": lambda a: any(block.scaled == "body" for block in _blocks(a)),
     "scaled identity": lambda a: any(block.scaled == "identity" for block in _blocks(a)),
     "more blocks before the reduction": lambda a: _n_blocks(a, 32) > _n_blocks(a, 16),
@@ -81,15 +92,15 @@ _BEST: Structures = {
 }
 _MULTISCALE: Structures = {
     **_BEST,
-    **{name: lambda a, n=name: _has_gate(a, n) for name in ("ReLU", "TanhExp")},
-    **{name: lambda a, n=name: any(op.name == n for op in a.operations) for name in ("Sum", "Concat")},
+    **{name: partial(_has_gate, activation=name) for name in ("ReLU", "TanhExp")},
+    **{name: _shows(name) for name in ("Sum", "Concat")},
     "identity branch": lambda a: any(branch.kernel == 1 for branch in _branches(a)),
     "no identity branch": lambda a: all(branch.kernel > 1 for branch in _branches(a)),
     "separable reduction": lambda a: any(unit.stride > 1 and unit.separable for unit in a.convs),
     "patch reduction": lambda a: any(unit.kernel == 2 for unit in a.convs),
     "grouped reduction": lambda a: any(unit.kernel == 4 for unit in a.convs),
     "nothing scaled": lambda a: all(block.scaled is None for block in _blocks(a)),
-    **{name: lambda a, n=name: any(op.name == n for op in a.operations) for name in ("BatchNorm2d", "LayerNorm2d")},
+    **{name: _shows(name) for name in ("BatchNorm2d", "LayerNorm2d")},
 }
 STRUCTURES = {"best": _BEST, "dilated": _DILATED, "multiscale": _MULTISCALE, "separable": _SEPARABLE}
 """What the networks of every space must show, each in a share of them: that what was sampled arrives in them."""
@@ -101,10 +112,6 @@ def _blocks(architecture: Architecture) -> list[Residual]:
 
 def _branches(architecture: Architecture) -> list[Branch]:
     return [branch for unit in architecture.units if isinstance(unit, Branches) for branch in unit.branches]
-
-
-def _has_gate(architecture: Architecture, activation: str) -> bool:
-    return any(op.name == "Gate" and op.detail == activation for op in architecture.operations)
 
 
 def _n_blocks(architecture: Architecture, side: int) -> int:

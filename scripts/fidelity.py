@@ -48,9 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = study_name(options)
     study = open_study(storage_url(options), name)
     config = config_of(study)
-    complete = sorted(
-        (t for t in study.get_trials(deepcopy=False) if t.state.name == "COMPLETE"), key=lambda t: (-t.value, t.number)
-    )
+    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+    complete.sort(key=lambda trial: (-(trial.value or 0.0), trial.number))
     if len(complete) < options.candidates:
         raise UserError(f"--candidates must not exceed the {len(complete)} complete trials: {options.candidates}.")
     step = (len(complete) - 1) / (options.candidates - 1)

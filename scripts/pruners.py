@@ -196,7 +196,8 @@ def settings(epochs: int) -> list[Setting]:
     """The pruners that `study.run` offers, first, and further settings of the same kinds."""
     import optuna
 
-    from study.search.pruning import PRUNERS, make_pruner
+    from study.search.plan import PRUNERS
+    from study.search.pruning import make_pruner
 
     def percentile(keep: float, startup: int, warmup: int, interval: int) -> Setting:
         every = f", every {interval} epochs" if interval > 1 else ""

@@ -135,7 +135,7 @@ def _rerank(study: Any) -> dict[str, Any] | None:
     if longer is None:
         return None
     config, trials = config_of(longer), longer.get_trials(deepcopy=False)
-    complete = sorted((t for t in trials if t.state.name == "COMPLETE"), key=lambda t: (-t.value, t.number))
+    complete = sorted((t for t in trials if t.state.name == "COMPLETE"), key=lambda t: (-(t.value or 0.0), t.number))
     return {
         "epochs": config.epochs,
         "train_images": config.train_images,
@@ -351,7 +351,7 @@ def _spread(side: dict[str, Any]) -> str:
 
 
 def _fidelity() -> str:
-    found = [json.loads(file.read_text()) for file in _shown("fidelity")]
+    found = [json.loads(file.read_text()) for file in sorted((RESULTS / "fidelity").glob("*.json"))]
     return "\n\n".join(_fidelity_of(each) for each in found if each["spearman"] is not None) or "Not measured yet."
 
 
@@ -365,11 +365,6 @@ def _fidelity_of(found: dict[str, Any]) -> str:
     )
 
 
-def _shown(folder: str) -> list[Path]:
-    """Records but for those of the space's first version, which had one optimizer: they are kept."""
-    return [file for file in sorted((RESULTS / folder).glob("*.json")) if file.stem != "version-1"]
-
-
 def _first_open(tables: Sequence[str], summary: str) -> str:
     """The first of `tables` as it is, the others folded away."""
     folded = (f"<details><summary>{summary}</summary>\n\n{table}\n\n</details>" for table in tables[1:])
@@ -377,12 +372,12 @@ def _first_open(tables: Sequence[str], summary: str) -> str:
 
 
 def _pruners() -> str:
-    tables = [_pruners_of(file) for file in _shown("pruners")]
+    tables = [_pruners_of(file) for file in sorted((RESULTS / "pruners").glob("*.json"))]
     return _first_open(tables, "The same for other candidates, or shorter trials") if tables else "Not measured yet."
 
 
 def _pruners_of(file: Path) -> str:
-    from study.search.pruning import PRUNERS
+    from study.search.plan import PRUNERS
 
     found = json.loads(file.read_text())
     rows = []

@@ -51,6 +51,7 @@ from study.command_line.parser import Parser, run_command
 from study.errors import UserError
 from study.machine.paths import RESULTS
 from study.search import sampling as search
+from study.search.pruning import default_pruner, make_pruner
 from study.storage.config import StudyConfig
 
 Floats = npt.NDArray[np.float64]
@@ -327,23 +328,24 @@ def replay(setting: Setting, surrogate: Surrogate, seed: int, budget: int) -> li
     Returns:
         Pairs of epochs spent and the accuracy, without noise, of the trial that looks best so far.
     """
-    from study import run
+    from study.search.creation import anchors
     from study.storage.database import best_trial
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
-        direction="maximize", pruner=search.make_pruner(search.default_pruner(setting.sampler), surrogate.epochs)
+        direction="maximize", pruner=make_pruner(default_pruner(setting.sampler), surrogate.epochs)
     )
     space, kept = surrogate.space, search.SlotSampler()
-    anchors = [params for _, params in run.anchors(space, surrogate.config, surrogate.clock.cost)]
+    starts = [params for _, params in anchors(space, surrogate.config, surrogate.clock.cost)]
     default = space.anchors(surrogate.config.limits)["default"]
-    spent, slot, attempt, best, true_of_best, steps = 0, 0, 0, 0.0, 0.0, []
+    spent, slot, attempt, best, true_of_best = 0, 0, 0, 0.0, 0.0
+    steps: list[tuple[int, float]] = []
     while spent < budget:
         finished = len(steps)
         chosen = search.sampler_seed(seed, slot, attempt)
         fixed: dict[str, Any] | None = None
-        if slot < len(anchors):
-            fixed = dict(anchors[slot])
+        if slot < len(starts):
+            fixed = dict(starts[slot])
         elif setting.anchors_only:
             break
         elif setting.near(slot, finished):
@@ -363,7 +365,7 @@ def replay(setting: Setting, surrogate: Surrogate, seed: int, budget: int) -> li
         for epoch, accuracy in enumerate(surrogate.noisy(true, search.training_seed(seed, slot)).tolist()):
             trial.report(accuracy, epoch)
             spent += 1
-            if slot >= len(anchors) and epoch + 1 < surrogate.epochs and trial.should_prune():
+            if slot >= len(starts) and epoch + 1 < surrogate.epochs and trial.should_prune():
                 study.tell(trial, state=optuna.trial.TrialState.PRUNED)
                 break
         else:

@@ -157,7 +157,8 @@ def describe(study: Any, budget: int) -> dict[str, Any]:
     """
     ended = [t for t in study.get_trials(deepcopy=False) if t.state.name in ("COMPLETE", "PRUNED")]
     ended.sort(key=lambda trial: trial.datetime_complete)
-    epochs, best, steps, n_trials = 0, 0.0, [], 0
+    epochs, best, n_trials = 0, 0.0, 0
+    steps: list[list[float]] = []
     for trial in ended:
         epochs += len(trial.intermediate_values)
         if epochs > budget and steps:

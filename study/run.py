@@ -26,7 +26,7 @@ from study.command_line.parser import Parser, run_command
 from study.errors import UserError
 from study.machine.paths import run_dir
 from study.search.creation import FIDELITY
-from study.search.plan import SearchPlan
+from study.search.plan import DEFAULT_PRUNER, DEFAULT_SAMPLER, PRUNERS, SAMPLERS, SearchPlan
 from study.search.searching import search
 
 SETTINGS = ("space", "epochs", "train_images", "val_images", "seed", "pruner", "sampler", "precision")
@@ -93,13 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--seed", type=int, help="base of all seeds (default: 0)")
     search.add_argument(
         "--sampler",
-        choices=("anchored", "tpe", "random", "gp"),
+        choices=SAMPLERS,
         help="anchored starts with neighbours of the space's default, then takes turns between TPE and neighbours of "
-        "the best trial (default: anchored)",
+        f"the best trial (default: {DEFAULT_SAMPLER})",
     )
-    search.add_argument(
-        "--pruner", choices=("halving", "percentile", "hyperband", "median", "none"), help="(default: halving)"
-    )
+    search.add_argument("--pruner", choices=PRUNERS, help=f"(default: {DEFAULT_PRUNER})")
     fidelity = parser.add_argument_group("fidelity of a trial (fixed when a study is created)")
     cpu, cuda = FIDELITY["cpu"], FIDELITY["cuda"]
     fidelity.add_argument("--epochs", type=int, help=f"(default: {cpu[0]} on a CPU, {cuda[0]} on a GPU)")

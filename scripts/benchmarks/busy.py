@@ -84,7 +84,7 @@ def _busy_seconds(profiler: Any) -> float:
     """Length of the union of all intervals in which something ran on the GPU."""
     import torch
 
-    cuda = torch.autograd.DeviceType.CUDA
+    cuda = torch.autograd.DeviceType.CUDA  # type: ignore[attr-defined]
     spans = sorted((e.time_range.start, e.time_range.end) for e in profiler.events() if e.device_type == cuda)
     busy, reached = 0.0, float("-inf")
     for start, end in spans:

@@ -38,7 +38,8 @@ def run(options: argparse.Namespace) -> int:
     from study.calibration.prices import calibrate
     from study.data.cifar10 import load_train, search_split
     from study.machine.hardware import n_cores, n_loaders
-    from study.search.pruning import DEFAULT_PRUNER, compared_epochs
+    from study.search.plan import DEFAULT_PRUNER
+    from study.search.pruning import compared_epochs
     from study.training.loop import Training
     from study.training.records import TrainingConfig
 
@@ -151,7 +152,7 @@ def _bytes_per_second() -> float:
 
     source = torch.randint(0, 255, (2**30,), dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    events: list[Any] = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+    events: list[Any] = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
     times = []
     for _ in range(10):
         events[0].record()
@@ -159,4 +160,4 @@ def _bytes_per_second() -> float:
         events[1].record()
         torch.cuda.synchronize()
         times.append(events[0].elapsed_time(events[1]) / 1e3)
-    return 2 * source.numel() / statistics.median(times)
+    return float(2 * source.numel() / statistics.median(times))

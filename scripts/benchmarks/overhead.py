@@ -157,7 +157,7 @@ def fill(url: str, peer_url: str, n_recorded: int, device: str) -> Any:
 
     from study.machine.hardware import hardware, versions
     from study.reporting.dashboard import publish_study
-    from study.search.pruning import DEFAULT_PRUNER
+    from study.search.plan import DEFAULT_PRUNER
     from study.storage.database import open_storage
     from study.storage.slots import SlotTable, _slots
 

@@ -115,7 +115,7 @@ class Smoke:
         return {
             **hardware(self.device),
             **versions(),
-            "cudnn": torch.backends.cudnn.version() if self.on_gpu else None,
+            "cudnn": torch.backends.cudnn.version() if self.on_gpu else None,  # type: ignore[no-untyped-call]
             "shm_mib": None if shm is None else shm.f_bavail * shm.f_frsize >> 20,
         }
 
@@ -178,7 +178,7 @@ class Smoke:
 
         events = sorted(profiled.key_averages(), key=spent, reverse=True)
         if self.on_gpu:
-            events = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+            events = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]  # type: ignore[attr-defined]
         return {
             "kernels": sum(event.count for event in events) / n,
             "ms": sum(map(spent, events)) / n / 1e3,

@@ -40,8 +40,9 @@ def refuse_early(plan: SearchPlan) -> None:
         UserError: There is no such space, sampler or pruner, or there are not so many images.
     """
     from study.data.cifar10 import N_SEARCH, N_VALIDATION, check_sizes
+    from study.search.plan import DEFAULT_SAMPLER
     from study.search.pruning import default_pruner
-    from study.search.sampling import DEFAULT_SAMPLER, check_names
+    from study.search.sampling import check_names
     from study.storage.config import open_space
 
     open_space(plan.space)
@@ -99,8 +100,8 @@ def create_study(
         UserError: Nothing can meet its limits, the storage cannot be used, or another process was faster.
     """
     from study.data.cifar10 import N_VALIDATION
+    from study.search.plan import DEFAULT_SAMPLER
     from study.search.pruning import default_pruner
-    from study.search.sampling import DEFAULT_SAMPLER
     from study.storage.config import StudyConfig, open_space
 
     epochs, train_images = FIDELITY[device]

@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+SAMPLERS = ("anchored", "tpe", "random", "gp")
+DEFAULT_SAMPLER = "anchored"
+PRUNERS = ("halving", "percentile", "hyperband", "median", "none")
+DEFAULT_PRUNER = "halving"
+
 
 @dataclass(frozen=True)
 class SearchPlan:

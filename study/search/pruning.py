@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import optuna
 
-PRUNERS = ("halving", "percentile", "hyperband", "median", "none")
-DEFAULT_PRUNER = "halving"
+from study.search.plan import DEFAULT_PRUNER
 
 
 def make_pruner(name: str, epochs: int) -> optuna.pruners.BasePruner:

@@ -1,4 +1,4 @@
-"""Samplers, pruners and seeds of a study, by name."""
+"""Samplers and seeds of a study, by name."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from search_spaces import SearchSpace
 from search_spaces.space import Choice, Integer, Params
 from study.errors import UserError
 
-SAMPLERS = ("anchored", "tpe", "random", "gp")
-DEFAULT_SAMPLER = "anchored"
 N_STARTUP_TRIALS = 10
 """Finished trials before TPE stops sampling at random."""
 

@@ -13,7 +13,8 @@ from optuna.trial import TrialState, create_trial
 
 import pruners
 from study.errors import UserError
-from study.search.pruning import PRUNERS, make_pruner
+from study.search.plan import PRUNERS
+from study.search.pruning import make_pruner
 from study.storage.config import StudyConfig
 
 EPOCHS = 6

@@ -17,12 +17,12 @@ from search_spaces import DEFAULT_SPACE, SPACES, get_space
 from search_spaces.constraints import Limits
 from search_spaces.space import Real
 from study.errors import UserError
-from study.search.pruning import PRUNERS, compared_epochs, default_pruner, make_pruner
+from study.search.plan import PRUNERS, SAMPLERS
+from study.search.pruning import compared_epochs, default_pruner, make_pruner
 from study.search.sampling import (
     CHANGED_SHARE,
     MAX_COMPARED,
     N_STARTUP_TRIALS,
-    SAMPLERS,
     SlotSampler,
     check_names,
     make_sampler,
