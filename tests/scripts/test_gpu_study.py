@@ -316,6 +316,26 @@ def test_the_smoke_test_runs_until_the_data_is_there(
     assert contents(driver.folder / "data" / FOLDER) == contents(made_data)
 
 
+def test_only_what_cannot_be_made_again_comes_back(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    kept = [
+        "state.json",
+        "runs/best/study.db",
+        "runs/best/checkpoints/b.snapshots/epoch-0001.pt",
+        "cache/x/jobs-1.json",
+    ]
+    left = ["data/x", "site/x", "carried/x", "cache/small-cnn-study/joblib/x", "cache/inductor/ab/x"]
+    done = ["runs/best/checkpoints/a.npz", "runs/best/checkpoints/a.snapshots/epoch-0001.pt"]
+    for name in (*kept, *left, *done):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    gpu_study.pack_results(folder, tmp_path / "out", 15)
+    assert sorted(contents(folder)) == sorted((*kept, *left, *done))  # as it was
+    packing.receive([tmp_path / "out"], tmp_path / "there")
+    packing.unpack_folder(packing.joined(tmp_path / "there", "results.tar"), tmp_path / "there")
+    assert sorted(contents(tmp_path / "there")) == sorted((*kept, done[0]))
+
+
 def test_what_came_back_in_pieces_goes_on_elsewhere(driver: Driver, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert driver("--pack-to", str(out), "--pack-mib", "0.0005", fails="study.retrain") == 1
@@ -376,7 +396,7 @@ def test_a_dry_run_of_everything(made_cifar10: Any, tmp_path: Path) -> None:
         "--folder",
         str(folder),
         "--budget-s",
-        "170",
+        "300",
         "--pack-to",
         str(out),
         "--pack-mib",
