@@ -33,6 +33,7 @@ from study.machine.paths import REPOSITORY
 from study.reporting import figures as report_figures
 from study.reporting import page as report_page
 from study.reporting import report
+from study.reporting.parameters import at_bound
 from study.storage.config import StudyConfig
 from study.storage.database import open_storage
 
@@ -258,7 +259,7 @@ def test_flags_parameters_at_a_bound(rich: tuple[str, str]) -> None:
     ],
 )
 def test_at_bound(value: float, low: float, high: float, log: bool, expected: str) -> None:
-    assert report.at_bound(value, low, high, log) == expected
+    assert at_bound(value, low, high, log) == expected
 
 
 def test_share_of_repaired_trials() -> None:
