@@ -200,8 +200,8 @@ class ResidualBlock(nn.Module):
         self.times = layer.times
         body: list[nn.Module] = []
         for unit in layer.body:
-            body += _unit(channels, unit, layer.times)
-            channels = _out_channels(channels, unit)
+            body += unit_modules(channels, unit, layer.times)
+            channels = out_channels_of(channels, unit)
         self.body = nn.Sequential(*body)
         self.body_scale = Scale(channels, self.INITIAL_BODY_SCALE) if layer.scaled == "body" else None
         self.identity_scale = Scale(channels, 1.0) if layer.scaled == "identity" else None
@@ -234,7 +234,7 @@ class ResidualBlock(nn.Module):
                 return
 
 
-def _unit(in_channels: int, unit: Unit, runs: int = 1) -> list[nn.Module]:
+def unit_modules(in_channels: int, unit: Unit, runs: int = 1) -> list[nn.Module]:
     """The modules of `unit`; its norm once for every run."""
     modules: list[nn.Module]
     if isinstance(unit, Branches):
@@ -248,7 +248,7 @@ def _unit(in_channels: int, unit: Unit, runs: int = 1) -> list[nn.Module]:
     else:
         modules = _convolution(in_channels, unit)
     if unit.norm:
-        norms = [_norm(unit.norm_type, _out_channels(in_channels, unit)) for _ in range(runs)]
+        norms = [_norm(unit.norm_type, out_channels_of(in_channels, unit)) for _ in range(runs)]
         modules.append(RunNorms(norms) if runs > 1 else norms[0])
     if not isinstance(unit, Gated) and unit.activation:
         modules.append(_activation(unit.activation_type))
@@ -269,7 +269,7 @@ def _convolution(in_channels: int, unit: Conv) -> list[nn.Module]:
     return [GroupedConv2d(in_channels, unit.out_channels, *geometry, unit.groups, unit.bias)]
 
 
-def _out_channels(in_channels: int, unit: Unit) -> int:
+def out_channels_of(in_channels: int, unit: Unit) -> int:
     return in_channels if isinstance(unit, Branches) else unit.out_channels
 
 

@@ -10,7 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from search_spaces.architecture import Architecture, Residual
 from study.data.cifar10 import MEAN, STD
-from study.model.layers import DepthwiseClass, DepthwiseConv2d, ResidualBlock, _out_channels, _unit
+from study.model.layers import DepthwiseClass, DepthwiseConv2d, ResidualBlock, out_channels_of, unit_modules
 
 
 def use_native_depthwise(network: Network, classes: frozenset[DepthwiseClass]) -> Network:
@@ -32,8 +32,8 @@ class Network(nn.Module):
             if isinstance(layer, Residual):
                 layers.append(ResidualBlock(channels, layer))
             else:
-                layers += _unit(channels, layer)
-                channels = _out_channels(channels, layer)
+                layers += unit_modules(channels, layer)
+                channels = out_channels_of(channels, layer)
         self.layers = nn.Sequential(*layers)
         self.classifier = nn.Conv2d(channels, architecture.n_classes, 1, bias=architecture.classifier_bias)
 

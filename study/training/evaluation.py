@@ -22,12 +22,12 @@ def evaluate(network: nn.Module, images: Images, device: str, precision: str = "
     """
     network = network.to(memory_format=torch.channels_last)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        found = _logits(network, torch.from_numpy(np.array(images.pixels)), device, precision)
+        found = logits_of(network, torch.from_numpy(np.array(images.pixels)), device, precision)
     loss = F.cross_entropy(found, torch.from_numpy(np.array(images.labels)))
     return float(loss), found.numpy()
 
 
-def _logits(network: nn.Module, pixels: torch.Tensor, device: str, precision: str) -> torch.Tensor:
+def logits_of(network: nn.Module, pixels: torch.Tensor, device: str, precision: str) -> torch.Tensor:
     """Logits float32 [N, n_classes], on the CPU, of uint8 `pixels` [N, H, W, 3] wherever they are."""
     found = []
     with torch.inference_mode(), autocast(device, precision):

@@ -20,7 +20,7 @@ from study.errors import TrialFailed
 from study.machine import heap
 from study.model.network import Network, build, folded, use_native_depthwise
 from study.training.compiling import fastest
-from study.training.evaluation import _logits, accuracy
+from study.training.evaluation import accuracy, logits_of
 from study.training.optimizers import make_optimizer
 from study.training.records import EpochRecord, Progress, Trained, TrainingConfig
 from study.training.step import Ema, Step, StepSettings, step_seconds
@@ -217,7 +217,7 @@ class Training:
         assert self.validation is not None
         assert self.val_pixels is not None
         pixels, labels = self.val_pixels[::every], np.array(self.validation.labels[::every])
-        found = _logits(folded(self.ema.network), pixels, self.config.device, self.config.precision)
+        found = logits_of(folded(self.ema.network), pixels, self.config.device, self.config.precision)
         if not bool(torch.isfinite(found).all()):
             lr = self.candidate.optimisation.lr
             raise TrialFailed(f"diverged: the averaged network gives NaN after epoch {epoch} (lr={lr:.4g})")
