@@ -25,6 +25,8 @@ EXPECTED_GAIN = {"cpu": 0.1, "cuda": 0.3}
 """Share of a step that compiling is assumed to save until it is measured."""
 
 EXPECTED_COMPILE_S = 60.0
+LEAST_STEPS = 500
+"""With fewer left a step would have to take more than a second for compiling to pay: it is not even timed."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,10 @@ def fastest(
     plain, again = _ready(step, example)
     if n_steps == 0 or decided is False:
         return plain, False
-    gain = _known(_name(step, example, architecture_id)) or Gain.expected(step_seconds(step, again, 2), device)
+    gain = _known(_name(step, example, architecture_id))
+    if gain is None and decided is None and n_steps < LEAST_STEPS:
+        return plain, False
+    gain = gain or Gain.expected(step_seconds(step, again, 2), device)
     if not (decided or gain.pays(n_steps)):
         return plain, False
     try:

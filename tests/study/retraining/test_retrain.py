@@ -160,12 +160,12 @@ def test_repeated_command_neither_trains_nor_tests_again(
 ):
     retrain.main([*SMALL, "--out", str(tmp_path)])
     first = metrics(tmp_path / "reference")
-    from study.training import loop as training
+    from study.training import evaluation
 
     def never(*args, **kwargs):
         raise AssertionError("tested twice")
 
-    monkeypatch.setattr(training, "evaluate", never)
+    monkeypatch.setattr(evaluation, "evaluate", never)
     started = time.monotonic()
     retrain.main([*SMALL, "--out", str(tmp_path)])
     assert metrics(tmp_path / "reference")["test_accuracy"] == first["test_accuracy"]

@@ -109,6 +109,19 @@ def test_what_was_measured_decides_the_next_time(
     assert slower.n_calls == 1  # however long the training, it is not tried again
 
 
+def test_a_short_training_is_not_even_timed(
+    tiny_images: Images, user_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: Any) -> float:
+        raise AssertionError("it was timed")
+
+    monkeypatch.setattr(compiling, "step_seconds", never)
+    training = made(tiny_images)
+    assert fastest(training.step, training.example(), compiling.LEAST_STEPS - 1, "short")[1] is False
+    with pytest.raises(AssertionError, match="it was timed"):
+        fastest(training.step, training.example(), compiling.LEAST_STEPS, "short")
+
+
 def test_gains_are_of_steps_left() -> None:
     assert Gain(0.010, 0.008, 60.0).pays(30_001)
     assert not Gain(0.010, 0.008, 60.0).pays(30_000)
@@ -184,6 +197,7 @@ def test_a_training_that_pays_for_it_really_compiles(
     tiny_images: Images, user_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiling, "EXPECTED_COMPILE_S", 0.0)
+    monkeypatch.setattr(compiling, "LEAST_STEPS", 0)
     trained = train(candidate("dilated"), tiny_images, TrainingConfig(2, seed=3, compiled=True))
     (kept,) = user_cache.rglob("compiled-*.json")
     assert '"compile_s"' in kept.read_text()
