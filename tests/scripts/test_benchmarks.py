@@ -56,6 +56,7 @@ def test_nothing_to_compare_has_no_ratio(benchmark_options: Options) -> None:
     assert found["extra"] == 3
 
 
+@pytest.mark.slow
 def test_slots(benchmark_options: Options) -> None:
     options = benchmark_options(slots, "--samples", "1", "--seconds", "0.1")
     assert slots.run(options) == 0
@@ -97,6 +98,7 @@ def test_compiling_fuses_operations(benchmark_options: Options) -> None:
     assert 15 < found["muon"] <= operations.GOAL_MUON
 
 
+@pytest.mark.slow
 def test_epoch(benchmark_options: Options) -> None:
     options = benchmark_options(epoch, "--epochs", "2", "--images", "250", "--val-images", "50")
     assert epoch.run(options) == 0
@@ -118,6 +120,7 @@ def test_busy(benchmark_options: Options) -> None:
     assert 0 < sum(cost["share"] for cost in largest) <= 1
 
 
+@pytest.mark.slow
 def test_neighbour(benchmark_options: Options) -> None:
     options = benchmark_options(neighbour, "--samples", "1", "--images", "128", "--jobs", "1")
     assert neighbour.run(options) == 0
@@ -126,6 +129,7 @@ def test_neighbour(benchmark_options: Options) -> None:
     assert found["kept"]["ours"] == pytest.approx(found["ours"]["median"] / found["kinds"]["ours alone"][0])
 
 
+@pytest.mark.slow
 def test_accuracy_against_a_revision(benchmark_options: Options) -> None:
     """This revision against itself: the same seeds give the same accuracies."""
     if subprocess.run(["git", "-C", str(REPOSITORY), "rev-parse", "HEAD"], capture_output=True, check=False).returncode:

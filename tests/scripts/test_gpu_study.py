@@ -9,7 +9,6 @@ import struct
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -387,8 +386,10 @@ def test_a_gpu_that_trains_worse_than_chance_allows_is_noticed() -> None:
 
 
 @pytest.mark.slow
-def test_a_dry_run_of_everything(made_cifar10: Any, tmp_path: Path) -> None:
+@pytest.mark.cifar10
+def test_a_dry_run_of_everything(cifar10_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In two calls, as on a machine that is lent for a while: the second has nothing left to do but what was cut."""
+    monkeypatch.setenv("STUDY_DATA", cifar10_folder)
     folder, out = tmp_path / "folder", tmp_path / "out"
     words = [
         "run",

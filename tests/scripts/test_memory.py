@@ -16,6 +16,8 @@ from benchmarks import memory
 from study.errors import StudyFailed, UserError
 from study.storage.database import open_storage
 
+pytestmark = pytest.mark.slow
+
 
 def left_by_a_search(monkeypatch: pytest.MonkeyPatch, attrs: Sequence[dict[str, Any]]) -> None:
     """A search that leaves a trial for each of `attrs`; one with a reason failed."""

@@ -16,6 +16,8 @@ from benchmarks import overhead
 from study.errors import UserError
 from study.storage.database import config_of, open_study
 
+pytestmark = pytest.mark.slow
+
 N_RECORDED = 20
 
 

@@ -13,6 +13,8 @@ import pytest
 import samplers
 from study.errors import StudyFailed, UserError
 
+pytestmark = pytest.mark.slow
+
 
 def made_study(curves: list[tuple[list[float], bool]]) -> optuna.Study:
     """Trials in the order in which they end; True stands for pruned. The first is the space's default."""

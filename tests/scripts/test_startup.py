@@ -12,6 +12,8 @@ from benchmarks import startup
 from study.errors import StudyFailed, UserError
 from study.machine.paths import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_command_is_found_and_nothing_else():
     found = startup.commands(REPOSITORY / "study")

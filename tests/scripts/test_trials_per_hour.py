@@ -23,6 +23,8 @@ from study.errors import StudyFailed, UserError
 from study.model.certificate import count_params
 from study.model.network import build
 
+pytestmark = pytest.mark.slow
+
 INDEX = {"index": optuna.distributions.IntDistribution(0, 1)}
 
 

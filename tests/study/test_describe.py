@@ -123,7 +123,7 @@ def test_mistakes_take_one_line(out: str, argv: list[str], expected: str) -> Non
 
 def test_command_starts_without_torch_and_exits_2_on_a_mistake(tmp_path: Path) -> None:
     code = (
-        "import sys; from study.describe import main; from study.errors import run_command\n"
+        "import sys; from study.describe import main; from study.command_line.parser import run_command\n"
         "try: run_command(main)\n"
         "finally: assert not {'torch', 'matplotlib', 'albumentations'} & set(sys.modules), 'heavy import'"
     )

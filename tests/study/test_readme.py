@@ -54,6 +54,7 @@ def _tiny(command: str, out: Path, photo: Path) -> tuple[str, list[str]]:
     return module, arguments
 
 
+@pytest.mark.slow
 def test_every_command_of_the_readme_runs(made_cifar10: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     from PIL import Image
 

@@ -81,6 +81,7 @@ def test_no_test_image_before_the_last_step(made_cifar10: Path, tmp_path: Path, 
     assert events.count("step") == 2 * 2 * (256 // 128)
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_equals_uninterrupted(made_cifar10: Path, tmp_path: Path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     arguments = ["--reference", "--epochs", "3", "--train-images", "640", "--device", "cpu"]
@@ -106,6 +107,7 @@ def test_stopped_and_resumed_equals_uninterrupted(made_cifar10: Path, tmp_path: 
     assert metrics(whole / "reference")["test_accuracy"] == metrics(stopped / "reference")["test_accuracy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to_all", [True, False], ids=["ctrl-c", "kill"])
 def test_seeds_at_once_are_stopped_and_resumed(to_all: bool, made_cifar10: Path, tmp_path: Path, capfd):
     arguments = ["--reference", "--epochs", "30", "--train-images", "640", "--device", "cpu"]
@@ -172,6 +174,7 @@ def test_repeated_command_neither_trains_nor_tests_again(
     assert time.monotonic() - started < 60
 
 
+@pytest.mark.slow
 def test_seeds_in_parallel_equal_seeds_in_turn(made_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from study.calibration import prices as calibration
 

@@ -15,6 +15,8 @@ from study.errors import UserError
 from study.search.reranking import best_candidates
 from study.storage.database import best_trial, candidate_of, config_of, open_study
 
+pytestmark = pytest.mark.slow
+
 TINY = ("--train-images", "200", "--val-images", "100", "--device", "cpu", "--jobs", "1")
 
 

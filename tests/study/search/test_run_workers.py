@@ -37,7 +37,6 @@ from search_spaces.constraints import Limits
 from search_spaces.cost import CostModel
 from search_spaces.dilated import DilatedSpace
 from search_spaces.space import Decoded
-from study import run
 from study.calibration import prices as calibration
 from study.calibration.prices import Calibration
 from study.command_line.parser import run_command
@@ -48,7 +47,7 @@ from study.machine.hardware import hardware
 from study.machine.paths import REPOSITORY
 from study.run import main
 from study.search import supervisor, workers
-from study.search.creation import refuse_impossible
+from study.search.creation import anchors, refuse_impossible
 from study.search.objective import Objective, Slot
 from study.search.plan import SearchPlan
 from study.search.sampling import N_STARTUP_TRIALS, make_sampler, suggest, training_seed
@@ -372,9 +371,10 @@ def test_tight_limits_are_either_refused_or_leave_anchors(max_params: int) -> No
         refuse_impossible(space, config, COST)
     except UserError:
         return
-    run.anchors(space, config, COST)
+    anchors(space, config, COST)
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_an_interrupted_and_resumed_study_equals_an_uninterrupted_one(story: Story, tmp_path: Path) -> None:
     with command(tmp_path, "--trials", "4") as process:
@@ -398,6 +398,7 @@ def test_an_interrupted_and_resumed_study_equals_an_uninterrupted_one(story: Sto
     assert len(trials_of(tmp_path)) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize("everything", [True, False], ids=["everything", "supervisor alone"])
 def test_a_killed_run_is_completed_by_the_next_one(everything: bool, story: Story, tmp_path: Path) -> None:
@@ -426,6 +427,7 @@ def test_a_killed_run_is_completed_by_the_next_one(everything: bool, story: Stor
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_killed_worker_costs_one_trial_and_not_the_study(
     story: Story, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -453,6 +455,7 @@ def test_a_run_on_the_real_images(cifar10_folder: str, tmp_path: Path) -> None:
     assert (tmp_path / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_what_only_shows_results_may_be_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -471,6 +474,7 @@ def test_what_only_shows_results_may_be_missing(
     assert all(trial.value is not None for trial in finished.values() if trial.state == TrialState.COMPLETE)
 
 
+@pytest.mark.slow
 def test_a_worker_whose_capture_fails_ends_with_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would leave torch's allocator counting; the supervisor takes the worker for dead and goes on."""
     assert main([*TINY, "--trials", "1", "--out", str(tmp_path)]) == 0
@@ -717,7 +721,7 @@ class Stage:
         self.storage = open_storage(f"sqlite:///{file}")
         self.study = optuna.load_study(study_name="stage", storage=self.storage)
         self.slots = SlotTable(self.study, self.storage)
-        self.n_anchors = len(run.anchors(get_space("dilated"), CONFIG, COST))
+        self.n_anchors = len(anchors(get_space("dilated"), CONFIG, COST))
         ScriptedWorker.study = self.study
 
     def play(

@@ -14,6 +14,8 @@ import pytest
 
 from study.machine.paths import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = REPOSITORY / "scripts" / "postgres_study.sh"
 N_TRIALS = 4
 

@@ -91,6 +91,7 @@ def test_the_teacher_is_outside_the_limits_and_its_training_fits_a_small_file() 
     assert 3 * 4 * params < 16 * 2**20  # weights, averages and momenta in float32
 
 
+@pytest.mark.slow
 def test_a_retrain_with_a_teacher_stands_beside_the_one_without(
     made_study: Path, made_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
