@@ -503,7 +503,8 @@ def _call(options: argparse.Namespace, folder: Path, started: float) -> Call:
 def _received(places: Sequence[Path], folder: Path, environment: dict[str, str]) -> bool:
     """Unpacks what arrived. Returns whether the data set is here, or is to be found as everywhere else."""
     carried = folder / "carried"
-    packing.receive(places, carried)
+    if places:
+        packing.receive(places, carried)
     if carried.is_dir():
         if not packing.missing(carried, "results.tar") and not (folder / "state.json").exists():
             packing.unpack_folder(packing.joined(carried, "results.tar"), folder)

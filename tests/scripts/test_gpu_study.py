@@ -416,4 +416,4 @@ def test_a_dry_run_of_everything(cifar10_folder: str, tmp_path: Path, monkeypatc
     record = json.loads((published / "best" / "study.json").read_text())
     assert sum(trial["state"] in ("COMPLETE", "PRUNED") for trial in record["trials"]) == 3
     assert list((published / "benchmarks").glob("throughput-*.json"))
-    assert [file.name for file in out.iterdir()] == ["results.tar.xz.000-of-001"]
+    assert [file.name for file in out.iterdir()] == ["results.tar.000-of-001"]
