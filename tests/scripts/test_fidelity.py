@@ -18,6 +18,7 @@ from study.training import loop as training
 TINY = ["--train-images", "40", "--val-images", "20", "--epochs", "1", "--device", "cpu", "--jobs", "1"]
 
 
+@pytest.mark.slow
 def test_candidates_of_a_study_are_trained_again_once(
     made_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -178,6 +178,7 @@ def test_impossible_limits_are_named(space: SearchSpace, limits: Limits, name: s
         assert str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "of_limit",
     [

@@ -20,7 +20,7 @@ from study.machine.paths import REPOSITORY, RESULTS
 MAX_LINES = 150
 """Of README.md: who reads it first reads all of it, or nothing."""
 
-READMES = {folder: REPOSITORY / folder / "README.md" for folder in (".", "results", "search_spaces")}
+READMES = {folder: REPOSITORY / folder / "README.md" for folder in (".", "results", "search_spaces", "study")}
 README = READMES["."].read_text()
 COMMANDS = [line.split("#")[0].strip() for line in re.findall(r"^python -m study\..*$", README, re.MULTILINE)]
 
@@ -150,6 +150,7 @@ def inverted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Module
     del sys.modules["inverted"]
 
 
+@pytest.mark.slow
 def test_a_space_of_your_own_meets_the_contract(inverted: ModuleType, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(REPOSITORY / "tests" / "search_spaces")
     contract = importlib.import_module("test_contract")

@@ -81,6 +81,7 @@ def test_a_gpu_is_watched_for_a_few_seconds() -> None:
     assert window.n_rounds * n_numbers * (window.warm_s + window.watched_s) < 4  # of 10 with processes and captures
 
 
+@pytest.mark.slow
 def test_trainings_at_once_are_really_run() -> None:
     found = concurrency.measure("cpu", "float32", [1, 2], concurrency.Window(0.0, 0.1, 1))
     assert set(found) == {1, 2}
