@@ -249,6 +249,8 @@ def _export(file: Path, module: torch.nn.Module, channels: int, side: int) -> No
     batch = torch.export.Dim("batch", min=1)
     # The example has two images: torch treats a dimension of one as a constant.
     program = torch.export.export(module, (images[:2],), dynamic_shapes={"x": {0: batch}})
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine, which are nobody's business
     torch.export.save(program, file)
     loaded = torch.export.load(file).module()
     for n_images in _CHECKED_BATCHES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from search_spaces.reference import REFERENCE_ARCHITECTURE
 from study.bundle.files import _export
 from study.data.batches import normalise
 from study.data.cifar10 import MEAN, STD
+from study.machine.paths import REPOSITORY
 from study.model.certificate import certify_module, count_params, measure_receptive_field
 from study.model.layers import DepthwiseConv2d, LayerNorm2d, ResidualBlock, TanhExp, depthwise_class
 from study.model.network import Deployable, build, folded, use_native_depthwise
@@ -356,6 +358,8 @@ def test_every_module_in_bfloat16_and_channels_last_is_close_to_float32() -> Non
 def test_every_module_exports_with_any_batch(tmp_path: Path) -> None:
     network = build(EVERY_MODULE, seed=0).eval()
     _export(tmp_path / "model.pt2", Deployable(network).eval().requires_grad_(False), 3, 32)  # compares itself
+    with zipfile.ZipFile(tmp_path / "model.pt2") as archive:
+        assert not [name for name in archive.namelist() if str(REPOSITORY).encode() in archive.read(name)]
 
 
 def test_tanhexp_is_finite_for_large_inputs() -> None:
