@@ -496,7 +496,9 @@ def _call(options: argparse.Namespace, folder: Path, started: float) -> Call:
         total = options.total_s or state["spent_s"] + options.budget_s
         ends = started + options.budget_s - (PACK_S if options.pack_to is not None else 0.0)
         total_ends = max(ends, started + total - state["spent_s"])
-    results = options.results or (folder / "published" if options.dry_run or options.parts else RESULTS)
+    results = options.results or (
+        folder / "published" if options.dry_run or _is_carried(options.parts, folder) else RESULTS
+    )
     return Call(folder, results.resolve(), TINY if options.dry_run else Size(), ends, total_ends, state)
 
 
@@ -514,7 +516,7 @@ def _received(places: Sequence[Path], folder: Path, environment: dict[str, str])
             packing.unpack_cifar10(packing.joined(carried, "cifar10.pack"), folder / "data" / "cifar-10-batches-py")
     # What was compiled and measured goes along with the folder.
     environment["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "cache" / "inductor")
-    if places:
+    if _is_carried(places, folder):
         environment["XDG_CACHE_HOME"] = str(folder / "cache")
     paths = [str(folder / "site"), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
@@ -522,6 +524,11 @@ def _received(places: Sequence[Path], folder: Path, environment: dict[str, str])
         environment["STUDY_DATA"] = str(folder / "data")
         return True
     return not any(carried.glob("cifar10.pack.*")) if carried.is_dir() else True
+
+
+def _is_carried(places: Sequence[Path], folder: Path) -> bool:
+    """Whether this machine lives on what was carried to it, now or in an earlier call: all stays in the folder then."""
+    return bool(places) or (folder / "data").is_dir() or (folder / "carried").is_dir()
 
 
 def pack_results(folder: Path, target: Path, mib: float) -> list[Path]:

@@ -23,6 +23,7 @@ from study.machine.paths import REPOSITORY
 FAKE = """#!/usr/bin/env bash
 # Stands in for python: notes what it is asked for, fails or hangs where told to, leaves what the smoke test would.
 echo "$*" >> "$CALLS"
+echo "$XDG_CACHE_HOME" > "$CALLS.cache"
 case "$*" in *"$FAILS"*) exit 3 ;; esac
 case "$*" in *"$HANGS"*) exec sleep 60 ;; esac
 case "$*" in *smoke.py*) echo "{\\"rate best\\": {\\"images_s\\": $RATE}}" > "$2" ;; esac
@@ -37,6 +38,7 @@ class Driver:
         fake = root / "python"
         fake.write_text(FAKE)
         fake.chmod(0o755)
+        self.carried = False
         patch.setattr(sys, "executable", str(fake))
         patch.setattr(gpu_study, "GRACE_S", 1.0)
         patch.setattr(gpu_study, "LEAST_S", 2.0)
@@ -45,7 +47,8 @@ class Driver:
     def __call__(self, *words: str, fails: str = "nothing", hangs: str = "nothing", rate: float = 40_000.0) -> int:
         for name, value in {"CALLS": self._calls, "FAILS": fails, "HANGS": hangs, "RATE": rate}.items():
             self._patch.setenv(name, str(value))
-        return gpu_study.main(["run", "--folder", str(self.folder), "--results", str(self.folder / "out"), *words])
+        where = ["--folder", str(self.folder), *([] if self.carried else ["--results", str(self.folder / "out")])]
+        return gpu_study.main(["run", *where, *words])
 
     @property
     def calls(self) -> list[str]:
@@ -307,12 +310,18 @@ def test_the_smoke_test_runs_until_the_data_is_there(
     limit = packing.tracked_bytes(REPOSITORY) / packing.MIB + 1.2
     words = ("--data", str(made_data.parent), "--no-packages", "--part-mib", str(limit))
     gpu_study.main(["prepare", str(tmp_path / "parts"), *words])
+    driver.carried = True
     first, *others = sorted(map(str, (tmp_path / "parts").iterdir()))
     assert driver("--parts", first) == 1
     assert driver.names == ["smoke.py"]
     assert driver("--parts", *others) == 0
     assert driver.names[1:3] == ["study.run", "study.rerank"]
     assert contents(driver.folder / "data" / FOLDER) == contents(made_data)
+    # A later call, without parts, works where the earlier ones did.
+    assert driver("--also", "epoch") == 0
+    assert driver.names[-2:] == ["epoch", "publish.py"]
+    assert driver.calls[-1].endswith(f"--results {driver.folder}/published")
+    assert (tmp_path / "calls.cache").read_text().strip() == str(driver.folder / "cache")
 
 
 def test_only_what_cannot_be_made_again_comes_back(tmp_path: Path) -> None:
