@@ -5,7 +5,7 @@
     python scripts/gpu_study.py run --dry-run             at a tiny size, on the CPU
 
 With a budget, the smoke test (scripts/gpu/smoke.py) says how fast the GPU trains, and the lengths of trials and
-retrain follow from that; the study has at most a quarter of the time, the retrain what is left, in one seed
+retrain follow from that; the study has a little over a quarter of the time, the retrain what is left, in one seed
 until that has its full length. What it leaves lies in one folder: the study (runs/best), what is published
 (published), a log for each step, state.json. It may be called any number of times, each with a budget of its own.
 
