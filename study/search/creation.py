@@ -74,12 +74,14 @@ def find_study(plan: SearchPlan) -> tuple[optuna.Study, optuna.storages.RDBStora
         optuna.delete_study(study_name=plan.name, storage=storage)
         return None
     stored = config_of(study)
-    asked = dataclasses.replace(
-        stored,
-        **plan.settings,
-        limits=dataclasses.replace(stored.limits, **plan.limits),
-        space_version=open_space(stored.space).version,
-    )
+    version = open_space(stored.space).version
+    if stored.space_version != version:
+        raise UserError(
+            f"The study {plan.name!r} was made with version {stored.space_version} of the space {stored.space!r}; here "
+            f"it is version {version}, whose parameters mean other networks. Choose another --study-name, or go on "
+            "with the program that made it."
+        )
+    asked = dataclasses.replace(stored, **plan.settings, limits=dataclasses.replace(stored.limits, **plan.limits))
     differences = stored.differences(asked)
     if differences:
         raise UserError(

@@ -10,6 +10,7 @@ import pytest
 from study.errors import UserError
 from study.search.creation import find_study
 from study.search.plan import SearchPlan
+from study.storage.config import StudyConfig
 from study.storage.database import open_storage
 
 
@@ -36,3 +37,13 @@ def test_somebody_elses_study_is_refused_and_left_alone(tmp_path: Path):
     with pytest.raises(UserError, match=r"was not made by study\.run"):
         existing(tmp_path)
     assert len(study.trials) == 1
+
+
+def test_a_study_of_another_version_of_the_space_says_what_to_do(tmp_path: Path):
+    """Nothing was given that could be left out."""
+    older = StudyConfig("dilated", 1, 6, 15_000, 5_000, 0, "halving", "tpe", "bfloat16")
+    storage = open_storage(f"sqlite:///{tmp_path}/study.db")
+    optuna.create_study(study_name="dilated", storage=storage).set_user_attr("config", older.to_json())
+    with pytest.raises(UserError, match=r"version 1 of the space 'dilated'.* Choose another --study-name") as caught:
+        existing(tmp_path)
+    assert "Leave them out" not in str(caught.value)
