@@ -6,12 +6,13 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from study.data import cifar10
 from study.data.cifar10 import FOLDER, Images
 from study.training.step import N_WARM_UP
 
@@ -25,6 +26,21 @@ def _seeded() -> None:
     np.random.seed(0)
     torch.manual_seed(0)
     torch.set_num_threads(1)
+
+
+def decode_anew(patch: pytest.MonkeyPatch) -> None:
+    """Lets joblib meet `decode` for the first time. It marks a cache as valid for other processes only then, and every
+    folder of made data has a cache of its own."""
+    old = cifar10.decode
+    new = FunctionType(old.__code__, old.__globals__, old.__name__, old.__defaults__, old.__closure__)
+    new.__module__, new.__qualname__, new.__annotations__ = old.__module__, old.__qualname__, old.__annotations__
+    patch.setattr(cifar10, "decode", new)
+
+
+@pytest.fixture(scope="session")
+def decoding() -> Callable[[pytest.MonkeyPatch], None]:
+    """`decode_anew`, for fixtures of other folders."""
+    return decode_anew
 
 
 @pytest.fixture

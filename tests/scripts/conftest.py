@@ -39,7 +39,9 @@ class MadeCifar10:
 
 
 @pytest.fixture(scope="session")
-def _made_cifar10(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def _made_cifar10(
+    tmp_path_factory: pytest.TempPathFactory, decoding: Callable[[pytest.MonkeyPatch], None]
+) -> dict[str, str]:
     """Environment in which every process finds made images, decoded, and a made calibration."""
     root = tmp_path_factory.mktemp("made")
     folder = root / "data" / data.FOLDER
@@ -58,6 +60,7 @@ def _made_cifar10(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         for name, value in environment.items():
             patch.setenv(name, value)
         patch.setattr("torchvision.datasets.CIFAR10", names["MadeCifar10"])
+        decoding(patch)
         patch.setattr(calibration, "ProcessPoolExecutor", lambda *_, **__: contextlib.nullcontext(pool))
         data.load_train()
         calibration.calibrate("cpu")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ N_TRAIN, N_TEST = 6_000, 300
 
 
 @pytest.fixture(scope="session")
-def _made_cifar10(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def _made_cifar10(
+    tmp_path_factory: pytest.TempPathFactory, decoding: Callable[[pytest.MonkeyPatch], None]
+) -> dict[str, str]:
     """Environment in which every process finds made images where the data set would be.
 
     The original files' checksums cannot be met by made ones, so the images are put where a real data set
@@ -44,6 +46,7 @@ def _made_cifar10(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         for name, value in environment.items():
             patch.setenv(name, value)
         patch.setattr(torchvision.datasets, "CIFAR10", Made)
+        decoding(patch)
         assert len(load_train()) == N_TRAIN
         assert len(load_test()) == N_TEST
     return environment

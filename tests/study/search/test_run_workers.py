@@ -77,7 +77,7 @@ COST = CostModel(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def cache(tmp_path_factory: pytest.TempPathFactory, decoding: Callable[[pytest.MonkeyPatch], None]) -> Iterator[Path]:
     """A user's cache that holds 5,200 made training images, no test image, and a calibration.
 
     Written by the program's own code, so that the workers' processes find it there.
@@ -116,6 +116,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("STUDY_DATA", str(folder.parent))
         with pytest.MonkeyPatch.context() as briefly:
             briefly.setattr("torchvision.datasets.CIFAR10", MadeCifar10)
+            decoding(briefly)
             briefly.setattr(calibration, "ProcessPoolExecutor", MadePool)
             data.load_train()
             calibration.calibrate("cpu")
