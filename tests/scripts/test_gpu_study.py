@@ -330,9 +330,9 @@ def test_only_what_cannot_be_made_again_comes_back(tmp_path: Path) -> None:
         "state.json",
         "runs/best/study.db",
         "runs/best/checkpoints/b.snapshots/epoch-0001.pt",
-        "cache/x/jobs-1.json",
+        "cache/small-cnn-study/jobs-1.json",
     ]
-    left = ["data/x", "site/x", "carried/x", "cache/small-cnn-study/joblib/x", "cache/inductor/ab/x"]
+    left = ["data/x", "site/x", "carried/x", "cache/small-cnn-study/study/decode/x.pkl", "cache/inductor/ab/x"]
     done = ["runs/best/checkpoints/a.npz", "runs/best/checkpoints/a.snapshots/epoch-0001.pt"]
     for name in (*kept, *left, *done):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
