@@ -229,7 +229,12 @@ def retrain(call: Call, *words: str, name: str = "retrain", study: str = "best")
     length: list[str] = []
     if call.ends is not None:
         if name not in call.plan:
-            kept = RETRAIN_FIXED_S + PUBLISH_S + GRACE_S + (call.plan["throughput_s"] if name == "retrain" else 0.0)
+            kept = (
+                RETRAIN_FIXED_S
+                + PUBLISH_S
+                + GRACE_S
+                + (call.plan.get("throughput_s", 0.0) if name == "retrain" else 0.0)
+            )
             measured = {**call.measured("smoke"), **call.measured("pace")}
             call.plan[name] = retrain_length(measured_rate(measured), call.total_left() - kept)
         epochs, seeds = call.plan[name]

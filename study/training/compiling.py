@@ -66,27 +66,31 @@ def fastest(
     Raises:
         CaptureFailed: See `CapturedStep`.
     """
-    device = step.settings.device
     plain, again = _ready(step, example)
-    if n_steps == 0 or decided is False:
-        return plain, False
-    gain = _known(_name(step, example, architecture_id))
-    if gain is None and decided is None and n_steps < LEAST_STEPS:
-        return plain, False
-    gain = gain or Gain.expected(step_seconds(step, again, 2), device)
-    if not (decided or gain.pays(n_steps)):
+    if n_steps == 0 or decided is False or not (decided or _may_pay(step, example, again, n_steps, architecture_id)):
         return plain, False
     try:
+        if decided:  # nothing is left to measure
+            step.compile()
+            return _ready(step, example)[0], True
         compiled, found = _compiled(step, example, architecture_id, step_seconds(step, again))
     except CaptureFailed:
         raise
     except Exception as error:  # a compiler that is missing or fails costs speed, never the training
         print(f"not compiled: {first_line(error)}", file=sys.stderr)
     else:
-        if decided or found.compiled_s < found.plain_s:
+        if found.compiled_s < found.plain_s:
             return compiled, True
     step.forward = step.network
     return plain, False
+
+
+def _may_pay(step: Step, example: Batch, again: Callable[[], None], n_steps: int, architecture_id: str) -> bool:
+    """By what is known of the network here, else by what is expected."""
+    gain = _known(_name(step, example, architecture_id))
+    if gain is None and n_steps < LEAST_STEPS:
+        return False
+    return (gain or Gain.expected(step_seconds(step, again, 2), step.settings.device)).pays(n_steps)
 
 
 def measured(step: Step, example: Batch, architecture_id: str) -> Gain:

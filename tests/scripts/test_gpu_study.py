@@ -205,6 +205,13 @@ def test_a_study_that_used_up_its_share_is_retrained_as_it_is(driver: Driver) ->
     assert driver.names.count("study.retrain") == 2
 
 
+def test_a_budget_may_come_when_the_study_is_done(driver: Driver) -> None:
+    assert driver(fails="study.retrain") == 1
+    assert driver("--budget-s", "400") == 0
+    assert driver.names.count("study.run") == 1
+    assert "--epochs" in [line for line in driver.calls if "study.retrain" in line][-1]
+
+
 def test_a_call_without_time_says_so(driver: Driver, capsys: pytest.CaptureFixture[str]) -> None:
     assert driver("--budget-s", "1") == 1
     assert "smoke: no time left" in capsys.readouterr().out
