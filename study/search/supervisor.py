@@ -52,7 +52,6 @@ class Supervisor:
         self.workers: list[Worker] = []
         self.failures_in_a_row = 0
         self.infeasible_in_a_row = 0
-        self.last_reason = ""
         self.progress = Progress(study, plan.trials, slots.n_finished())
 
     def run(self) -> str:
