@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from search_spaces import DEFAULT_SPACE, GPU_SPACE, SPACES
 from search_spaces.constraints import Limits
 from study.command_line.options import (
+    add_checkpoint_option,
     add_study_options,
     given,
     jobs_option,
@@ -36,11 +37,11 @@ SETTINGS = ("space", "epochs", "train_images", "val_images", "seed", "pruner", "
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     _check(options)
-    return search(_plan(options))
+    return search(_plan(options, argv))
 
 
-def _plan(options: argparse.Namespace) -> SearchPlan:
-    from study.storage.database import retrain_command
+def _plan(options: argparse.Namespace, argv: Sequence[str] | None) -> SearchPlan:
+    from study.storage.database import command_of, retrain_command
 
     url, name = storage_url(options), study_name(options)
     return SearchPlan(
@@ -57,6 +58,8 @@ def _plan(options: argparse.Namespace) -> SearchPlan:
         device=options.device,
         data=options.data,
         target_accuracy=options.target_accuracy,
+        checkpoint_s=options.checkpoint_every,
+        command=command_of("study.run", argv, options.storage),
     )
 
 
@@ -81,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         help="trials at once; auto measures once on this machine what is fastest, 1 makes a study repeatable "
         "(default: auto)",
     )
+    add_checkpoint_option(parser)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     parser.add_argument(
         "--data", metavar="DIR", help="folder with cifar-10-batches-py (default: $STUDY_DATA, else downloaded)"

@@ -13,6 +13,8 @@ from urllib.parse import quote
 from search_spaces import DEFAULT_SPACE, GPU_SPACE
 from study.machine.paths import default_storage
 
+CHECKPOINT_S = 30.0
+
 
 def add_study_options(parser: argparse.ArgumentParser) -> None:
     """`--storage`, `--study-name`, `--out`: the same defaults for every command."""
@@ -24,6 +26,17 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
         help=f"(default: the space's name; {GPU_SPACE} where there is a GPU, else {DEFAULT_SPACE})",
     )
     group.add_argument("--out", metavar="DIR", help="folder of the study (default: results/runs/<study-name>)")
+
+
+def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:
+    """`--checkpoint-every`."""
+    parser.add_argument(
+        "--checkpoint-every",
+        type=float,
+        default=CHECKPOINT_S,
+        metavar="S",
+        help="an interrupted trial loses at most so many seconds of its training (default: %(default)g)",
+    )
 
 
 def storage_url(options: argparse.Namespace) -> str:

@@ -17,10 +17,11 @@ from study.errors import StudyFailed, TrialFailed
 from study.machine.paths import REPOSITORY
 from study.reporting.optional import report
 from study.retraining.plan import RetrainPlan
-from study.retraining.seeds import Seed, checkpoint_name, seeds_at_once, train_all
+from study.retraining.seeds import Seed, seeds_at_once, train_all
 from study.retraining.target import Target, find_target
 from study.retraining.teacher import Teacher
 from study.retraining.testing import Tested, test_seed
+from study.training.checkpoints import checkpoint_name
 
 if TYPE_CHECKING:
     from study.data.cifar10 import Images
@@ -121,13 +122,14 @@ def _prepare(plan: RetrainPlan, target: Target) -> _Work:
         lesson = cost.epoch_seconds(TEACHER.architecture, n_train)
         # Its own training, and its forward passes, a third of one, in every epoch of every seed.
         seconds += teacher.config.epochs * lesson + epochs * n_seeds * lesson / 3 / gain
+    learns_from = [teacher_file.stem] if teacher_file is not None else []
     seeds = [
         Seed(
             candidate,
             config,
             data,
             n_train,
-            checkpoints / f"{checkpoint_name(candidate, config, n_train, teacher_file)}.pt",
+            checkpoints / f"{checkpoint_name(candidate, config, n_train, *learns_from)}.pt",
             max(1, n_cores() // jobs),
             teacher_file,
         )

@@ -14,7 +14,7 @@ from search_spaces.candidate import Candidate
 from search_spaces.teacher import TEACHER
 from study.command_line.wording import duration
 from study.errors import CaptureFailed, StudyFailed
-from study.retraining.interrupts import InterruptFlag
+from study.machine.interrupts import InterruptFlag
 from study.training.checkpoints import forget_snapshots, load_progress, save_progress
 
 if TYPE_CHECKING:
@@ -191,26 +191,6 @@ def train_seed(seed: Seed) -> None:
     with interrupted:
         trained = train(seed.candidate, images, config, None, on_epoch, resume, on_checkpoint, teacher)
     save_progress(_finished(trained, config.epochs), file)
-
-
-def checkpoint_name(
-    candidate: Candidate, config: TrainingConfig, n_train: int, teacher_file: Path | None = None
-) -> str:
-    """Names a checkpoint by everything that its training depends on."""
-    from search_spaces.architecture import identifier
-    from study.storage.config import AUGMENTATION_ORDER
-
-    what = [
-        candidate.to_json(),
-        config.epochs,
-        config.seed,
-        config.precision,
-        config.n_snapshots,
-        n_train,
-        AUGMENTATION_ORDER,
-        *([teacher_file.stem] if teacher_file is not None else []),
-    ]
-    return f"{candidate.candidate_id}-seed{config.seed}-{identifier(what)}"
 
 
 def _finished(trained: Trained, epochs: int) -> Progress:

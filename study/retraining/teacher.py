@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from search_spaces.candidate import Candidate
 from search_spaces.teacher import TEACHER
-from study.retraining.seeds import checkpoint_name
-from study.training.checkpoints import load_progress
+from study.training.checkpoints import checkpoint_name, load_progress
 
 if TYPE_CHECKING:
     from study.training.records import TrainingConfig

@@ -8,10 +8,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search_spaces.architecture import identifier
+from search_spaces.candidate import Candidate
 from study.errors import StudyFailed
+from study.storage.config import AUGMENTATION_ORDER
 
 if TYPE_CHECKING:
-    from study.training.records import Progress
+    from study.training.records import Progress, TrainingConfig
+
+
+def checkpoint_name(candidate: Candidate, config: TrainingConfig, n_train: int, *more: Any) -> str:
+    """Names a checkpoint by everything that its training depends on: these, and `more` that JSON takes."""
+    what = [
+        candidate.to_json(),
+        config.epochs,
+        config.seed,
+        config.precision,
+        config.n_snapshots,
+        n_train,
+        AUGMENTATION_ORDER,
+        *more,
+    ]
+    return f"{candidate.candidate_id}-seed{config.seed}-{identifier(what)}"
 
 
 def load_progress(file: Path) -> Progress | None:
@@ -33,7 +51,7 @@ def load_progress(file: Path) -> Progress | None:
         }
         return Progress.from_dict({**data, "snapshots": snapshots})
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, TypeError, KeyError) as error:
-        print(f"{file.name} cannot be read ({str(error).splitlines()[0]}): this seed starts anew", flush=True)
+        print(f"{file.name} cannot be read ({str(error).splitlines()[0]}): this training starts anew", flush=True)
         return None
 
 
