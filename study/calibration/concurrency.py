@@ -97,10 +97,7 @@ def rates(device: str, precision: str) -> dict[int, float]:
 
 def known_rates(device: str, precision: str) -> dict[int, float]:
     """What was measured on this machine before; empty if nothing was."""
-    try:
-        return {int(jobs): float(rate) for jobs, rate in cache.recall(_name(device, precision)).items()}
-    except (AttributeError, ValueError, TypeError):
-        return {}
+    return {int(jobs): float(rate) for jobs, rate in cache.recall(_name(device, precision)).items()}
 
 
 def candidates(cores: int, device: str) -> list[int]:

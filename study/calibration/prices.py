@@ -105,7 +105,7 @@ class Calibration:
 def calibrate(device: str) -> Calibration:
     """Measures, or reads what was measured on this machine before."""
     name = f"calibration-{identifier([hardware(device), versions(), 'cost-12'])}"
-    with contextlib.suppress(ValueError, TypeError, KeyError):
+    with contextlib.suppress(KeyError, TypeError):  # nothing was kept, or another version kept it
         return Calibration.from_json(cache.recall(name))
     spoiled: set[str] = set()
     while True:

@@ -22,6 +22,9 @@ import study  # noqa: F401 - sets albumentations' environment before its import 
 from search_spaces.candidate import Augmentation
 from study.data.cifar10 import MEAN, Images
 
+AUGMENTATION_ORDER = "affine,dropout,crop,flip"
+"""Of what `compose` and `study.data.batches.place` do; another order is another study."""
+
 _FILL = tuple(round(255 * channel) for channel in MEAN)
 
 

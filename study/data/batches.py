@@ -205,7 +205,8 @@ def _help(
     connection: Connection, other_end: Connection, source: AugmentedBatches, places: Sequence[np.ndarray]
 ) -> None:
     other_end.close()  # inherited; while it is open here, the end of the parent would go unnoticed
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
+    for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C and a lost terminal are for the process that trains
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     shape = source.images.pixels.shape[1:]

@@ -123,5 +123,5 @@ def _name(step: AnyStep, example: Batch, architecture_id: str) -> str:
 def _known(name: str) -> Gain | None:
     try:
         return Gain(**cache.recall(name))
-    except TypeError:  # nothing, or something else
+    except TypeError:  # nothing was kept, or another version kept it
         return None

@@ -16,10 +16,12 @@ import torch
 
 from search_spaces.reference import REFERENCE
 from study import retrain
+from study.calibration.prices import calibrate
 from study.data import cifar10 as data
 from study.errors import CaptureFailed, UserError
+from study.machine import hardware
 from study.machine.paths import REPOSITORY
-from study.retraining import seeds
+from study.retraining import retraining, seeds
 from study.retraining.seeds import Seed
 from study.training.checkpoints import forget_snapshots, load_progress, save_progress
 from study.training.records import TrainingConfig
@@ -51,8 +53,6 @@ def test_best_trial_has_a_whole_bundle(made_study: Path, made_cifar10: Path, cap
 
 
 def test_evaluate_notices_other_weights(made_study: Path, made_cifar10: Path, tmp_path: Path):
-    import shutil
-
     folder = tmp_path / "bundle"
     shutil.copytree(made_study / "best", folder)
     record = metrics(folder)
@@ -74,7 +74,8 @@ def test_no_test_image_before_the_last_step(made_cifar10: Path, tmp_path: Path, 
         return load(*args)
 
     monkeypatch.setattr(torch.optim.SGD, "step", noted_step)
-    monkeypatch.setattr(data, "load_test", noted_load)
+    for module in (data, retraining):
+        monkeypatch.setattr(module, "load_test", noted_load)
     retrain.main([*SMALL, "--seeds", "2", "--jobs", "1", "--out", str(tmp_path)])
     assert events.count("test") == 1
     assert events.index("test") == len(events) - 1
@@ -176,12 +177,11 @@ def test_repeated_command_neither_trains_nor_tests_again(
 
 @pytest.mark.slow
 def test_seeds_in_parallel_equal_seeds_in_turn(made_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from study.calibration import prices as calibration
-
-    measured = calibration.calibrate("cpu")  # once: which precision is the faster one may be a close call
-    monkeypatch.setattr(calibration, "calibrate", lambda device: measured)
+    measured = calibrate("cpu")  # once: which precision is the faster one may be a close call
+    monkeypatch.setattr(retraining, "calibrate", lambda device: measured)
     for jobs in (1, 2):
-        monkeypatch.setattr("study.machine.hardware.n_cores", lambda jobs=jobs: jobs)  # one thread for each seed
+        for module in (hardware, retraining, seeds):  # one thread for each seed
+            monkeypatch.setattr(module, "n_cores", lambda jobs=jobs: jobs)
         retrain.main([*SMALL, "--seeds", "2", "--jobs", str(jobs), "--out", str(tmp_path / str(jobs))])
     one, two = metrics(tmp_path / "1" / "reference"), metrics(tmp_path / "2" / "reference")
     assert one["seeds"] == two["seeds"] == [0, 1]
@@ -202,13 +202,13 @@ def test_seeds_in_parallel_equal_seeds_in_turn(made_cifar10: Path, tmp_path: Pat
 def test_seeds_at_once_are_those_that_finish_first(
     monkeypatch: pytest.MonkeyPatch, measured: dict[int, float], n_seeds: int, jobs: int, gain: float
 ):
-    monkeypatch.setattr("study.calibration.concurrency.rates", lambda device, precision: measured)
+    monkeypatch.setattr(seeds, "rates", lambda device, precision: measured)
     assert seeds.seeds_at_once(None, n_seeds, "cuda", "bfloat16") == (jobs, pytest.approx(gain))
 
 
 def test_seeds_at_once_that_were_not_measured_gain_nothing_on_a_cpu(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("study.calibration.concurrency.known_rates", lambda device, precision: {})
-    monkeypatch.setattr("study.machine.hardware.n_cores", lambda: 4)
+    monkeypatch.setattr(seeds, "known_rates", lambda device, precision: {})
+    monkeypatch.setattr(seeds, "n_cores", lambda: 4)
     assert seeds.seeds_at_once(2, 5, "cpu", "float32") == (2, 1.0)
     assert seeds.seeds_at_once(8, 3, "cuda", "bfloat16") == (3, 3.0)
 
@@ -254,8 +254,6 @@ def test_exit_code_of_a_mistake(tmp_path: Path):
 
 
 def test_the_yardstick_has_the_best_trials_recipe(made_study: Path, made_cifar10: Path, tmp_path: Path):
-    import shutil
-
     out = tmp_path / "study"
     shutil.copytree(made_study, out)
     arguments = ["--yardstick", "--epochs", "1", "--train-images", "128", "--device", "cpu", "--out", str(out)]
