@@ -23,7 +23,7 @@ from study.machine import hardware
 from study.machine.paths import REPOSITORY
 from study.retraining import retraining, seeds
 from study.retraining.seeds import Seed
-from study.training.checkpoints import forget_snapshots, load_progress, save_progress
+from study.training.checkpoints import load_progress
 from study.training.records import TrainingConfig
 
 SMALL = ["--reference", "--epochs", "2", "--train-images", "256", "--device", "cpu"]
@@ -136,26 +136,6 @@ def test_seeds_at_once_are_stopped_and_resumed(to_all: bool, made_cifar10: Path,
     assert retrain.main(arguments) == 0
     assert capfd.readouterr().out.count(": goes on at epoch") == 2
     assert len(metrics(tmp_path / "reference")["test_accuracy"]) == 2
-
-
-def test_snapshots_are_written_once_beside_a_small_checkpoint(made_cifar10: Path, tmp_path: Path, capsys):
-    retrain.main([*SMALL, "--out", str(tmp_path)])
-    (file,) = (tmp_path / "checkpoints").glob("*.pt")
-    snapshots = sorted(file.with_suffix(".snapshots").iterdir())
-    assert [snapshot.name for snapshot in snapshots] == ["epoch-0000.pt", "epoch-0001.pt"]
-    progress = load_progress(file)
-    assert progress is not None
-    assert sorted(progress.snapshots) == [0, 1]
-    before = snapshots[0].stat().st_mtime_ns
-    save_progress(progress, file)
-    assert snapshots[0].stat().st_mtime_ns == before
-    # What another training left behind does not become a part of this one.
-    shutil.copy(snapshots[0], snapshots[0].with_name("epoch-0007.pt"))
-    forget_snapshots(file, progress)
-    assert sorted(file.with_suffix(".snapshots").iterdir()) == snapshots
-    snapshots[1].unlink()
-    assert load_progress(file) is None
-    assert "starts anew" in capsys.readouterr().out
 
 
 def test_repeated_command_neither_trains_nor_tests_again(
