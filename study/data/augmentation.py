@@ -66,7 +66,7 @@ def compose(augmentation: Augmentation) -> Any:
     Transforms that cannot change an image are left out. `A.Compose(seed=...)` is never used: it
     gives all transforms the same random stream, which correlates them.
     """
-    import albumentations as A
+    import albumentations as A  # a second or more, which only who augments is to wait for
     import cv2
 
     cv2.setNumThreads(0)  # parallelism is over processes, each on one core

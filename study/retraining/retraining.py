@@ -25,6 +25,7 @@ from study.retraining.target import Target, find_target
 from study.retraining.teacher import Teacher
 from study.retraining.testing import Tested, test_seed
 from study.training.checkpoints import checkpoint_name
+from study.training.records import TrainingConfig
 
 EPOCHS = {"cpu": 100, "cuda": 300}
 SEEDS = {"cpu": 1, "cuda": 5}
@@ -82,8 +83,6 @@ class _Work:
 
 
 def _prepare(plan: RetrainPlan, target: Target) -> _Work:
-    from study.training.records import TrainingConfig
-
     device = resolve_device(plan.device)
     data = str(find_folder(plan.data).resolve())
     n_train = plan.n_train or len(load_train(data))

@@ -10,7 +10,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,10 +23,7 @@ from study.machine.hardware import n_cores
 from study.machine.interrupts import InterruptFlag
 from study.machine.processes import end_with_parent
 from study.training.checkpoints import forget_snapshots, load_progress, save_progress
-
-if TYPE_CHECKING:
-    from study.training.records import EpochRecord, Progress, Trained, TrainingConfig
-
+from study.training.records import EpochRecord, Progress, Trained, TrainingConfig
 
 CHECKPOINT_S = 60
 
@@ -190,8 +186,6 @@ def train_seed(seed: Seed) -> None:
 
 
 def _finished(trained: Trained, epochs: int) -> Progress:
-    from study.training.records import Progress
-
     return Progress(
         epoch=epochs,
         ema=trained.ema.state_dict(),

@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from search_spaces.candidate import Candidate
 from search_spaces.teacher import TEACHER
 from study.machine.hardware import n_loaders
 from study.training.checkpoints import checkpoint_name, load_progress
-
-if TYPE_CHECKING:
-    from study.training.records import TrainingConfig
+from study.training.records import TrainingConfig
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,20 @@
 """Where an interrupted training goes on: its progress in a file, its snapshots in files beside it.
 
 A snapshot never changes, so it is written once, and a checkpoint stays small however many there are. Torch is imported
-where a checkpoint is read or written: commands that plan a training import this for its names.
+where one is written: commands that plan a training import this for its name.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from search_spaces.architecture import identifier
 from search_spaces.candidate import Candidate
 from study.data.augmentation import AUGMENTATION_ORDER
 from study.errors import StudyFailed, first_line
 from study.machine.files import DamagedFileError, read_tensors, replaced
-
-if TYPE_CHECKING:
-    from study.training.records import Progress, TrainingConfig
+from study.training.records import Progress, TrainingConfig
 
 
 def checkpoint_name(candidate: Candidate, config: TrainingConfig, n_train: int, *more: str) -> str:
@@ -36,8 +34,6 @@ def checkpoint_name(candidate: Candidate, config: TrainingConfig, n_train: int, 
 
 def load_progress(file: Path) -> Progress | None:
     """The progress saved in `file`; None if there is none or it cannot be read."""
-    from study.training.records import Progress
-
     if not file.exists():
         return None
     try:
