@@ -210,11 +210,17 @@ def _help(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     shape = source.images.pixels.shape[1:]
-    with contextlib.suppress(EOFError, OSError):  # the parent is done with it, or gone
-        for place in itertools.cycle(places):
-            spec = connection.recv()
-            source.augment(spec, _view(place, len(spec.indices), shape))
+    for place, spec in zip(itertools.cycle(places), _asked(connection), strict=False):
+        source.augment(spec, _view(place, len(spec.indices), shape))
+        with contextlib.suppress(ConnectionError):  # the parent is gone: nothing more will be asked
             connection.send(True)
+
+
+def _asked(connection: Connection) -> Iterator[BatchSpec]:
+    """Until the parent is done with this process, or gone."""
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            yield connection.recv()
 
 
 def _view(memory: np.ndarray, n: int, shape: tuple[int, ...]) -> np.ndarray:
