@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -109,8 +108,12 @@ def test_stopped_and_resumed_equals_uninterrupted(made_cifar10: Path, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to_all", [True, False], ids=["ctrl-c", "kill"])
-def test_seeds_at_once_are_stopped_and_resumed(to_all: bool, made_cifar10: Path, tmp_path: Path, capfd):
+@pytest.mark.parametrize(
+    ("number", "to_all"),
+    [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGHUP, True)],
+    ids=["ctrl-c", "kill", "lost terminal"],
+)
+def test_seeds_at_once_are_stopped_and_resumed(number: int, to_all: bool, made_cifar10: Path, tmp_path: Path, capfd):
     arguments = ["--reference", "--epochs", "30", "--train-images", "640", "--device", "cpu"]
     arguments += ["--seeds", "2", "--jobs", "2", "--out", str(tmp_path)]
     command = [sys.executable, "-u", "-m", "study.retrain", *arguments]
@@ -122,9 +125,9 @@ def test_seeds_at_once_are_stopped_and_resumed(to_all: bool, made_cifar10: Path,
         if len(begun) == 2:
             break
     if to_all:  # as a terminal does
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
     else:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
     rest = process.stdout.read()
     assert process.wait(timeout=60) == 130, rest
     assert rest.count("stopped; the same command goes on") == 2
@@ -149,10 +152,8 @@ def test_repeated_command_neither_trains_nor_tests_again(
         raise AssertionError("tested twice")
 
     monkeypatch.setattr(evaluation, "evaluate", never)
-    started = time.monotonic()
     retrain.main([*SMALL, "--out", str(tmp_path)])
     assert metrics(tmp_path / "reference")["test_accuracy"] == first["test_accuracy"]
-    assert time.monotonic() - started < 60
 
 
 @pytest.mark.slow
