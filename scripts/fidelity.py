@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from study.command_line.parser import Parser, run_command
 from study.errors import UserError
+from study.machine.files import write_atomically
 from study.machine.paths import RESULTS
 
 N_BOOTSTRAP = 2000
@@ -128,10 +129,7 @@ def _write(
         "spearman_interval_95": [float(np.nanpercentile(found, q)) for q in (2.5, 97.5)] if found else None,
         "candidates": sorted(candidates, key=lambda candidate: -candidate["short_val_accuracy"]),
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    temporary.replace(file)
+    write_atomically(file, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

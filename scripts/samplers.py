@@ -28,6 +28,7 @@ from search_spaces import DEFAULT_SPACE, get_space
 from search_spaces.constraints import Limits
 from study.command_line.parser import Parser, run_command
 from study.errors import StudyFailed, UserError
+from study.machine.files import write_atomically
 from study.machine.paths import REPOSITORY, RESULTS, RUNS, default_storage
 
 NO_SEARCH = "none"
@@ -90,11 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "versions": study.user_attrs["versions"],
             "studies": studies,
         }
-        options.results.mkdir(parents=True, exist_ok=True)
         file = options.results / f"{options.space}.json"
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
-        temporary.replace(file)
+        write_atomically(file, json.dumps(record, indent=1) + "\n")
         draw(record, file.with_suffix(".png"))
     print(markdown(record))
     return 0

@@ -111,7 +111,7 @@ def search_split(
 
 
 def _load(folder: Path, train: bool) -> Images:
-    import joblib
+    import joblib  # whoever looks for the data set alone, as --help does, need not wait for it
 
     files = sorted((folder / FOLDER).glob("data_batch_*" if train else "test_batch"))
     # The cache notices a file that changed; a damaged one then fails its checksum.

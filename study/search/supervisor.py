@@ -150,7 +150,7 @@ class Supervisor:
         compared = compared_epochs(self._config.pruner, config.epochs)
         asks_after = range(config.epochs) if compared is None else compared
         c = self._config
-        name = checkpoint_name(asked.candidate, config, c.train_images, c.val_images, c.pruner)
+        name = checkpoint_name(asked.candidate, config, c.train_images, str(c.val_images), c.pruner)
         work = Work(
             key=number,
             candidate=asked.candidate,
