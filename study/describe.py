@@ -13,7 +13,7 @@ from typing import Any
 from search_spaces import SPACES
 from search_spaces.architecture import ArchitectureError
 from search_spaces.candidate import Candidate
-from search_spaces.constraints import Limits
+from search_spaces.constraints import Limits, limit_rows
 from search_spaces.layer_table import layer_table
 from search_spaces.reference import REFERENCE
 from search_spaces.space import Dimension, SearchSpace
@@ -153,6 +153,8 @@ def _space(space: SearchSpace) -> tuple[dict[str, Any], str]:
     rows = [
         f"{name:<{width}}  {dimension!s:<{ranges}}  {_number(values[name])}" for name, dimension in dimensions.items()
     ]
+    limited = limit_rows(limits)
+    labels = max(len(row.label) for row in limited)
     head = f"{'parameter':<{width}}  {'range':<{ranges}}  default"
     text = "\n".join(
         (
@@ -165,13 +167,8 @@ def _space(space: SearchSpace) -> tuple[dict[str, Any], str]:
             *rows,
             "",
             "Default limits",
-            f"  parameters                below {limits.max_params:,}",
-            f"  receptive field           above {limits.min_receptive_field}, the global pooling not counted",
-            "  dilated convolutions      at least 1",
-            "  separable convolutions    at least 1",
-            "  pooling                   none but the global average",
-            "  multiply-accumulates      no limit (--max-macs)",
-            "  predicted epoch seconds   no limit (--max-epoch-s)",
+            *(f"  {row.label:<{labels}}  {row.required}" for row in limited),
+            "  More can be set: --max-macs, --max-epoch-s",
             "",
             candidate_text(candidate, "Default network"),
         )

@@ -27,7 +27,6 @@ from optuna.trial import FrozenTrial, TrialState
 from search_spaces import get_space
 from search_spaces.constraints import Limits, check
 from search_spaces.space import Choice, Dimension, Integer
-from study.command_line import wording
 from study.errors import UserError
 from study.machine.paths import REPOSITORY
 from study.reporting import figures as report_figures
@@ -464,22 +463,3 @@ def test_a_full_disk_keeps_the_older_report(tmp_path: Path, monkeypatch: pytest.
 def test_a_foreign_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no configuration"):
         report.write_report(optuna.create_study(), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (None, "-"),
-        (0, "0 s"),
-        (42.4, "42 s"),
-        (59.9, "1 min"),
-        (200, "3 min 20 s"),
-        (3599, "1 h 0 min"),
-        (600, "10 min"),
-        (120, "2 min"),
-        (4325, "1 h 12 min"),
-        (183_600, "2 d 3 h"),
-    ],
-)
-def test_duration(seconds: float | None, text: str) -> None:
-    assert wording.duration(seconds) == text
