@@ -7,14 +7,13 @@ fixed ids, so that publishing a trial again replaces its files and never doubles
 
 from __future__ import annotations
 
-import csv
 import functools
 import io
 import json
 import logging
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -24,7 +23,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.architecture import ACTIVATION_NAMES, Architecture, ArchitectureError
 from search_spaces.candidate import Candidate
+from search_spaces.constraints import limit_rows
+from study.command_line.wording import markdown_table
 from study.errors import first_line
+from study.reporting.pictures import curve_png, layers_csv, shape_text
 from study.storage.database import METRIC, config_of, study_attributes
 
 _logger = logging.getLogger(__name__)
@@ -33,7 +35,6 @@ LAYERS, CURVE = "layers.csv", "curve.png"
 _ARTIFACT_KEY = "dashboard:artifacts:{trial_id}:{artifact_id}"
 """Where the dashboard looks for artifacts of trials among the study's system attributes."""
 _NAMESPACE = uuid.UUID("6d0c3f0e-8d3b-4f55-9d0a-6b6f6d1f7c11")
-_COLUMNS = ("layer", "operation", "detail", "in_shape", "out_shape", "params", "macs", "receptive_field")
 
 
 def publish_study(study: optuna.Study) -> None:
@@ -113,25 +114,14 @@ def trial_note(study: optuna.Study, trial: FrozenTrial) -> str:
         lines.append(f"- Limits: {'broken: ' + ', '.join(broken) if broken else 'all met'}")
     architecture = _architecture(trial)
     if architecture is not None:
-        lines += ["", *_layer_lines(architecture)]
+        lines += ["", _layer_table(architecture)]
     return "\n".join(lines) + "\n"
 
 
 def study_note(study: optuna.Study) -> str:
     """GitHub Markdown: what is searched, under which limits and conditions."""
     config = config_of(study)
-    limits = config.limits
-    rows = [
-        ("Parameters", f"< {limits.max_params:,}"),
-        ("Receptive field, pooling not counted", f"> {limits.min_receptive_field}"),
-        ("Dilated convolutions", "at least 1"),
-        ("Depthwise separable convolutions", "at least 1"),
-        ("Pooling", "none but the global average"),
-    ]
-    if limits.max_macs is not None:
-        rows.append(("Multiply-accumulates", f"< {limits.max_macs:,}"))
-    if limits.max_epoch_s is not None:
-        rows.append(("Predicted seconds of an epoch", f"< {limits.max_epoch_s:g}"))
+    limits = [(row.label, row.required) for row in limit_rows(config.limits)]
     target = study.user_attrs.get("target_accuracy")
     aim = f" The target is {100 * target:.1f}% test accuracy after the retrain." if isinstance(target, float) else ""
     conditions = [(name, str(value)) for name, value in config.to_json().items() if name != "limits"]
@@ -142,60 +132,14 @@ def study_note(study: optuna.Study) -> str:
             "",
             "### Limits",
             "",
-            *_markdown_table(("Limit", "Required"), rows),
+            markdown_table(("Limit", "Required"), limits),
             "",
             "### Configuration",
             "",
-            *_markdown_table(("Name", "Value"), conditions),
+            markdown_table(("Name", "Value"), conditions),
             "",
         ]
     )
-
-
-def layers_csv(architecture: Architecture) -> str:
-    """Every operation of the network, one row each."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for op in architecture.operations:
-        writer.writerow(
-            (
-                op.layer, op.name, op.detail, _shape(op.in_shape), _shape(op.out_shape), op.params, op.macs,
-                op.receptive_field,
-            )
-        )  # fmt: skip
-    return buffer.getvalue()
-
-
-def curve_png(curve: Sequence[Mapping[str, Any]], title: str) -> bytes:
-    """Loss and accuracy by epoch, training and validation, as a PNG."""
-    # Figures of their own, without pyplot: its registry is global and keeps every figure alive.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
-
-    figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2)
-    for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
-        for part, label, colour in (
-            ("train", "train (augmented)", "#E69F00"),
-            ("val", "validation (EMA)", "#0072B2"),
-        ):
-            points = [(e["epoch"] + 1, e[f"{part}_{name}"]) for e in curve if e.get(f"{part}_{name}") is not None]
-            if points:
-                axis.plot(*zip(*points, strict=True), color=colour, label=label, marker="o", markersize=3)
-                axis.legend(frameon=False)
-        axis.set_xlabel("epoch")
-        axis.set_title(name)
-        axis.grid(color="#e4e8ec")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[1].yaxis.set_major_formatter(PercentFormatter(1.0))
-    figure.suptitle(title)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def _note(target: optuna.Study | optuna.Trial, body: str) -> None:
@@ -246,12 +190,12 @@ def _architecture(trial: FrozenTrial) -> Architecture | None:
         return None
 
 
-def _layer_lines(architecture: Architecture) -> list[str]:
+def _layer_table(architecture: Architecture) -> str:
     rows = list(_units(architecture))
     total = ("", "**total**", "", f"**{architecture.params:,}**", f"**{architecture.macs:,}**")
     columns = ("#", "Operation", "Output", "Parameters", "MACs", "Receptive field")
     field = f"**{architecture.receptive_field}** ({architecture.receptive_field_with_pool} with the pooling)"
-    return _markdown_table(columns, [*rows, (*total, field)], n_words=3)
+    return markdown_table(columns, [*rows, (*total, field)], numeric={3, 4, 5})
 
 
 def _units(architecture: Architecture) -> Iterator[tuple[str, ...]]:
@@ -267,16 +211,6 @@ def _units(architecture: Architecture) -> Iterator[tuple[str, ...]]:
             rows.append(([f"{kind} {op.detail}".strip()], op, op.params, op.macs))
     for words, op, params, macs in rows:
         yield (
-            str(op.layer), " + ".join(words), _shape(op.out_shape), f"{params:,}", f"{macs:,}",
+            str(op.layer), " + ".join(words), shape_text(op.out_shape), f"{params:,}", f"{macs:,}",
             str(op.receptive_field),
         )  # fmt: skip
-
-
-def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], n_words: int = 2) -> list[str]:
-    """A table whose columns after the first `n_words` are figures, aligned on the right."""
-    lines = [columns, ["---"] * n_words + ["---:"] * (len(columns) - n_words), *rows]
-    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
-
-
-def _shape(shape: tuple[int, int, int]) -> str:
-    return "x".join(map(str, shape))
