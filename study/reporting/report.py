@@ -5,7 +5,7 @@ gives the same bytes; nothing depends on the time or place where the report is w
 
     study -> Page
                |- title
-               `- sections, each a heading and blocks: Text | Tiles | Table | Chart | Charts
+               `- sections, each a heading and blocks: Text | Tiles | Table | Charts
     Page -> report.html   one file that opens offline, figures included
          -> report.md     the same facts as plain tables for a terminal, without figures
 """
@@ -16,8 +16,8 @@ from pathlib import Path
 
 import optuna
 
-from study.reporting.charts import figure_sections
 from study.reporting.facts import read_facts
+from study.reporting.figures import figure_sections
 from study.reporting.page import Page, Section, write_page
 from study.reporting.parameters import best_parameter_blocks, repair_blocks
 from study.reporting.sections import (
