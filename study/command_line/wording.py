@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from typing import Any
 
 MISSING = "-"
 """What stands for a value that is not known."""
@@ -39,6 +40,20 @@ def duration(seconds: float | None) -> str:
     if hours < 48:
         return f"{hours} h {minutes} min"
     return f"{hours // 24} d {hours % 24} h"
+
+
+def counted(n: int, noun: str) -> str:
+    """(1, "trial") -> 1 trial; (1200, "trial") -> 1,200 trials."""
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
+def shown_value(value: Any) -> str:
+    """A setting: True -> yes, 45000 -> 45,000, 0.012345 -> 0.01235, and whatever else as it is."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def markdown_text(text: str) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+from pathlib import Path
 from typing import Any
 
+from study.machine.files import write_whole
 from study.machine.paths import cache_dir
 
 
@@ -20,13 +21,9 @@ def recall(name: str) -> Any:
 
 def keep(name: str, content: Any) -> None:
     """Keeps `content`, ready for JSON, under `name`. A cache that cannot be written costs time later, no more."""
-    file = _file(name)
-    temporary = file.with_suffix(f".{os.getpid()}")
     with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=1))
-        temporary.replace(file)
+        write_whole({_file(name): json.dumps(content, indent=1)})
 
 
-def _file(name: str) -> Any:
+def _file(name: str) -> Path:
     return cache_dir() / f"{name}.json"

@@ -6,8 +6,9 @@ import contextlib
 import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum, auto
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,30 @@ from study.command_line.wording import percent
 from study.storage.config import StudyConfig
 from study.storage.database import config_of
 
-COMPLETE, PRUNED, FAILED, INTERRUPTED, INFEASIBLE = "complete", "pruned", "failed", "interrupted", "infeasible"
-RUNNING, WAITING = "running", "waiting"
-
 MIN_FOR_IMPORTANCE = 10
 """Complete trials below which a ranking of parameters would be noise."""
 
-_ENDS = {TrialState.PRUNED: (PRUNED, INFEASIBLE), TrialState.FAIL: (FAILED, INTERRUPTED, INFEASIBLE)}
-"""What a trial that gave no value may have come to."""
-_OURS = ("slot", "candidate_id", "outcome")
+
+class Outcome(StrEnum):
+    """What became of a trial, as its attribute `outcome` says; the last two until it has one."""
+
+    COMPLETE = auto()
+    PRUNED = auto()
+    FAILED = auto()
+    INTERRUPTED = auto()
+    INFEASIBLE = auto()
+    RUNNING = auto()
+    WAITING = auto()
+
+
+_POSSIBLE = {
+    TrialState.COMPLETE: (Outcome.COMPLETE,),
+    TrialState.PRUNED: (Outcome.PRUNED, Outcome.INFEASIBLE),
+    TrialState.FAIL: (Outcome.FAILED, Outcome.INTERRUPTED, Outcome.INFEASIBLE),
+    TrialState.RUNNING: (Outcome.RUNNING,),
+    TrialState.WAITING: (Outcome.WAITING,),
+}
+"""What a trial in each state of Optuna's may have come to; the first where nothing else is known."""
 _STORED = (
     "slot", "params", "receptive_field", "receptive_field_with_pool", "macs", "n_dilated_reductions", "anchor",
     "candidate_id", "candidate", "reason",
@@ -44,7 +60,6 @@ class Record:
 
     Attributes:
         number, slot: Optuna's number, and the slot of work it filled.
-        outcome: One of the constants of this module.
         accuracy: EMA validation accuracy of the last epoch it reached, in [0, 1].
         curve: (epoch from zero, validation accuracy) per epoch.
         glanced: Whether some epochs were validated on fewer images than others.
@@ -58,24 +73,24 @@ class Record:
     """
 
     number: int
-    outcome: str
-    slot: int | None = None
-    accuracy: float | None = None
-    curve: tuple[tuple[int, float], ...] = ()
-    glanced: bool = False
-    sampled: Mapping[str, Any] = field(default_factory=dict)
-    distributions: Mapping[str, BaseDistribution] = field(default_factory=dict)
-    params: int | None = None
-    receptive_field: int | None = None
-    receptive_field_with_pool: int | None = None
-    macs: int | None = None
-    n_dilated_reductions: int | None = None
-    wall_s: float | None = None
-    anchor: str | None = None
-    candidate_id: str | None = None
-    candidate: Mapping[str, Any] | None = None
-    repairs: tuple[str, ...] | None = None
-    reason: str | None = None
+    outcome: Outcome
+    accuracy: float | None
+    curve: tuple[tuple[int, float], ...]
+    glanced: bool
+    sampled: Mapping[str, Any]
+    distributions: Mapping[str, BaseDistribution]
+    wall_s: float | None
+    repairs: tuple[str, ...] | None
+    slot: int | None
+    params: int | None
+    receptive_field: int | None
+    receptive_field_with_pool: int | None
+    macs: int | None
+    n_dilated_reductions: int | None
+    anchor: str | None
+    candidate_id: str | None
+    candidate: Mapping[str, Any] | None
+    reason: str | None
 
     @property
     def reduces_by_dilation(self) -> bool:
@@ -84,7 +99,11 @@ class Record:
 
     @property
     def reached(self) -> str:
-        return reached(self.outcome, self.accuracy, len(self.curve))
+        """`87.34%` if it is complete, else `30.00% (pruned, epoch 3)` or `failed`."""
+        if self.outcome == Outcome.COMPLETE:
+            return percent(self.accuracy, 2)
+        where = f"{self.outcome}, epoch {len(self.curve)}" if self.curve else str(self.outcome)
+        return where if self.accuracy is None else f"{percent(self.accuracy, 2)} ({where})"
 
 
 @dataclass(frozen=True)
@@ -113,16 +132,15 @@ class Facts:
     def best(self) -> Record | None:
         return self.ranked[0] if self.ranked else None
 
-    def having(self, *outcomes: str) -> list[Record]:
+    def having(self, *outcomes: Outcome) -> list[Record]:
         return [record for record in self.records if record.outcome in outcomes]
 
     def limits(self, record: Record | None = None) -> tuple[LimitRow, ...]:
         """Every limit of the study, held against the candidate of `record` where it can be read."""
-        architecture, clock = None, None
+        architecture, clock, cost = None, None, self.study.user_attrs.get("cost_model")
         if record is not None and record.candidate is not None:
             with contextlib.suppress(ArchitectureError, KeyError, TypeError):
                 architecture = Architecture.from_json(record.candidate["architecture"])
-        cost = self.study.user_attrs.get("cost_model")
         if isinstance(cost, dict):
             with contextlib.suppress(TypeError):
                 clock = Clock(CostModel.from_json(cost), self.config.train_images, self.config.val_images)
@@ -137,88 +155,40 @@ def read_facts(study: optuna.Study, out: Path) -> Facts:
     """
     config = config_of(study)
     trials = study.get_trials(deepcopy=False)
-    records = [_record(trial) for trial in trials if is_ours(trial)]
+    records = [record_of(trial) for trial in trials if is_ours(trial)]
+    ranked = rank(records)
     target = study.user_attrs.get("target_accuracy")
     return Facts(
         study=study,
         config=config,
         records=records,
-        ranked=rank(records),
+        ranked=ranked,
         n_foreign=len(trials) - len(records),
-        shares=importances(records),
+        shares=importances(ranked),
         metrics=_metrics(out / "best" / "metrics.json"),
         target=target if is_number(target) else None,
     )
 
 
-def outcome(trial: FrozenTrial) -> str:
-    """What became of a trial: its attribute `outcome`; trials of older studies have none, but a reason."""
-    if not trial.state.is_finished():
-        return RUNNING if trial.state == TrialState.RUNNING else WAITING
-    if trial.state == TrialState.COMPLETE:
-        return COMPLETE
-    stored = trial.user_attrs.get("outcome")
-    if stored in _ENDS[trial.state]:
-        return str(stored)
-    reason = str(trial.user_attrs.get("reason", ""))
-    if reason.startswith("infeasible") or any(value > 0 for value in trial.constraints.values()):
-        return INFEASIBLE
-    if trial.state == TrialState.PRUNED:
-        return PRUNED
-    return INTERRUPTED if reason.startswith("interrupted") else FAILED
-
-
 def is_ours(trial: FrozenTrial) -> bool:
     """Whether this program made the trial or may yet fill it; users can put trials of their own into a study."""
-    return not trial.state.is_finished() or any(name in trial.user_attrs for name in _OURS)
+    return not trial.state.is_finished() or not {"slot", "candidate_id", "outcome"}.isdisjoint(trial.user_attrs)
 
 
-def rank(records: Sequence[Record]) -> list[Record]:
-    """The complete trials, best first; the earlier one where two are equal."""
-    complete = [r for r in records if r.outcome == COMPLETE and r.accuracy is not None]
-    return sorted(complete, key=lambda r: (-(r.accuracy or 0.0), r.number))
+def outcome(trial: FrozenTrial) -> Outcome:
+    """What became of a trial: its attribute `outcome`; trials of older studies have none, but a reason."""
+    possible = _POSSIBLE[trial.state]
+    stored, reason = trial.user_attrs.get("outcome"), str(trial.user_attrs.get("reason", ""))
+    if stored in possible:
+        return Outcome(stored)
+    guessed = Outcome.INTERRUPTED if reason.startswith("interrupted") else None
+    if reason.startswith("infeasible") or any(value > 0 for value in trial.constraints.values()):
+        guessed = Outcome.INFEASIBLE
+    return guessed if guessed in possible else possible[0]
 
 
-def importances(records: Sequence[Record]) -> dict[str, float]:
-    """Share of importance per sampled parameter, largest first; empty with too few complete trials.
-
-    PED-ANOVA (Watanabe et al. 2023): unlike fANOVA and mean decrease of impurity it needs no scikit-learn.
-    """
-    complete = [r for r in rank(records) if r.sampled]
-    if len(complete) < MIN_FOR_IMPORTANCE:
-        return {}
-    names = sorted(set.intersection(*(set(record.sampled) for record in complete)))
-    quantile = min(0.5, max(0.1, 5 / len(complete)))
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=quantile)
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # of a study in memory nobody need be told
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of small regimes; the report states the number of trials instead
-            ours = optuna.create_study(direction="maximize")  # the stored one may hold trials of others
-            ours.add_trials(
-                optuna.create_trial(value=r.accuracy, params=dict(r.sampled), distributions=dict(r.distributions))
-                for r in sorted(complete, key=lambda r: r.number)
-            )
-            found = optuna.importance.get_param_importances(ours, evaluator=evaluator, params=names)
-    finally:
-        optuna.logging.set_verbosity(verbosity)
-    return dict(sorted(found.items(), key=lambda item: (-round(item[1], 9), item[0])))
-
-
-def reached(outcome: str, accuracy: float | None, n_epochs: int) -> str:
-    """What a trial came to: `87.34%` if it is complete, else `30.00% (pruned, epoch 3)` or `failed`."""
-    if outcome == COMPLETE:
-        return percent(accuracy, 2)
-    where = f"{outcome}, epoch {n_epochs}" if n_epochs else outcome
-    return where if accuracy is None else f"{percent(accuracy, 2)} ({where})"
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _record(trial: FrozenTrial) -> Record:
+def record_of(trial: FrozenTrial) -> Record:
+    """What is known of a trial in whatever state."""
     attrs = trial.user_attrs
     curve = tuple((epoch, value) for epoch, value in sorted(trial.intermediate_values.items()) if math.isfinite(value))
     accuracy = curve[-1][1] if curve else None
@@ -239,6 +209,40 @@ def _record(trial: FrozenTrial) -> Record:
         repairs=None if repairs is None else tuple(repairs),
         **{name: attrs.get(name) for name in _STORED},
     )
+
+
+def rank(records: Iterable[Record]) -> list[Record]:
+    """The complete trials, best first; the earlier one where two are equal."""
+    complete = [r for r in records if r.outcome == Outcome.COMPLETE and r.accuracy is not None]
+    return sorted(complete, key=lambda r: (-(r.accuracy or 0.0), r.number))
+
+
+def importances(complete: Sequence[Record]) -> dict[str, float]:
+    """Share of importance per sampled parameter, largest first; empty with too few trials.
+
+    PED-ANOVA (Watanabe et al. 2023): unlike fANOVA and mean decrease of impurity it needs no scikit-learn.
+    """
+    names = set.intersection(*(set(r.sampled) for r in complete)) if complete else set()
+    if len(complete) < MIN_FOR_IMPORTANCE or not names:
+        return {}
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=min(0.5, max(0.1, 5 / len(complete))))
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # of a study in memory nobody need be told
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of small regimes; the report states the number of trials instead
+            ours = optuna.create_study(direction="maximize")  # the stored one may hold trials of others
+            for r in sorted(complete, key=lambda r: r.number):
+                kwargs: dict[str, Any] = {"params": dict(r.sampled), "distributions": dict(r.distributions)}
+                ours.add_trial(optuna.create_trial(value=r.accuracy, **kwargs))
+            found = optuna.importance.get_param_importances(ours, evaluator=evaluator, params=sorted(names))
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+    return dict(sorted(found.items(), key=lambda item: (-round(item[1], 9), item[0])))
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _metrics(path: Path) -> dict[str, Any] | None:

@@ -11,14 +11,15 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import plotly.graph_objects as go
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from study.reporting.facts import COMPLETE, MIN_FOR_IMPORTANCE, PRUNED, RUNNING, Facts, Record, rank
+from study.command_line.wording import counted, shown_value
+from study.reporting.facts import MIN_FOR_IMPORTANCE, Facts, Outcome, Record, rank
 from study.reporting.page import Block, Charts, Section, Table, Text
-from study.reporting.sections import n_trials
 
 N_AXES = 6
 """Parameters in the parallel coordinates and slices: more cannot be read."""
@@ -35,8 +36,8 @@ _INK, _GRID = "#1f2933", "#e4e8ec"
 
 def figure_sections(facts: Facts) -> list[Section]:
     """One section a figure; where there is nothing to draw, it says why."""
-    drawn = [r for r in facts.having(COMPLETE, PRUNED) if r.accuracy is not None]
-    curves = [r for r in facts.having(COMPLETE, PRUNED, RUNNING) if r.curve]
+    drawn = [r for r in facts.having(Outcome.COMPLETE, Outcome.PRUNED) if r.accuracy is not None]
+    curves = [r for r in facts.records if r.curve]
     sized = [r for r in drawn if r.params is not None]
     names, n_complete = list(facts.shares)[:N_AXES], len(facts.ranked)
     none: tuple[Block, ...] = (Text("No trial has reported an accuracy yet.", "note"),)
@@ -45,31 +46,26 @@ def figure_sections(facts: Facts) -> list[Section]:
     together = Text("One line a complete trial; the darker, the more accurate. Drag along an axis to select.")
     apart = Text("Blue: complete. Orange crosses: pruned, at the accuracy where they were stopped.")
 
-    def slices() -> Charts:
-        return Charts({f"slice-{i}": slice_plot(drawn, name) for i, name in enumerate(names)})
-
-    def size() -> Charts:
-        return Charts({"size": size_against_accuracy(sized, facts.config.limits.max_params)})
-
+    glanced = "After epochs at which no trials are compared only a fifth of the validation images is looked at."
+    glance = (Text(glanced, "note"),) if any(r.glanced for r in curves) else ()
+    max_params = facts.config.limits.max_params
     return [
         Section("History", (Charts({"history": history(drawn)}),) if drawn else none),
-        Section("Learning curves", _learning(curves) if curves else none),
+        Section("Learning curves", (Charts({"curves": learning_curves(curves)}), *glance) if curves else none),
         Section("Importance of parameters", _importance(facts) if names else few),
-        Section("Size against accuracy", (size(),) if sized else none),
+        Section(
+            "Size against accuracy",
+            (Charts({"size": size_against_accuracy(sized, max_params)}),) if sized else none,
+        ),
         Section(
             "The most important parameters together",
             (together, Charts({"parallel": parallel_coordinates(drawn, names)})) if names else few,
         ),
-        Section("The most important parameters one by one", (apart, slices()) if names else few),
+        Section(
+            "The most important parameters one by one",
+            (apart, Charts({f"slice-{i}": slice_plot(drawn, name) for i, name in enumerate(names)})) if names else few,
+        ),
     ]
-
-
-def _learning(curves: Sequence[Record]) -> tuple[Block, ...]:
-    chart = Charts({"curves": learning_curves(curves)})
-    if not any(r.glanced for r in curves):
-        return (chart,)
-    note = "After epochs at which no trials are compared only a fifth of the validation images is looked at."
-    return chart, Text(note, "note")
 
 
 def _importance(facts: Facts) -> tuple[Block, ...]:
@@ -78,7 +74,7 @@ def _importance(facts: Facts) -> tuple[Block, ...]:
     top = dict(list(facts.shares.items())[:N_BARS])
     rows = tuple((name, f"{share:.1%}") for name, share in top.items())
     return (
-        Text(f"PED-ANOVA over {n_trials(n, 'complete ')}: what tells the best from the rest.{caution}"),
+        Text(f"PED-ANOVA over {counted(n, 'complete trial')}: what tells the best from the rest.{caution}"),
         Charts({"importance": importance_bars(top)}),
         Table(("Parameter", "Share of importance"), rows, numeric=frozenset({1}), folded="As a table"),
     )
@@ -86,13 +82,15 @@ def _importance(facts: Facts) -> tuple[Block, ...]:
 
 def history(drawn: Sequence[Record]) -> go.Figure:
     """Accuracy by trial number: complete, pruned, anchors, and the best so far."""
-    complete = _of(drawn, COMPLETE)
+    complete = _of(drawn, Outcome.COMPLETE)
     best = list(itertools.accumulate((r.accuracy or 0.0 for r in complete), max))
     figure = _figure("Trial", "Validation accuracy")
-    figure.add_trace(_markers(_of(drawn, PRUNED), "pruned, when stopped", _number, _ORANGE, "x-thin-open", 7))
-    figure.add_trace(_markers(complete, "complete", _number, _BLUE, "circle", 8))
+    figure.add_trace(
+        _markers(_of(drawn, Outcome.PRUNED), "pruned, when stopped", attrgetter("number"), _ORANGE, "x-thin-open", 7)
+    )
+    figure.add_trace(_markers(complete, "complete", attrgetter("number"), _BLUE, "circle", 8))
     figure.add_scatter(
-        x=[*map(_number, complete), drawn[-1].number] if complete else [],
+        x=[*(r.number for r in complete), drawn[-1].number] if complete else [],
         y=best + best[-1:],
         mode="lines",
         line={"color": _GREEN, "width": 2, "shape": "hv"},
@@ -113,25 +111,17 @@ def learning_curves(curves: Sequence[Record]) -> go.Figure:
     best = next(iter(rank(curves)), None)
     special = [r for r in curves if r.anchor or r is best]
     figure = _figure("Epoch", "Validation accuracy")
-    for outcome, colour in ((RUNNING, _GREY), (PRUNED, _ORANGE), (COMPLETE, _BLUE)):
+    for outcome, colour in ((Outcome.RUNNING, _GREY), (Outcome.PRUNED, _ORANGE), (Outcome.COMPLETE, _BLUE)):
         group = [r for r in _of(curves, outcome) if r not in special]
         if group:
             figure.add_trace(_lines(group, outcome, colour, width=1.0, opacity=0.55))
-    ends = _of(curves, PRUNED)
+    ends = _of(curves, Outcome.PRUNED)
     if ends:
-        figure.add_scatter(
-            x=[r.curve[-1][0] + 1 for r in ends],
-            y=[r.curve[-1][1] for r in ends],
-            mode="markers",
-            marker={"symbol": "x-thin-open", "color": _ORANGE, "size": 7, "line": {"width": 2}},
-            name="stopped here",
-            hoverinfo="skip",
-        )
+        figure.add_trace(_markers(ends, "stopped here", lambda r: r.curve[-1][0] + 1, _ORANGE, "x-thin-open", 7))
     for record in special:
-        is_best = record is best
-        words = [*(["best"] if is_best else []), *([record.anchor] if record.anchor else [])]
-        colour = _GREEN if is_best else _ANCHOR_COLOURS.get(record.anchor or "", _PURPLE)
-        figure.add_trace(_lines([record], f"{': '.join(words)}, trial {record.number}", colour, width=3.0))
+        name = ": ".join(word for word in ("best" if record is best else None, record.anchor) if word)
+        colour = _GREEN if record is best else _ANCHOR_COLOURS.get(record.anchor or "", _PURPLE)
+        figure.add_trace(_lines([record], f"{name}, trial {record.number}", colour, width=3.0))
     figure.update_xaxes(rangemode="tozero")
     return figure
 
@@ -158,14 +148,14 @@ def importance_bars(shares: Mapping[str, float]) -> go.Figure:
 def size_against_accuracy(sized: Sequence[Record], max_params: int) -> go.Figure:
     """Parameters against accuracy; colour says how the map is reduced, shape whether it was pruned."""
     figure = _figure("Parameters", "Validation accuracy")
-    for outcome, open_, suffix in ((COMPLETE, "", ""), (PRUNED, "-open", ", pruned")):
+    for outcome, open_, suffix in ((Outcome.COMPLETE, "", ""), (Outcome.PRUNED, "-open", ", pruned")):
         for dilated, name, colour, symbol in (
             (False, "strided reductions", _BLUE, "circle"),
             (True, "dilated unpadded reductions", _RED, "diamond"),
         ):
             group = [r for r in _of(sized, outcome) if r.reduces_by_dilation == dilated]
             if group:
-                figure.add_trace(_markers(group, name + suffix, lambda r: r.params, colour, symbol + open_, 9))
+                figure.add_trace(_markers(group, name + suffix, attrgetter("params"), colour, symbol + open_, 9))
     figure.add_vline(
         x=max_params,
         line={"color": _GREY, "dash": "dash", "width": 1.5},
@@ -182,14 +172,14 @@ def parallel_coordinates(drawn: Sequence[Record], names: Sequence[str]) -> go.Fi
     """The complete trials across a handful of parameters, coloured by accuracy."""
     shown = [r for r in rank(drawn) if all(name in r.sampled for name in names)][::-1]  # best on top
     accuracies = [round(r.accuracy or 0.0, 6) for r in shown]
-    dimensions: list[dict[str, Any]] = []
-    for name in names:
-        axis = _axis(shown[0].distributions[name])
-        values = [axis.place(r.sampled[name]) for r in shown]
-        dimension = {"label": html.escape(name), "values": values, "range": [axis.low, axis.high]}
-        if axis.ticks:
-            dimension |= {"tickvals": list(axis.ticks), "ticktext": list(axis.ticks.values())}
-        dimensions.append(dimension)
+    axes = {name: _axis(shown[0].distributions[name]) for name in names}
+    dimensions = [
+        {
+            "label": html.escape(name), "values": [axis.place(r.sampled[name]) for r in shown], "range": axis.range,
+            "tickvals": axis.tickvals, "ticktext": axis.ticktext,
+        }
+        for name, axis in axes.items()
+    ]  # fmt: skip
     figure = _figure("", "", height=400)
     figure.add_parcoords(
         dimensions=[*dimensions, {"label": "accuracy", "values": accuracies, "tickformat": ".1%"}],
@@ -206,13 +196,14 @@ def slice_plot(drawn: Sequence[Record], name: str) -> go.Figure:
     """One parameter, over its whole range, against accuracy."""
     shown = [r for r in drawn if name in r.sampled]
     axis = _axis(shown[0].distributions[name])
+
+    def place(record: Record) -> float:
+        return axis.place(record.sampled[name])
+
     figure = _figure("", "", height=250)
-    for outcome, colour, symbol in ((PRUNED, _ORANGE, "x-thin-open"), (COMPLETE, _BLUE, "circle")):
-        x = lambda r: axis.place(r.sampled[name])  # noqa: E731
-        figure.add_trace(_markers(_of(shown, outcome), outcome, x, colour, symbol, 6))
-    figure.update_xaxes(range=_wider(axis.low, axis.high))
-    if axis.ticks:
-        figure.update_xaxes(tickvals=list(axis.ticks), ticktext=list(axis.ticks.values()))
+    figure.add_trace(_markers(_of(shown, Outcome.PRUNED), "pruned", place, _ORANGE, "x-thin-open", 6))
+    figure.add_trace(_markers(_of(shown, Outcome.COMPLETE), "complete", place, _BLUE, "circle", 6))
+    figure.update_xaxes(range=_wider(*axis.range), tickvals=axis.tickvals, ticktext=axis.ticktext)
     figure.update_layout(
         title={"text": html.escape(name), "font": {"size": 14}, "x": 0.02, "y": 0.97},
         showlegend=False,
@@ -223,36 +214,38 @@ def slice_plot(drawn: Sequence[Record], name: str) -> go.Figure:
 
 @dataclass(frozen=True)
 class _Axis:
-    """A parameter's range as positions on a linear axis.
+    """A parameter's range on a linear axis.
 
     Attributes:
         place: Position of a value: a choice's number, a logarithm, or the value itself.
-        low, high: Positions of the ends.
-        ticks: Label per position; empty where plotly's own do.
+        range: Positions of the ends.
+        tickvals, ticktext: Positions and their labels; None where plotly's own do.
     """
 
     place: Callable[[Any], float]
-    low: float
-    high: float
-    ticks: Mapping[float, str]
+    range: tuple[float, float]
+    tickvals: list[float] | None = None
+    ticktext: list[str] | None = None
 
 
 def _axis(distribution: BaseDistribution) -> _Axis:
     if isinstance(distribution, CategoricalDistribution):
         choices = distribution.choices
-        shown = ({True: "yes", False: "no"}.get(c, c) if isinstance(c, bool) else c for c in choices)
-        ticks = {float(i): html.escape(str(choice)) for i, choice in enumerate(shown)}
-        return _Axis(choices.index, -0.1, len(choices) - 0.9, ticks)
+        labels = [html.escape(shown_value(choice)) for choice in choices]
+        return _Axis(choices.index, (-0.1, len(choices) - 0.9), list(range(len(choices))), labels)
     assert isinstance(distribution, (IntDistribution, FloatDistribution))
     low, high = distribution.low, distribution.high
     if distribution.log:
         steps = (1, 3) if high / low > 20 else (1, 2, 5)
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        rounds = [step * 10.0**power for power in powers for step in steps]
-        ticks = {math.log10(x): f"{x:.1g}" for x in rounds if low * 0.999 <= x <= high * 1.001}
-        return _Axis(math.log10, math.log10(low), math.log10(high), ticks)
-    whole = isinstance(distribution, IntDistribution) and high - low <= 12
-    return _Axis(float, low, high, {x: str(x) for x in range(int(low), int(high) + 1)} if whole else {})
+        ticks = [step * 10.0**power for power in powers for step in steps]
+        ticks = [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001]
+        ends = math.log10(low), math.log10(high)
+        return _Axis(math.log10, ends, [math.log10(tick) for tick in ticks], [f"{tick:.1g}" for tick in ticks])
+    if isinstance(distribution, IntDistribution) and high - low <= 12:
+        numbers = range(int(low), int(high) + 1)
+        return _Axis(float, (low, high), list(numbers), [str(number) for number in numbers])
+    return _Axis(float, (low, high))
 
 
 def _figure(x: str, y: str, height: int = 420) -> go.Figure:
@@ -275,10 +268,6 @@ def _figure(x: str, y: str, height: int = 420) -> go.Figure:
 
 def _of(records: Iterable[Record], outcome: str) -> list[Record]:
     return [record for record in records if record.outcome == outcome]
-
-
-def _number(record: Record) -> int:
-    return record.number
 
 
 def _wider(low: float, high: float) -> list[float]:

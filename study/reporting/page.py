@@ -9,7 +9,6 @@ Whatever a study's name or attributes hold is text: `page.html.j2` and `markdown
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from study.command_line.wording import markdown_table, markdown_text
 from study.errors import UserError
+from study.machine.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -143,23 +143,12 @@ def write_page(page: Page, out: Path) -> tuple[Path, Path]:
     Raises:
         UserError: They cannot be written; older ones are left as they are.
     """
-    files = {out / "report.html": to_html(page), out / "report.md": to_markdown(page)}
-    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
+    html, markdown = out / "report.html", out / "report.md"
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        for path, text in files.items():
-            with temporary[path].open("w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-        for path in files:
-            os.replace(temporary[path], path)
+        write_whole({html: to_html(page), markdown: to_markdown(page)})
     except OSError as error:
         raise UserError(
             f"The report cannot be written to {str(out)!r}: {error.strerror or error}. "
             "Make room or allow writing there, or name another folder with --out."
         ) from error
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
-    return out / "report.html", out / "report.md"
+    return html, markdown

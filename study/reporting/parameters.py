@@ -9,10 +9,10 @@ from collections import Counter
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from search_spaces import SPACES
-from study.command_line.wording import MISSING, whole
+from study.command_line.wording import MISSING, counted, shown_value, whole
 from study.reporting.facts import Facts
 from study.reporting.page import Block, Table, Text
-from study.reporting.sections import NONE_COMPLETE, n_trials, shown_value
+from study.reporting.sections import NONE_COMPLETE, most_common
 
 BOUND_FRAC = 0.01
 """A real parameter within this share of its range from an end counts as being at the bound."""
@@ -69,14 +69,13 @@ def repair_blocks(facts: Facts) -> tuple[Block, ...]:
         return (Text("No trial was decoded yet.", "note"),)
     changed = [r.repairs for r in decoded if r.repairs]
     text = Text(
-        f"Repair changed what was sampled in {len(changed):,} of {n_trials(len(decoded))} "
+        f"Repair changed what was sampled in {len(changed):,} of {counted(len(decoded), 'trial')} "
         f"({len(changed) / len(decoded):.0%}), so that the network meets the limits."
     )
     kinds = Counter(kind for repairs in changed for kind in {_repair_kind(repair) for repair in repairs})
     if not kinds:
         return (text,)
-    ordered = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
-    rows = tuple((kind, whole(count), f"{count / len(decoded):.0%}") for kind, count in ordered)
+    rows = tuple((kind, whole(n), f"{n / len(decoded):.0%}") for kind, n in most_common(kinds))
     return text, Table(("What was changed", "Trials", "Share"), rows, numeric=frozenset({1, 2}))
 
 

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
-from study.command_line.wording import MISSING, duration, millions, percent, whole
-from study.reporting.facts import (
-    COMPLETE,
-    FAILED,
-    INFEASIBLE,
-    INTERRUPTED,
-    PRUNED,
-    RUNNING,
-    WAITING,
-    Facts,
-    Record,
-    is_number,
-)
+from study.command_line.wording import MISSING, counted, duration, millions, percent, shown_value, whole
+from study.reporting.facts import Facts, Outcome, Record, is_number
 from study.reporting.page import Block, Table, Text, Tiles
 
 N_BEST = 10
 NONE_COMPLETE = Text("No trial is complete yet.", "note")
+_ATTRIBUTES: dict[str, Callable[[Record], str]] = {
+    "Trial": lambda r: whole(r.number),
+    "Slot": lambda r: whole(r.slot),
+    "Validation accuracy": lambda r: r.reached,
+    "Parameters": lambda r: whole(r.params),
+    "Receptive field": lambda r: whole(r.receptive_field),
+    "With pool": lambda r: whole(r.receptive_field_with_pool),
+    "MACs": lambda r: millions(r.macs),
+    "Dilated reductions": lambda r: whole(r.n_dilated_reductions),
+    "Time": lambda r: duration(r.wall_s),
+    "Candidate": lambda r: r.candidate_id or MISSING,
+}
+"""What tables of trials show of each."""
 
 
 def verdict_blocks(facts: Facts) -> list[Text]:
     best = facts.best
     if best is None:
-        return [Text(f"No trial is complete yet; {n_trials(len(facts.records))} recorded.", "note")]
+        return [Text(f"No trial is complete yet; {counted(len(facts.records), 'trial')} recorded.", "note")]
     size = f", {best.params:,} parameters" if best.params is not None else ""
     field = f", receptive field {best.receptive_field}" if best.receptive_field is not None else ""
     broken, unchecked = ([row.label.lower() for row in facts.limits(best) if row.met is met] for met in (False, None))
@@ -100,26 +103,30 @@ def retrained_blocks(facts: Facts) -> tuple[Block, ...]:
 
 
 def key_figure_blocks(facts: Facts) -> tuple[Block, ...]:
-    finished = facts.having(COMPLETE, PRUNED)
+    finished = facts.having(Outcome.COMPLETE, Outcome.PRUNED)
     spent = sum(len(r.curve) for r in finished)
     possible = facts.config.epochs * len(finished)
-    lost = sum(len(r.curve) for r in facts.having(FAILED, INTERRUPTED))
-    counts = {o: len(facts.having(o)) for o in (COMPLETE, PRUNED, FAILED, INTERRUPTED, INFEASIBLE, RUNNING, WAITING)}
-    tiles = [(whole(n), outcome) for outcome, n in counts.items() if n or outcome not in (RUNNING, WAITING)]
-    tiles.append((duration(sum(r.wall_s or 0.0 for r in facts.records)), "time of all trials"))
     share = f" ({spent / possible:.0%})" if possible else ""
+    counts = Counter(r.outcome for r in facts.records)
+    tiles = [(whole(counts[o]), str(o)) for o in Outcome if counts[o] or o not in (Outcome.RUNNING, Outcome.WAITING)]
+    tiles.append((duration(sum(r.wall_s or 0.0 for r in facts.records)), "time of all trials"))
     tiles.append((f"{spent:,} of {possible:,}", f"epochs spent of possible{share}"))
     blocks: list[Block] = [Tiles(tuple(tiles))]
     if facts.n_foreign:
-        blocks.append(Text(f"Not counted: {n_trials(facts.n_foreign)} that this program did not make.", "note"))
+        blocks.append(Text(f"Not counted: {counted(facts.n_foreign, 'trial')} that this program did not make.", "note"))
+    lost = sum(len(r.curve) for r in facts.having(Outcome.FAILED, Outcome.INTERRUPTED))
     if lost:
         blocks.append(Text(f"Failed and interrupted trials spent {lost:,} more epochs.", "note"))
-    reasons = Counter((r.reason or "no reason stored").strip() for r in facts.having(FAILED))
+    reasons = Counter((r.reason or "no reason stored").strip() for r in facts.having(Outcome.FAILED))
     if reasons:
-        ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:5]
-        rows = tuple((_shorten(reason), whole(count)) for reason, count in ordered)
+        rows = tuple((_shorten(reason), whole(n)) for reason, n in most_common(reasons)[:5])
         blocks.append(Table(("Why trials failed", "Trials"), rows, numeric=frozenset({1})))
     return tuple(blocks)
+
+
+def most_common(counts: Counter[str]) -> list[tuple[str, int]]:
+    """The largest first, in alphabetical order where they are equal."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _shorten(text: str, length: int = 120) -> str:
@@ -143,26 +150,16 @@ def limit_blocks(facts: Facts) -> tuple[Block, ...]:
 
 
 def best_trial_blocks(facts: Facts) -> tuple[Block, ...]:
-    top = facts.ranked[:N_BEST]
-    shown = top + [r for r in facts.having(COMPLETE, PRUNED) if r.anchor and r not in top]
+    best, top, n = facts.best, facts.ranked[:N_BEST], facts.config.val_images
+    shown = top + [r for r in facts.having(Outcome.COMPLETE, Outcome.PRUNED) if r.anchor and r not in top]
     if not shown:
         return (NONE_COMPLETE,)
-    columns = (
-        "Rank", "Trial", "Slot", "Val. accuracy", "Params", "Receptive field", "With pool", "MACs",
-        "Dilated reductions", "Time", "Candidate", "Anchor",
-    )  # fmt: skip
     ranks = {record.number: i + 1 for i, record in enumerate(facts.ranked)}
     rows = tuple(
-        (
-            whole(ranks.get(r.number)), whole(r.number), whole(r.slot), r.reached, whole(r.params),
-            whole(r.receptive_field), whole(r.receptive_field_with_pool), millions(r.macs),
-            whole(r.n_dilated_reductions), duration(r.wall_s), r.candidate_id or MISSING, r.anchor or "",
-        )
-        for r in shown
-    )  # fmt: skip
+        (whole(ranks.get(r.number)), *(show(r) for show in _ATTRIBUTES.values()), r.anchor or "") for r in shown
+    )
     marked = frozenset(i for i, r in enumerate(shown) if r.anchor)
-    table = Table(columns, rows, numeric=frozenset(range(10)), marked=marked)
-    best, n = facts.best, facts.config.val_images
+    table = Table(("Rank", *_ATTRIBUTES, "Anchor"), rows, numeric=frozenset(range(10)), marked=marked)
     if best is None or best.accuracy is None or n < 1:
         return (table,)
     error = math.sqrt(max(0.0, best.accuracy * (1 - best.accuracy)) / n)  # binomial
@@ -199,21 +196,12 @@ def side_by_side_blocks(facts: Facts) -> tuple[Block, ...]:
     for name in ("reference", "default"):
         anchors = [r for r in facts.records if r.anchor == name and r.accuracy is not None]
         if anchors:
-            columns.append((name.capitalize(), min(anchors, key=lambda r: (r.outcome != COMPLETE, r.number))))
-    attributes: tuple[tuple[str, Any], ...] = (
-        ("Trial", lambda r: whole(r.number)),
-        ("Validation accuracy", lambda r: r.reached),
-        ("Difference to the best", lambda r: f"{-behind(r):+.2f} points" if behind(r) else MISSING),
-        ("Epochs", lambda r: whole(len(r.curve))),
-        ("Parameters", lambda r: whole(r.params)),
-        ("Receptive field", lambda r: whole(r.receptive_field)),
-        ("Receptive field with pool", lambda r: whole(r.receptive_field_with_pool)),
-        ("Multiply-accumulates", lambda r: millions(r.macs)),
-        ("Dilated reductions", lambda r: whole(r.n_dilated_reductions)),
-        ("Time", lambda r: duration(r.wall_s)),
-        ("Candidate", lambda r: r.candidate_id or MISSING),
-    )
-    rows = tuple((label, *(show(record) for _, record in columns)) for label, show in attributes)
+            columns.append((name.capitalize(), min(anchors, key=lambda r: (r.outcome != Outcome.COMPLETE, r.number))))
+    attributes = _ATTRIBUTES | {
+        "Difference to the best": lambda r: f"{-behind(r):+.2f} points" if behind(r) else MISSING,
+        "Epochs": lambda r: whole(len(r.curve)),
+    }
+    rows = tuple((label, *(show(record) for _, record in columns)) for label, show in attributes.items())
     headings = ("", *(name for name, _ in columns))
     return text, Table(headings, rows, numeric=frozenset(range(1, len(headings))))
 
@@ -239,15 +227,3 @@ def condition_blocks(facts: Facts) -> tuple[Block, ...]:
         ),
         *([Text(f"Study created {stored['created']}.", "note")] if stored.get("created") else []),
     )
-
-
-def n_trials(n: int, kind: str = "") -> str:
-    return f"{n:,} {kind}trial" + ("" if n == 1 else "s")
-
-
-def shown_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
