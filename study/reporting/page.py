@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import plotly.graph_objects as go
 import plotly.io
@@ -28,7 +27,6 @@ from study.machine.files import write_whole
 class Text:
     """A paragraph. `tone` is "", "good", "bad" or "note"."""
 
-    kind: ClassVar[str] = "text"
     text: str
     tone: str = ""
 
@@ -37,7 +35,6 @@ class Text:
 class Tiles:
     """Key figures: (value, label)."""
 
-    kind: ClassVar[str] = "tiles"
     items: tuple[tuple[str, str], ...]
 
 
@@ -53,7 +50,6 @@ class Table:
         folded: What HTML hides it behind until it is opened, if anything.
     """
 
-    kind: ClassVar[str] = "table"
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     numeric: frozenset[int] = frozenset()
@@ -65,7 +61,6 @@ class Table:
 class Charts:
     """Figures by their fixed ids in the page; several stand side by side."""
 
-    kind: ClassVar[str] = "charts"
     figures: Mapping[str, go.Figure]
 
 
@@ -93,8 +88,7 @@ def to_markdown(page: Page) -> str:
     """The page as Markdown whose tables line up in a terminal; figures are left out."""
     parts = [f"# {markdown_text(page.title)}"]
     for section in page.sections:
-        kinds = {block.kind for block in section.blocks}
-        if "charts" in kinds and not kinds & {"table", "tiles"}:
+        if {Charts} <= {type(block) for block in section.blocks} <= {Charts, Text}:
             continue  # only the words around a figure would be left
         parts.append(f"## {markdown_text(section.heading)}")
         parts += [text for block in section.blocks if (text := _block_markdown(block))]
@@ -123,8 +117,9 @@ def to_html(page: Page) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    template = environment.get_template("page.html.j2")
-    return template.render(page=page, plotly_js=plotly.offline.get_plotlyjs(), draw=_drawn)
+    return environment.get_template("page.html.j2").render(
+        page=page, plotly_js=plotly.offline.get_plotlyjs(), draw=_drawn, kind=lambda block: type(block).__name__
+    )
 
 
 def _drawn(name: str, figure: go.Figure) -> str:

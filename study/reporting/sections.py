@@ -76,19 +76,14 @@ def retrained_blocks(facts: Facts) -> tuple[Block, ...]:
         return ()
 
     def each(values: Any) -> str:
-        return ", ".join(percent(value, 2) for value in values) if isinstance(values, list) else percent(values, 2)
+        return ", ".join(percent(value, 2) for value in (values if isinstance(values, list) else [values]))
 
-    def mean(values: Any) -> str:
-        return percent(sum(values) / len(values) if isinstance(values, list) else values, 2)
-
-    def shipped(value: float) -> str:
-        return percent(value, 2) + (f" (seed {metrics['shipped_seed']})" if "shipped_seed" in metrics else "")
-
+    seed = f" (seed {metrics['shipped_seed']})" if "shipped_seed" in metrics else ""
     formats: tuple[tuple[str, str, Any], ...] = (
         ("test_accuracy", "Test accuracy per seed", each),
         ("seeds", "Seeds", lambda seeds: ", ".join(map(str, seeds))),
-        ("test_accuracy_shipped", "Shipped weights", shipped),
-        ("train_accuracy", "Train accuracy, augmented", mean),
+        ("test_accuracy_shipped", "Shipped weights", lambda value: percent(value, 2) + seed),
+        ("train_accuracy", "Train accuracy, augmented", each),
         ("epochs", "Epochs", whole),
         ("params", "Parameters", whole),
         ("receptive_field", "Receptive field", whole),
@@ -207,23 +202,21 @@ def side_by_side_blocks(facts: Facts) -> tuple[Block, ...]:
 
 
 def condition_blocks(facts: Facts) -> tuple[Block, ...]:
-    settings = facts.config.to_json()
+    settings, stored = facts.config.to_json(), facts.study.user_attrs
     settings |= {name: "no limit" if value is None else value for name, value in settings.pop("limits").items()}
     if facts.target is not None:
         settings["target_accuracy"] = facts.target
-    stored = facts.study.user_attrs
-    tables = [("Configuration", list(settings.items()))]
-    for name in ("hardware", "versions"):
-        if isinstance(stored.get(name), dict) and stored[name]:
-            tables.append((name.capitalize(), sorted(stored[name].items())))
-    text = (
-        "Trials are ranked on the averaged weights' validation accuracy of the last epoch. No trial reads a test image."
-    )
-    return (
-        Text(text),
-        *(
-            Table((label, ""), tuple((str(name), shown_value(value)) for name, value in pairs), folded=label)
-            for label, pairs in tables
-        ),
-        *([Text(f"Study created {stored['created']}.", "note")] if stored.get("created") else []),
-    )
+    blocks: list[Block] = [
+        Text(
+            "Trials are ranked on the averaged weights' validation accuracy of the last epoch. "
+            "No trial reads a test image."
+        )
+    ]
+    machine = {name.capitalize(): stored.get(name) for name in ("hardware", "versions")}
+    for label, values in {"Configuration": settings, **machine}.items():
+        if isinstance(values, dict) and values:
+            rows = tuple((str(name), shown_value(value)) for name, value in values.items())
+            blocks.append(Table((label, ""), rows, folded=label))
+    if stored.get("created"):
+        blocks.append(Text(f"Study created {stored['created']}.", "note"))
+    return tuple(blocks)
