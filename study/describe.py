@@ -118,6 +118,7 @@ def _candidate(candidate: Candidate, title: str) -> tuple[dict[str, Any], str]:
 
 
 def _trial(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from study.reporting.facts import record_of
     from study.storage.database import candidate_of, get_trial, open_study
 
     trial = get_trial(open_study(storage_url(options), study_name(options)), options.trial)
@@ -126,11 +127,12 @@ def _trial(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         facts = candidate_facts(candidate)
     except ArchitectureError as error:
         raise UserError(f"Trial {trial.number} cannot be read: {error}") from error
+    record = record_of(trial)
     value = trial.value if trial.values else None
-    slot = trial.user_attrs.get("slot")
-    facts |= {"trial": trial.number, "slot": slot, "state": trial.state.name, "val_accuracy": value}
-    reached = "" if value is None else f", validation accuracy {value:.4f}"
-    title = f"Trial {trial.number} of {study_name(options)} ({trial.state.name}{reached})"
+    facts |= {"trial": trial.number, "slot": record.slot, "state": trial.state.name, "outcome": record.outcome}
+    facts["val_accuracy"] = value
+    accuracy = "" if record.accuracy is None else "validation accuracy "
+    title = f"Trial {trial.number} of {study_name(options)}, {accuracy}{record.reached}"
     return facts, candidate_text(candidate, title)
 
 

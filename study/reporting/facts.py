@@ -39,14 +39,8 @@ class Outcome(StrEnum):
     WAITING = auto()
 
 
-_POSSIBLE = {
-    TrialState.COMPLETE: (Outcome.COMPLETE,),
-    TrialState.PRUNED: (Outcome.PRUNED, Outcome.INFEASIBLE),
-    TrialState.FAIL: (Outcome.FAILED, Outcome.INTERRUPTED, Outcome.INFEASIBLE),
-    TrialState.RUNNING: (Outcome.RUNNING,),
-    TrialState.WAITING: (Outcome.WAITING,),
-}
-"""What a trial in each state of Optuna's may have come to; the first where nothing else is known."""
+_WITHOUT_RESULT = (Outcome.FAILED, Outcome.INTERRUPTED, Outcome.INFEASIBLE)
+"""What Optuna does not tell apart."""
 _STORED = (
     "slot", "params", "receptive_field", "receptive_field_with_pool", "macs", "n_dilated_reductions", "anchor",
     "candidate_id", "candidate", "reason",
@@ -177,14 +171,15 @@ def is_ours(trial: FrozenTrial) -> bool:
 
 def outcome(trial: FrozenTrial) -> Outcome:
     """What became of a trial: its attribute `outcome`; trials of older studies have none, but a reason."""
-    possible = _POSSIBLE[trial.state]
+    known = Outcome.FAILED if trial.state == TrialState.FAIL else Outcome(trial.state.name.lower())
+    if known not in (Outcome.FAILED, Outcome.PRUNED):
+        return known
     stored, reason = trial.user_attrs.get("outcome"), str(trial.user_attrs.get("reason", ""))
-    if stored in possible:
+    if stored in (known, *_WITHOUT_RESULT):
         return Outcome(stored)
-    guessed = Outcome.INTERRUPTED if reason.startswith("interrupted") else None
     if reason.startswith("infeasible") or any(value > 0 for value in trial.constraints.values()):
-        guessed = Outcome.INFEASIBLE
-    return guessed if guessed in possible else possible[0]
+        return Outcome.INFEASIBLE
+    return Outcome.INTERRUPTED if reason.startswith("interrupted") else known
 
 
 def record_of(trial: FrozenTrial) -> Record:

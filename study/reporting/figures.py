@@ -40,9 +40,9 @@ def figure_sections(facts: Facts) -> list[Section]:
     curves = [r for r in facts.records if r.curve]
     sized = [r for r in drawn if r.params is not None]
     names, n_complete = list(facts.shares)[:N_AXES], len(facts.ranked)
-    none: tuple[Block, ...] = (Text("No trial has reported an accuracy yet.", "note"),)
+    none: Sequence[Block] = (Text("No trial has reported an accuracy yet.", "note"),)
     needs = f"Needs {MIN_FOR_IMPORTANCE} complete trials to tell which parameters matter; there "
-    few: tuple[Block, ...] = (Text(f"{needs}{'is' if n_complete == 1 else 'are'} {n_complete}.", "note"),)
+    few: Sequence[Block] = (Text(f"{needs}{'is' if n_complete == 1 else 'are'} {n_complete}.", "note"),)
     together = Text("One line a complete trial; the darker, the more accurate. Drag along an axis to select.")
     apart = Text("Blue: complete. Orange crosses: pruned, at the accuracy where they were stopped.")
 
@@ -68,15 +68,15 @@ def figure_sections(facts: Facts) -> list[Section]:
     ]
 
 
-def _importance(facts: Facts) -> tuple[Block, ...]:
+def _importance(facts: Facts) -> Sequence[Block]:
     n = len(facts.ranked)
     caution = f" Fewer than {TRUSTED_FOR_IMPORTANCE}: take it as a hint." if n < TRUSTED_FOR_IMPORTANCE else ""
     top = dict(list(facts.shares.items())[:N_BARS])
-    rows = tuple((name, f"{share:.1%}") for name, share in top.items())
+    rows = [(name, f"{share:.1%}") for name, share in top.items()]
     return (
         Text(f"PED-ANOVA over {counted(n, 'complete trial')}: what tells the best from the rest.{caution}"),
         Charts({"importance": importance_bars(top)}),
-        Table(("Parameter", "Share of importance"), rows, numeric=frozenset({1}), folded="As a table"),
+        Table(("Parameter", "Share of importance"), rows, numeric={1}, folded="As a table"),
     )
 
 

@@ -9,7 +9,7 @@ Whatever a study's name or attributes hold is text: `page.html.j2` and `markdown
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class Text:
 class Tiles:
     """Key figures: (value, label)."""
 
-    items: tuple[tuple[str, str], ...]
+    items: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Table:
         folded: What HTML hides it behind until it is opened, if anything.
     """
 
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    numeric: frozenset[int] = frozenset()
-    marked: frozenset[int] = frozenset()
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numeric: Collection[int] = ()
+    marked: Collection[int] = ()
     folded: str = ""
 
 
@@ -72,7 +72,7 @@ class Section:
     """A heading and what stands under it."""
 
     heading: str
-    blocks: tuple[Block, ...]
+    blocks: Sequence[Block]
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class Page:
     """A whole report; `key_lines` say it in a few lines of a terminal."""
 
     title: str
-    sections: tuple[Section, ...]
-    key_lines: tuple[str, ...]
+    sections: Sequence[Section]
+    key_lines: Sequence[str]
 
 
 def to_markdown(page: Page) -> str:

@@ -17,7 +17,6 @@ from study.reporting import sections
 from study.reporting.facts import read_facts
 from study.reporting.figures import figure_sections
 from study.reporting.page import Page, Section, write_page
-from study.reporting.parameters import best_parameter_blocks, repair_blocks
 
 
 def write_report(study: optuna.Study, out: Path) -> tuple[Path, Path]:
@@ -46,9 +45,9 @@ def build_page(study: optuna.Study, out: Path) -> Page:
         Section("Limits", sections.limit_blocks(facts)),
         Section(f"The {sections.N_BEST} best trials and the anchors", sections.best_trial_blocks(facts)),
         Section("Side by side", sections.side_by_side_blocks(facts)),
-        Section("Parameters of the best trial", best_parameter_blocks(facts)),
-        Section("Repair", repair_blocks(facts)),
+        Section("Parameters of the best trial", sections.best_parameter_blocks(facts)),
+        Section("Repair", sections.repair_blocks(facts)),
         *figure_sections(facts),
         Section("Conditions", sections.condition_blocks(facts)),
     )
-    return Page(f"Study {study.study_name}", parts, tuple(text.text for text in verdict))
+    return Page(f"Study {study.study_name}", parts, [text.text for text in verdict])

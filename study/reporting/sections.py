@@ -1,17 +1,23 @@
-"""The sections that say what a study found, under which limits and conditions."""
+"""The sections in words and tables: what a study found, under which limits and conditions."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from search_spaces import SPACES
 from study.command_line.wording import MISSING, counted, duration, millions, percent, shown_value, whole
 from study.reporting.facts import Facts, Outcome, Record, is_number
 from study.reporting.page import Block, Table, Text, Tiles
 
 N_BEST = 10
+BOUND_FRAC = 0.01
+"""A real parameter within this share of its range from an end counts as being at the bound."""
 NONE_COMPLETE = Text("No trial is complete yet.", "note")
 _ATTRIBUTES: dict[str, Callable[[Record], str]] = {
     "Trial": lambda r: whole(r.number),
@@ -28,7 +34,7 @@ _ATTRIBUTES: dict[str, Callable[[Record], str]] = {
 """What tables of trials show of each."""
 
 
-def verdict_blocks(facts: Facts) -> list[Text]:
+def verdict_blocks(facts: Facts) -> Sequence[Text]:
     best = facts.best
     if best is None:
         return [Text(f"No trial is complete yet; {counted(len(facts.records), 'trial')} recorded.", "note")]
@@ -70,7 +76,7 @@ def _tested(facts: Facts, best: Record) -> Text:
     return Text(text, "good" if met else "bad")
 
 
-def retrained_blocks(facts: Facts) -> tuple[Block, ...]:
+def retrained_blocks(facts: Facts) -> Sequence[Block]:
     metrics = facts.metrics
     if not metrics:
         return ()
@@ -93,11 +99,11 @@ def retrained_blocks(facts: Facts) -> tuple[Block, ...]:
         ("candidate_id", "Candidate", str),
         ("commit", "Commit", str),
     )
-    rows = tuple((label, show(metrics[key])) for key, label, show in formats if metrics.get(key) not in (None, []))
+    rows = [(label, show(metrics[key])) for key, label, show in formats if metrics.get(key) not in (None, [])]
     return (Table(("Retrained", ""), rows),)
 
 
-def key_figure_blocks(facts: Facts) -> tuple[Block, ...]:
+def key_figure_blocks(facts: Facts) -> Sequence[Block]:
     finished = facts.having(Outcome.COMPLETE, Outcome.PRUNED)
     spent = sum(len(r.curve) for r in finished)
     possible = facts.config.epochs * len(finished)
@@ -106,7 +112,7 @@ def key_figure_blocks(facts: Facts) -> tuple[Block, ...]:
     tiles = [(whole(counts[o]), str(o)) for o in Outcome if counts[o] or o not in (Outcome.RUNNING, Outcome.WAITING)]
     tiles.append((duration(sum(r.wall_s or 0.0 for r in facts.records)), "time of all trials"))
     tiles.append((f"{spent:,} of {possible:,}", f"epochs spent of possible{share}"))
-    blocks: list[Block] = [Tiles(tuple(tiles))]
+    blocks: list[Block] = [Tiles(tiles)]
     if facts.n_foreign:
         blocks.append(Text(f"Not counted: {counted(facts.n_foreign, 'trial')} that this program did not make.", "note"))
     lost = sum(len(r.curve) for r in facts.having(Outcome.FAILED, Outcome.INTERRUPTED))
@@ -114,47 +120,34 @@ def key_figure_blocks(facts: Facts) -> tuple[Block, ...]:
         blocks.append(Text(f"Failed and interrupted trials spent {lost:,} more epochs.", "note"))
     reasons = Counter((r.reason or "no reason stored").strip() for r in facts.having(Outcome.FAILED))
     if reasons:
-        rows = tuple((_shorten(reason), whole(n)) for reason, n in most_common(reasons)[:5])
-        blocks.append(Table(("Why trials failed", "Trials"), rows, numeric=frozenset({1})))
-    return tuple(blocks)
+        rows = [(_shorten(reason), whole(n)) for reason, n in _most_common(reasons)[:5]]
+        blocks.append(Table(("Why trials failed", "Trials"), rows, numeric={1}))
+    return blocks
 
 
-def most_common(counts: Counter[str]) -> list[tuple[str, int]]:
-    """The largest first, in alphabetical order where they are equal."""
-    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-
-
-def _shorten(text: str, length: int = 120) -> str:
-    """The first line of `text`, at most `length` characters."""
-    line = text.partition("\n")[0]
-    return line if len(line) <= length else line[: length - 1] + "…"
-
-
-def limit_blocks(facts: Facts) -> tuple[Block, ...]:
+def limit_blocks(facts: Facts) -> Sequence[Block]:
     best, found = facts.best, facts.limits(facts.best)
     if best is None:
-        return (Table(("Limit", "Required"), tuple((row.label, row.required) for row in found)),)
+        return (Table(("Limit", "Required"), [(row.label, row.required) for row in found]),)
     met = {True: "yes", False: "no", None: "not checked"}
-    rows = tuple((r.label, r.required, r.value or MISSING, r.distance or MISSING, met[r.met]) for r in found)
-    marked = frozenset(i for i, row in enumerate(found) if row.met is False)
+    rows = [(r.label, r.required, r.value or MISSING, r.distance or MISSING, met[r.met]) for r in found]
+    marked = {i for i, row in enumerate(found) if row.met is False}
     columns = ("Limit", "Required", f"Best (trial {best.number})", "Distance", "Met")
-    table = Table(columns, rows, numeric=frozenset({2}), marked=marked)
+    table = Table(columns, rows, numeric={2}, marked=marked)
     if best.candidate is None:
         return (table,)
     return table, Text("Checked again for this report, from the stored candidate.", "note")
 
 
-def best_trial_blocks(facts: Facts) -> tuple[Block, ...]:
+def best_trial_blocks(facts: Facts) -> Sequence[Block]:
     best, top, n = facts.best, facts.ranked[:N_BEST], facts.config.val_images
     shown = top + [r for r in facts.having(Outcome.COMPLETE, Outcome.PRUNED) if r.anchor and r not in top]
     if not shown:
         return (NONE_COMPLETE,)
     ranks = {record.number: i + 1 for i, record in enumerate(facts.ranked)}
-    rows = tuple(
-        (whole(ranks.get(r.number)), *(show(r) for show in _ATTRIBUTES.values()), r.anchor or "") for r in shown
-    )
-    marked = frozenset(i for i, r in enumerate(shown) if r.anchor)
-    table = Table(("Rank", *_ATTRIBUTES, "Anchor"), rows, numeric=frozenset(range(10)), marked=marked)
+    rows = [(whole(ranks.get(r.number)), *(show(r) for show in _ATTRIBUTES.values()), r.anchor or "") for r in shown]
+    marked = {i for i, r in enumerate(shown) if r.anchor}
+    table = Table(("Rank", *_ATTRIBUTES, "Anchor"), rows, numeric=range(10), marked=marked)
     if best is None or best.accuracy is None or n < 1:
         return (table,)
     error = math.sqrt(max(0.0, best.accuracy * (1 - best.accuracy)) / n)  # binomial
@@ -165,7 +158,7 @@ def best_trial_blocks(facts: Facts) -> tuple[Block, ...]:
     )
 
 
-def side_by_side_blocks(facts: Facts) -> tuple[Block, ...]:
+def side_by_side_blocks(facts: Facts) -> Sequence[Block]:
     best = facts.best
     if best is None:
         return (NONE_COMPLETE,)
@@ -196,12 +189,78 @@ def side_by_side_blocks(facts: Facts) -> tuple[Block, ...]:
         "Difference to the best": lambda r: f"{-behind(r):+.2f} points" if behind(r) else MISSING,
         "Epochs": lambda r: whole(len(r.curve)),
     }
-    rows = tuple((label, *(show(record) for _, record in columns)) for label, show in attributes.items())
+    rows = [(label, *(show(record) for _, record in columns)) for label, show in attributes.items()]
     headings = ("", *(name for name, _ in columns))
-    return text, Table(headings, rows, numeric=frozenset(range(1, len(headings))))
+    return text, Table(headings, rows, numeric=range(1, len(headings)))
 
 
-def condition_blocks(facts: Facts) -> tuple[Block, ...]:
+def best_parameter_blocks(facts: Facts) -> Sequence[Block]:
+    best = facts.best
+    if best is None:
+        return (NONE_COMPLETE,)
+    space = SPACES.get(facts.config.space)
+    order = list(space().dimensions) if space else []  # of a space that is no longer known the alphabet's
+    names = [name for name in order if name in best.sampled] + sorted(set(best.sampled) - set(order))
+    rows = []
+    for name in names:
+        value, distribution = best.sampled[name], best.distributions[name]
+        bound = ""
+        if isinstance(distribution, (IntDistribution, FloatDistribution)):
+            bound = at_bound(value, distribution.low, distribution.high, distribution.log)
+        rows.append((name, shown_value(value), _range(distribution), bound))
+    marked = [i for i, row in enumerate(rows) if row[-1]]
+    text = "No parameter of the best trial is at a bound of the space."
+    if marked:
+        at_bounds = ", ".join(rows[i][0] for i in marked)
+        text = f"At a bound of the space: {at_bounds}. A better value may lie beyond it, if it can be widened."
+    table = Table(("Parameter", "Best", "Range", "At a bound"), rows, numeric={1}, marked=marked)
+    if not best.repairs:
+        return Text(text), table
+    return Text(text), table, Text(f"As sampled; repair then changed: {'; '.join(best.repairs)}.", "note")
+
+
+def at_bound(value: float, low: float, high: float, log: bool = False) -> str:
+    """ "lower", "upper" or "" for a value in [low, high]; whole numbers must be at the end itself."""
+    if high <= low:
+        return ""
+    if log:
+        value, low, high = math.log(value), math.log(low), math.log(high)
+    slack = 0.0 if isinstance(value, int) else BOUND_FRAC * (high - low)
+    if value <= low + slack:
+        return "lower"
+    return "upper" if value >= high - slack else ""
+
+
+def _range(distribution: BaseDistribution) -> str:
+    if isinstance(distribution, CategoricalDistribution):
+        return " or ".join(shown_value(choice) for choice in distribution.choices)
+    if isinstance(distribution, (IntDistribution, FloatDistribution)):
+        return f"{distribution.low:g} to {distribution.high:g}" + (", log" if distribution.log else "")
+    return MISSING
+
+
+def repair_blocks(facts: Facts) -> Sequence[Block]:
+    decoded = [r for r in facts.records if r.repairs is not None]
+    if not decoded:
+        return (Text("No trial was decoded yet.", "note"),)
+    changed = [r.repairs for r in decoded if r.repairs]
+    text = Text(
+        f"Repair changed what was sampled in {len(changed):,} of {counted(len(decoded), 'trial')} "
+        f"({len(changed) / len(decoded):.0%}), so that the network meets the limits."
+    )
+    kinds = Counter(kind for repairs in changed for kind in {_repair_kind(repair) for repair in repairs})
+    if not kinds:
+        return (text,)
+    rows = [(kind, whole(n), f"{n / len(decoded):.0%}") for kind, n in _most_common(kinds)]
+    return text, Table(("What was changed", "Trials", "Share"), rows, numeric={1, 2})
+
+
+def _repair_kind(repair: str) -> str:
+    """A repair without its values: `dilations (1, 1, 1) -> (1, 1, 3)` is `dilations`."""
+    return re.split(r"\s*\(", repair)[0] or repair
+
+
+def condition_blocks(facts: Facts) -> Sequence[Block]:
     settings, stored = facts.config.to_json(), facts.study.user_attrs
     settings |= {name: "no limit" if value is None else value for name, value in settings.pop("limits").items()}
     if facts.target is not None:
@@ -215,8 +274,19 @@ def condition_blocks(facts: Facts) -> tuple[Block, ...]:
     machine = {name.capitalize(): stored.get(name) for name in ("hardware", "versions")}
     for label, values in {"Configuration": settings, **machine}.items():
         if isinstance(values, dict) and values:
-            rows = tuple((str(name), shown_value(value)) for name, value in values.items())
+            rows = [(str(name), shown_value(value)) for name, value in values.items()]
             blocks.append(Table((label, ""), rows, folded=label))
     if stored.get("created"):
         blocks.append(Text(f"Study created {stored['created']}.", "note"))
-    return tuple(blocks)
+    return blocks
+
+
+def _most_common(counts: Counter[str]) -> list[tuple[str, int]]:
+    """The largest first, in alphabetical order where they are equal."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _shorten(text: str, length: int = 120) -> str:
+    """The first line of `text`, at most `length` characters."""
+    line = text.partition("\n")[0]
+    return line if len(line) <= length else line[: length - 1] + "…"

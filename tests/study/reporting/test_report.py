@@ -32,7 +32,7 @@ from study.machine.paths import REPOSITORY
 from study.reporting import page as report_page
 from study.reporting import report
 from study.reporting.facts import outcome, read_facts
-from study.reporting.parameters import at_bound
+from study.reporting.sections import at_bound
 from study.storage.config import StudyConfig
 from study.storage.database import open_storage
 
