@@ -10,7 +10,6 @@ import html
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -172,14 +171,10 @@ def parallel_coordinates(drawn: Sequence[Record], names: Sequence[str]) -> go.Fi
     """The complete trials across a handful of parameters, coloured by accuracy."""
     shown = [r for r in rank(drawn) if all(name in r.sampled for name in names)][::-1]  # best on top
     accuracies = [round(r.accuracy or 0.0, 6) for r in shown]
-    axes = {name: _axis(shown[0].distributions[name]) for name in names}
-    dimensions = [
-        {
-            "label": html.escape(name), "values": [axis.place(r.sampled[name]) for r in shown], "range": axis.range,
-            "tickvals": axis.tickvals, "ticktext": axis.ticktext,
-        }
-        for name, axis in axes.items()
-    ]  # fmt: skip
+    dimensions = []
+    for name in names:
+        place, axis = _axis(shown[0].distributions[name])
+        dimensions.append({"label": html.escape(name), "values": [place(r.sampled[name]) for r in shown], **axis})
     figure = _figure("", "", height=400)
     figure.add_parcoords(
         dimensions=[*dimensions, {"label": "accuracy", "values": accuracies, "tickformat": ".1%"}],
@@ -195,15 +190,11 @@ def parallel_coordinates(drawn: Sequence[Record], names: Sequence[str]) -> go.Fi
 def slice_plot(drawn: Sequence[Record], name: str) -> go.Figure:
     """One parameter, over its whole range, against accuracy."""
     shown = [r for r in drawn if name in r.sampled]
-    axis = _axis(shown[0].distributions[name])
-
-    def place(record: Record) -> float:
-        return axis.place(record.sampled[name])
-
+    place, axis = _axis(shown[0].distributions[name])
     figure = _figure("", "", height=250)
-    figure.add_trace(_markers(_of(shown, Outcome.PRUNED), "pruned", place, _ORANGE, "x-thin-open", 6))
-    figure.add_trace(_markers(_of(shown, Outcome.COMPLETE), "complete", place, _BLUE, "circle", 6))
-    figure.update_xaxes(range=_wider(*axis.range), tickvals=axis.tickvals, ticktext=axis.ticktext)
+    for outcome, colour, symbol in ((Outcome.PRUNED, _ORANGE, "x-thin-open"), (Outcome.COMPLETE, _BLUE, "circle")):
+        figure.add_trace(_markers(_of(shown, outcome), outcome, lambda r: place(r.sampled[name]), colour, symbol, 6))
+    figure.update_xaxes(axis | {"range": _wider(*axis["range"])})
     figure.update_layout(
         title={"text": html.escape(name), "font": {"size": 14}, "x": 0.02, "y": 0.97},
         showlegend=False,
@@ -212,27 +203,13 @@ def slice_plot(drawn: Sequence[Record], name: str) -> go.Figure:
     return figure
 
 
-@dataclass(frozen=True)
-class _Axis:
-    """A parameter's range on a linear axis.
-
-    Attributes:
-        place: Position of a value: a choice's number, a logarithm, or the value itself.
-        range: Positions of the ends.
-        tickvals, ticktext: Positions and their labels; None where plotly's own do.
-    """
-
-    place: Callable[[Any], float]
-    range: tuple[float, float]
-    tickvals: list[float] | None = None
-    ticktext: list[str] | None = None
-
-
-def _axis(distribution: BaseDistribution) -> _Axis:
+def _axis(distribution: BaseDistribution) -> tuple[Callable[[Any], float], dict[str, Any]]:
+    """How a parameter lies on a linear axis: a value's position (a choice's number, a logarithm or itself), and
+    plotly's settings of the axis."""
     if isinstance(distribution, CategoricalDistribution):
-        choices = distribution.choices
-        labels = [html.escape(shown_value(choice)) for choice in choices]
-        return _Axis(choices.index, (-0.1, len(choices) - 0.9), list(range(len(choices))), labels)
+        labels = [html.escape(shown_value(choice)) for choice in distribution.choices]
+        n = len(labels)
+        return distribution.choices.index, {"range": (-0.1, n - 0.9), "tickvals": list(range(n)), "ticktext": labels}
     assert isinstance(distribution, (IntDistribution, FloatDistribution))
     low, high = distribution.low, distribution.high
     if distribution.log:
@@ -240,12 +217,11 @@ def _axis(distribution: BaseDistribution) -> _Axis:
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         ticks = [step * 10.0**power for power in powers for step in steps]
         ticks = [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001]
-        ends = math.log10(low), math.log10(high)
-        return _Axis(math.log10, ends, [math.log10(tick) for tick in ticks], [f"{tick:.1g}" for tick in ticks])
-    if isinstance(distribution, IntDistribution) and high - low <= 12:
-        numbers = range(int(low), int(high) + 1)
-        return _Axis(float, (low, high), list(numbers), [str(number) for number in numbers])
-    return _Axis(float, (low, high))
+        labels = [f"{tick:.1g}" for tick in ticks]
+        ends = (math.log10(low), math.log10(high))
+        return math.log10, {"range": ends, "tickvals": [math.log10(tick) for tick in ticks], "ticktext": labels}
+    few = isinstance(distribution, IntDistribution) and high - low <= 12
+    return float, {"range": (low, high), "tickvals": list(range(int(low), int(high) + 1)) if few else None}
 
 
 def _figure(x: str, y: str, height: int = 420) -> go.Figure:

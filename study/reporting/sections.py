@@ -117,7 +117,7 @@ def key_figure_blocks(facts: Facts) -> Sequence[Block]:
         blocks.append(Text(f"Not counted: {counted(facts.n_foreign, 'trial')} that this program did not make.", "note"))
     lost = sum(len(r.curve) for r in facts.having(Outcome.FAILED, Outcome.INTERRUPTED))
     if lost:
-        blocks.append(Text(f"Failed and interrupted trials spent {lost:,} more epochs.", "note"))
+        blocks.append(Text(f"Failed and interrupted trials spent {counted(lost, 'more epoch')}.", "note"))
     reasons = Counter((r.reason or "no reason stored").strip() for r in facts.having(Outcome.FAILED))
     if reasons:
         rows = [(_shorten(reason), whole(n)) for reason, n in _most_common(reasons)[:5]]

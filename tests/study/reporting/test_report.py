@@ -182,7 +182,7 @@ def test_counts_every_kind_of_trial(rich: tuple[str, str]) -> None:
     }
     # 14 whole trials and 3 halves of 17 possible ones; the failed trial's epoch is told apart.
     assert row(figures, "Epochs spent of possible (91%)")[1] == "93 of 102"
-    assert "spent 1 more epochs" in figures
+    assert "spent 1 more epoch." in figures
     assert row(figures, "Time of all trials")[1] == "31 min"
 
 
