@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -38,32 +38,31 @@ def figure_sections(facts: Facts) -> list[Section]:
     drawn = [r for r in facts.having(Outcome.COMPLETE, Outcome.PRUNED) if r.accuracy is not None]
     curves = [r for r in facts.records if r.curve]
     sized = [r for r in drawn if r.params is not None]
-    names, n_complete = list(facts.shares)[:N_AXES], len(facts.ranked)
-    none: Sequence[Block] = (Text("No trial has reported an accuracy yet.", "note"),)
-    needs = f"Needs {MIN_FOR_IMPORTANCE} complete trials to tell which parameters matter; there "
-    few: Sequence[Block] = (Text(f"{needs}{'is' if n_complete == 1 else 'are'} {n_complete}.", "note"),)
-    together = Text("One line a complete trial; the darker, the more accurate. Drag along an axis to select.")
-    apart = Text("Blue: complete. Orange crosses: pruned, at the accuracy where they were stopped.")
+    names, n = list(facts.shares)[:N_AXES], len(facts.ranked)
+    none = "No trial has reported an accuracy yet."
+    needs = f"Needs {MIN_FOR_IMPORTANCE} complete trials to tell which parameters matter"
+    few = f"{needs}; there {'is' if n == 1 else 'are'} {n}."
+    glance = ""
+    if any(r.glanced for r in curves):
+        glance = "After epochs at which no trials are compared only a fifth of the validation images is looked at."
+    together = "One line a complete trial; the darker, the more accurate. Drag along an axis to select."
+    apart = "Blue: complete. Orange crosses: pruned, at the accuracy where they were stopped."
+    slices = {f"slice-{i}": slice_plot(drawn, name) for i, name in enumerate(names)}
+    parallel = parallel_coordinates(drawn, names)
+    size = size_against_accuracy(sized, facts.config.limits.max_params)
 
-    glanced = "After epochs at which no trials are compared only a fifth of the validation images is looked at."
-    glance = (Text(glanced, "note"),) if any(r.glanced for r in curves) else ()
-    max_params = facts.config.limits.max_params
+    def section(heading: str, wanted: Collection[Any], instead: str, words: str = "", **figures: go.Figure) -> Section:
+        if not wanted:
+            return Section(heading, [Text(instead, "note")])
+        return Section(heading, [*([Text(words)] if words else []), Charts(figures)])
+
     return [
-        Section("History", (Charts({"history": history(drawn)}),) if drawn else none),
-        Section("Learning curves", (Charts({"curves": learning_curves(curves)}), *glance) if curves else none),
-        Section("Importance of parameters", _importance(facts) if names else few),
-        Section(
-            "Size against accuracy",
-            (Charts({"size": size_against_accuracy(sized, max_params)}),) if sized else none,
-        ),
-        Section(
-            "The most important parameters together",
-            (together, Charts({"parallel": parallel_coordinates(drawn, names)})) if names else few,
-        ),
-        Section(
-            "The most important parameters one by one",
-            (apart, Charts({f"slice-{i}": slice_plot(drawn, name) for i, name in enumerate(names)})) if names else few,
-        ),
+        section("History", drawn, none, history=history(drawn)),
+        section("Learning curves", curves, none, glance, curves=learning_curves(curves)),
+        Section("Importance of parameters", _importance(facts) if names else [Text(few, "note")]),
+        section("Size against accuracy", sized, none, size=size),
+        section("The most important parameters together", names, few, together, parallel=parallel),
+        section("The most important parameters one by one", names, few, apart, **slices),
     ]
 
 
