@@ -22,6 +22,7 @@ from study.command_line.options import (
     study_name,
 )
 from study.command_line.parser import Parser, run_command
+from study.data.cifar10 import N_SEARCH, N_VALIDATION
 from study.errors import UserError
 from study.machine.paths import run_dir
 from study.search.plan import SearchPlan
@@ -71,8 +72,10 @@ def _parser() -> argparse.ArgumentParser:
         "--top", type=int, metavar="N", help=f"candidates (default: {cpu_top} on a CPU, {top} on a GPU)"
     )
     parser.add_argument("--epochs", type=int, help=f"(default: {cpu_epochs} on a CPU, {epochs} on a GPU)")
-    parser.add_argument("--train-images", type=int, metavar="N", help="(default: all 45,000 that do not validate)")
-    parser.add_argument("--val-images", type=int, metavar="N", help="(default: 5,000)")
+    parser.add_argument(
+        "--train-images", type=int, metavar="N", help=f"(default: all {N_SEARCH:,} that do not validate)"
+    )
+    parser.add_argument("--val-images", type=int, metavar="N", help=f"(default: {N_VALIDATION:,})")
     parser.add_argument("--timeout", type=float, metavar="S", help="start no training after S seconds (default: none)")
     parser.add_argument("--jobs", type=jobs_option, default="auto", metavar="N", help="at once (default: auto)")
     add_checkpoint_option(parser)

@@ -17,6 +17,7 @@ from search_spaces.constraints import Limits
 from study.command_line.options import (
     add_checkpoint_option,
     add_study_options,
+    check_fraction,
     given,
     jobs_option,
     space_name,
@@ -24,11 +25,13 @@ from study.command_line.options import (
     study_name,
 )
 from study.command_line.parser import Parser, run_command
+from study.data.cifar10 import N_VALIDATION
 from study.errors import UserError
 from study.machine.paths import run_dir
 from study.search.creation import FIDELITY
 from study.search.plan import DEFAULT_PRUNER, DEFAULT_SAMPLER, PRUNERS, SAMPLERS, SearchPlan
 from study.search.searching import search
+from study.storage.config import DEFAULT_TARGET
 
 SETTINGS = ("space", "epochs", "train_images", "val_images", "seed", "pruner", "sampler", "precision")
 """Options that belong to a study's fingerprint."""
@@ -108,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     fidelity.add_argument(
         "--train-images", type=int, metavar="N", help=f"(default: {cpu[1]:,} on a CPU, {cuda[1]:,} on a GPU)"
     )
-    fidelity.add_argument("--val-images", type=int, metavar="N", help="(default: 5,000)")
+    fidelity.add_argument("--val-images", type=int, metavar="N", help=f"(default: {N_VALIDATION:,})")
     fidelity.add_argument("--precision", choices=("bfloat16", "float32"), help="(default: the faster one here)")
     limits = parser.add_argument_group("limits (strict; fixed when a study is created)")
     defaults = Limits()
@@ -124,7 +127,10 @@ def _parser() -> argparse.ArgumentParser:
         help="predicted seconds of an epoch < S (default: some times the reference network's on a CPU, none on a GPU)",
     )
     parser.add_argument(
-        "--target-accuracy", type=float, metavar="A", help="test accuracy to pass, a fraction (default: 0.85)"
+        "--target-accuracy",
+        type=float,
+        metavar="A",
+        help=f"test accuracy to pass, a fraction (default: {DEFAULT_TARGET:g})",
     )
     return parser
 
@@ -144,9 +150,7 @@ def _check(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < 0:
             raise UserError(f"--{name.replace('_', '-')} must not be negative: {value}.")
-    target = options.target_accuracy
-    if target is not None and not 0 < target < 1:
-        raise UserError(f"--target-accuracy is a fraction between 0 and 1: {target:g}. For 85% write 0.85.")
+    check_fraction("--target-accuracy", options.target_accuracy)
 
 
 if __name__ == "__main__":

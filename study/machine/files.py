@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,13 @@ def write_atomically(file: Path, content: str | bytes, lasting: bool = False) ->
     """Makes `content` that of `file`, as `replaced` does; text in UTF-8."""
     with replaced(file, lasting) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_together(texts: Mapping[Path, str]) -> None:
+    """Writes every text to its path: all are written before the first one replaces what was there."""
+    with contextlib.ExitStack() as stack:
+        for file, text in texts.items():
+            stack.enter_context(replaced(file, lasting=True)).write_text(text, encoding="utf-8", newline="\n")
 
 
 def read_tensors(file: Path) -> Any:

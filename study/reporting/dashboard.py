@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from search_spaces.architecture import ACTIVATION_NAMES, Architecture
-from study.reporting.pictures import layers_csv
+from search_spaces.constraints import limit_rows
+from study.command_line.wording import markdown_table, markdown_text
+from study.reporting.pictures import layers_csv, shape_text
 from study.storage.database import METRIC, config_of
 
 _logger = logging.getLogger(__name__)
@@ -89,17 +91,17 @@ def trial_note(trial: optuna.Trial | FrozenTrial, architecture: Architecture) ->
         f"receptive field {attrs['receptive_field']}",
         f"{attrs['macs'] / 1e6:,.1f}M multiply-accumulates",
     ]
-    anchor = f" Anchor: **{attrs['anchor']}**." if attrs.get("anchor") else ""
+    anchor = f" Anchor: **{markdown_text(attrs['anchor'])}**." if attrs.get("anchor") else ""
     queued = " From the queue." if attrs.get("queued") else ""
     broken = sorted(name for name, value in constraints.items() if value > 0)
     lines = [
         f"**{facts[0]}**, {', '.join(facts[1:])}.{anchor}{queued}",
         "",
         f"- Candidate `{attrs['candidate_id']}`, slot {attrs['slot']}",
-        f"- Repairs: {'; '.join(attrs['repairs']) or 'none'}",
+        f"- Repairs: {markdown_text('; '.join(attrs['repairs']) or 'none')}",
         f"- Limits: {'broken: ' + ', '.join(broken) if broken else 'all met'}",
         "",
-        *_layer_lines(architecture),
+        _layer_table(architecture),
     ]
     return "\n".join(lines) + "\n"
 
@@ -107,18 +109,7 @@ def trial_note(trial: optuna.Trial | FrozenTrial, architecture: Architecture) ->
 def study_note(study: optuna.Study) -> str:
     """GitHub Markdown: what is searched, under which limits and conditions."""
     config = config_of(study)
-    limits = config.limits
-    rows = [
-        ("Parameters", f"< {limits.max_params:,}"),
-        ("Receptive field, pooling not counted", f"> {limits.min_receptive_field}"),
-        ("Dilated convolutions", "at least 1"),
-        ("Depthwise separable convolutions", "at least 1"),
-        ("Pooling", "none but the global average"),
-    ]
-    if limits.max_macs is not None:
-        rows.append(("Multiply-accumulates", f"< {limits.max_macs:,}"))
-    if limits.max_epoch_s is not None:
-        rows.append(("Predicted seconds of an epoch", f"< {limits.max_epoch_s:g}"))
+    limits = [(row.label, row.required) for row in limit_rows(config.limits)]
     target = study.user_attrs.get("target_accuracy")
     aim = f" The target is {100 * target:.1f}% test accuracy after the retrain." if isinstance(target, float) else ""
     conditions = [(name, str(value)) for name, value in config.to_json().items() if name != "limits"]
@@ -129,22 +120,22 @@ def study_note(study: optuna.Study) -> str:
             "",
             "### Limits",
             "",
-            *_markdown_table(("Limit", "Required"), rows),
+            markdown_table(("Limit", "Required"), limits),
             "",
             "### Configuration",
             "",
-            *_markdown_table(("Name", "Value"), conditions),
+            markdown_table(("Name", "Value"), conditions),
             "",
         ]
     )
 
 
-def _layer_lines(architecture: Architecture) -> list[str]:
+def _layer_table(architecture: Architecture) -> str:
     rows = list(_units(architecture))
     total = ("", "**total**", "", f"**{architecture.params:,}**", f"**{architecture.macs:,}**")
     columns = ("#", "Operation", "Output", "Parameters", "MACs", "Receptive field")
     field = f"**{architecture.receptive_field}** ({architecture.receptive_field_with_pool} with the pooling)"
-    return _markdown_table(columns, [*rows, (*total, field)], n_words=3)
+    return markdown_table(columns, [*rows, (*total, field)], numeric={3, 4, 5})
 
 
 def _units(architecture: Architecture) -> Iterator[tuple[str, ...]]:
@@ -160,16 +151,6 @@ def _units(architecture: Architecture) -> Iterator[tuple[str, ...]]:
             rows.append(([f"{kind} {op.detail}".strip()], op, op.params, op.macs))
     for words, op, params, macs in rows:
         yield (
-            str(op.layer), " + ".join(words), _shape(op.out_shape), f"{params:,}", f"{macs:,}",
+            str(op.layer), " + ".join(words), shape_text(op.out_shape), f"{params:,}", f"{macs:,}",
             str(op.receptive_field),
         )  # fmt: skip
-
-
-def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], n_words: int = 2) -> list[str]:
-    """A table whose columns after the first `n_words` are figures, aligned on the right."""
-    lines = [columns, ["---"] * n_words + ["---:"] * (len(columns) - n_words), *rows]
-    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
-
-
-def _shape(shape: tuple[int, int, int]) -> str:
-    return "x".join(map(str, shape))

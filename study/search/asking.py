@@ -31,6 +31,7 @@ from study.search.sampling import (
 )
 from study.storage.config import StudyConfig, open_space
 from study.storage.database import finished_trials
+from study.storage.outcome import Outcome
 from study.storage.slots import Claim, SlotTable, fail_trial
 
 
@@ -127,7 +128,9 @@ class Asker:
         """Puts the trials for which there was no slot into the queue again."""
         for trial in self._parked:
             params, attributes = self._frozen(trial).system_attrs["fixed_params"], trial.user_attrs
-            fail_trial(self._study, self._storage, trial.number, "no slot was left; it waits again", "interrupted")
+            fail_trial(
+                self._study, self._storage, trial.number, "no slot was left: it waits again", Outcome.INTERRUPTED
+            )
             self._study.enqueue_trial(params, user_attrs=attributes)
         self._parked.clear()
 
@@ -189,7 +192,7 @@ class Asker:
         for trial in trials:
             just_now = "fixed_params" in trial.system_attrs and "slot" not in trial.user_attrs
             if just_now and trial.number not in self.parked:
-                fail_trial(self._study, self._storage, trial.number, f"not of the space: {reason}", "failed")
+                fail_trial(self._study, self._storage, trial.number, f"not of the space: {reason}", Outcome.FAILED)
 
     def _frozen(self, trial: optuna.Trial) -> FrozenTrial:
         return self._study.get_trials(deepcopy=False)[trial.number]

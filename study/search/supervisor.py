@@ -23,6 +23,7 @@ from study.search.plan import SearchPlan
 from study.search.progress import Progress
 from study.search.pruning import compared_epochs
 from study.storage.config import StudyConfig
+from study.storage.outcome import Outcome
 from study.storage.slots import LEASE_S, SlotTable, fail_trial
 from study.training.checkpoints import checkpoint_name
 from study.training.records import EpochRecord, TrainingConfig
@@ -217,7 +218,7 @@ class Supervisor:
             self._forget(running.work)  # it would fail again from there
         elif message.traceback:
             self._progress.write(message.traceback)
-        self._patiently(lambda: fail_trial(self._study, self._storage, number, message.reason, "failed"))
+        self._patiently(lambda: fail_trial(self._study, self._storage, number, message.reason, Outcome.FAILED))
         self._patiently(lambda: self._slots.failed(running.asked.claim, number))
         self._progress.failed(slot, message.reason)
         self._failures_in_a_row += 1
@@ -231,7 +232,7 @@ class Supervisor:
         for name, value in {**message.memory, "wall_s": message.wall_s}.items():
             trial.set_user_attr(name, value)
         if isinstance(message, Ended):
-            trial.set_user_attr("outcome", "pruned" if message.stopped else "complete")
+            trial.set_user_attr("outcome", Outcome.PRUNED if message.stopped else Outcome.COMPLETE)
             if message.stopped:
                 trial.set_user_attr("reason", self._reason(running))
             attach(trial, self._plan.out / "artifacts", message.pictures)
@@ -240,7 +241,7 @@ class Supervisor:
         return f"pruned after epoch {len(running.curve)} of {self._config.epochs}"
 
     def _infeasible(self, asked: Asked) -> None:
-        fail_trial(self._study, self._storage, asked.trial.number, asked.reason, "infeasible")
+        fail_trial(self._study, self._storage, asked.trial.number, asked.reason, Outcome.INFEASIBLE)
         self._slots.failed(asked.claim, None)
         self._progress.failed(asked.claim.slot, asked.reason)
         self._infeasible_in_a_row += 1
@@ -304,7 +305,7 @@ class Supervisor:
                         self._report(running, message.record)
                 for running in [*self._running.values(), *self._ready]:
                     number = running.asked.trial.number
-                    fail_trial(self._study, self._storage, number, "interrupted", "interrupted")
+                    fail_trial(self._study, self._storage, number, "interrupted", Outcome.INTERRUPTED)
                     self._slots.interrupted(running.asked.claim, number)
                 self._asker.put_back()
             self._progress.close()

@@ -142,13 +142,18 @@ def storage_of(study: optuna.Study) -> optuna.storages.BaseStorage:
 
 
 def is_ours(trial: FrozenTrial) -> bool:
-    """Whether this program ran it: people add trials of their own to a study."""
-    return isinstance(trial.user_attrs.get("slot"), int) and "candidate" in trial.user_attrs
+    """Whether this program made it: people add trials of their own to a study."""
+    return isinstance(trial.user_attrs.get("slot"), int)
+
+
+def has_result(trial: FrozenTrial) -> bool:
+    """Whether it is a complete or pruned trial of ours."""
+    return trial.state in FINISHED and is_ours(trial) and "candidate" in trial.user_attrs
 
 
 def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
     """Our complete and pruned trials, by number."""
-    return [trial for trial in study.get_trials(deepcopy=False, states=FINISHED) if is_ours(trial)]
+    return [trial for trial in study.get_trials(deepcopy=False, states=FINISHED) if has_result(trial)]
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial:

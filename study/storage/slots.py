@@ -29,7 +29,8 @@ import optuna
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
-from study.storage.database import FINISHED, is_ours
+from study.storage.database import has_result, is_ours
+from study.storage.outcome import Outcome
 
 LEASE_S = 180.0
 """Longer than an outage of the storage that must be survived (`study.search.supervisor.OUTAGE_S`)."""
@@ -185,15 +186,15 @@ class SlotTable:
         trials = self._study.get_trials(deepcopy=False)  # after the rows: a finished slot's trial is among them
         of_slot: dict[int, list[FrozenTrial]] = defaultdict(list)
         for trial in trials:
-            if isinstance(slot := trial.user_attrs.get("slot"), int) and slot >= 0:
-                of_slot[slot].append(trial)
+            if is_ours(trial):
+                of_slot[trial.user_attrs["slot"]].append(trial)
         alive = self._alive(rows, now, held)
         freed = []
         for slot in range(max([*rows, *of_slot], default=-1) + 1):
             row, tried = rows.get(slot), of_slot[slot]
             if slot in alive:
                 continue
-            done = any(trial.state in FINISHED and is_ours(trial) for trial in tried)
+            done = any(has_result(trial) for trial in tried)
             if row is not None and row.state == ("finished" if done else "open"):
                 known = row.trial_number is None or row.trial_number in [trial.number for trial in tried]
                 if done or known:
@@ -237,7 +238,9 @@ class SlotTable:
                 continue  # one of them may be about to say whose it is
             if slot in alive and trial.user_attrs.get("fence", rows[slot].fence) == rows[slot].fence:
                 continue
-            fail_trial(self._study, self._storage, trial.number, "interrupted: its process is gone", "interrupted")
+            fail_trial(
+                self._study, self._storage, trial.number, "interrupted: its process is gone", Outcome.INTERRUPTED
+            )
 
     def _alive(self, rows: Mapping[int, Any], now: float, held: Collection[Claim]) -> set[int]:
         """The slots that somebody works on."""
@@ -305,7 +308,7 @@ def _names(claims: Iterable[Claim]) -> set[tuple[int, int]]:
 
 
 def fail_trial(
-    study: optuna.Study, storage: optuna.storages.BaseStorage, number: int, reason: str, outcome: str
+    study: optuna.Study, storage: optuna.storages.BaseStorage, number: int, reason: str, outcome: Outcome
 ) -> None:
     """Ends a trial that nobody works on any more, with the reason. Does nothing if it has ended."""
     study_id = storage.get_study_id_from_name(study.study_name)
