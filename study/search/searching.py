@@ -111,8 +111,9 @@ def bring_to_end(
     from study.machine.hardware import gpus, n_cores, n_loaders
     from study.search.asking import Asker
     from study.search.pruning import compared_epochs, make_pruner
-    from study.search.supervisor import STORAGE_ERRORS, Supervisor
+    from study.search.supervisor import Supervisor
     from study.storage.database import config_of
+    from study.storage.patience import STORAGE_ERRORS, cause_of
     from study.storage.slots import SlotTable
     from study.training.records import TrainingConfig
 
@@ -149,9 +150,9 @@ def bring_to_end(
     try:
         stopped = supervisor.run()
     except STORAGE_ERRORS as error:
-        cause = str(error.__cause__ or error).splitlines()[0]
         raise StudyFailed(
-            f"the storage cannot be written ({cause}). Finished trials are safe; mend it and run the same command."
+            f"the storage cannot be written ({cause_of(error)}). Finished trials are safe; mend it and run the same "
+            "command."
         ) from error
     except StudyFailed:
         _finish(plan, study, storage)

@@ -1,52 +1,33 @@
-"""Keeps workers busy until every slot of a study is finished. All that is stored is stored from here."""
+"""Keeps workers busy until every slot of a study is finished. All that is stored is stored on its behalf."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
 import time
-import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
 
 import optuna
-import sqlalchemy
-from optuna.trial import TrialState
 
 from study.errors import StudyFailed
 from study.executors.messages import Died, Ended, EpochEnded, Executor, Failed, Message, Work
 from study.machine.interrupts import InterruptFlag
-from study.reporting.dashboard import attach
 from study.search.asking import Asked, Asker
 from study.search.plan import SearchPlan
 from study.search.progress import Progress
 from study.search.pruning import compared_epochs
+from study.search.telling import Running, Teller
 from study.storage.config import StudyConfig
-from study.storage.outcome import Outcome
-from study.storage.slots import LEASE_S, SlotTable, fail_trial
+from study.storage.patience import STORAGE_ERRORS, Patience
+from study.storage.slots import Claim, SlotTable
 from study.training.checkpoints import checkpoint_name
-from study.training.records import EpochRecord, TrainingConfig
+from study.training.records import TrainingConfig
 
 MAX_FAILURES_IN_A_ROW = 5
 MAX_INFEASIBLE_IN_A_ROW = 100
 TICK_S = 0.5
 RENEW_S = 15.0
-OUTAGE_S = 120.0
-"""So long a storage that does not answer is waited for."""
-STORAGE_ERRORS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.OperationalError)
-assert OUTAGE_S + 2 * RENEW_S < LEASE_S
-
-T = TypeVar("T")
-
-
-@dataclass
-class _Running:
-    """A trial that a worker has, or will have next."""
-
-    asked: Asked
-    work: Work
-    curve: list[dict[str, Any]] = field(default_factory=list)
+"""Much less than what a lease and an outage leave between them."""
 
 
 class Supervisor:
@@ -54,12 +35,11 @@ class Supervisor:
 
     Args:
         plan: What is wanted; its `jobs` is a number.
-        study, storage: Where trials are written; the study has its pruner.
-        slots: Of the study.
+        study, storage, slots: Where trials are written; the study has its pruner.
         config: Of the study.
         asker: Makes trials of claims.
         executor: Trains them.
-        training: How every candidate is trained, but for its seed.
+        training: How every candidate is trained, given its seed.
     """
 
     def __init__(
@@ -73,18 +53,20 @@ class Supervisor:
         executor: Executor,
         training: Callable[[int], TrainingConfig],
     ) -> None:
-        self._plan, self._study, self._storage, self._slots = plan, study, storage, slots
-        self._config, self._asker, self._executor, self._training = config, asker, executor, training
-        self._checkpoints = plan.out.resolve() / "checkpoints" / "trials"
+        self._plan, self._slots, self._config = plan, slots, config
+        self._asker, self._executor, self._training = asker, executor, training
         self._jobs = plan.jobs or 1
         # Ahead of a sole worker it would be asked for without the one result that there is to come.
         self._ahead = 1 if self._jobs > 1 else 0
-        self._running: dict[int, _Running] = {}
-        self._ready: list[_Running] = []
+        self._running: dict[int, Running] = {}
+        self._ready: list[Running] = []
         self._failures_in_a_row = self._infeasible_in_a_row = 0
-        self._interrupted = InterruptFlag()
         self._renewed = time.monotonic()
+        self._interrupted = InterruptFlag()
         self._progress = Progress(study, plan.trials, slots.n_finished())
+        self._patiently = Patience(self._progress.write, lambda: self._interrupted.raised)
+        self._teller = Teller(study, storage, slots, plan.out / "artifacts", self._patiently)
+        self._checkpoints = plan.out.resolve() / "checkpoints" / "trials"
 
     def run(self) -> str:
         """Returns "done", "timeout" or "interrupted".
@@ -101,40 +83,38 @@ class Supervisor:
                     late = deadline is not None and time.monotonic() > deadline
                     if not late and self._fill():
                         continue  # one step at a time: a worker may have a question
-                    if not self._running:
-                        if not late and self._reconcile():
-                            continue
-                        left = self._plan.trials - self._slots.n_finished()
-                        if left <= 0:
-                            shutil.rmtree(self._checkpoints, ignore_errors=True)  # of slots that were drawn anew
-                        return "timeout" if late and left > 0 else "done"
-                    self._hear(self._executor.wait(TICK_S))
-                    self._tick()
+                    if self._running:
+                        self._hear(self._executor.wait(TICK_S))
+                        self._tick()
+                    elif late or not self._reconcile():
+                        return self._over(late)
                 return "interrupted"
             finally:
                 self._shut_down()
 
+    def _over(self, late: bool) -> str:
+        left = self._plan.trials - self._slots.n_finished()
+        if left <= 0:
+            shutil.rmtree(self._checkpoints, ignore_errors=True)  # of slots that were drawn anew
+        return "timeout" if late and left > 0 else "done"
+
     def _fill(self) -> bool:
         """Does one thing that keeps workers busy, if there is one to do."""
         if self._ready and len(self._running) < self._jobs:
-            self._submit(self._ready.pop(0))
+            self._submit()
             return True
         if len(self._running) + len(self._ready) >= self._jobs + self._ahead:
             return False
         return self._patiently(self._ask)
 
-    def _submit(self, running: _Running) -> None:
+    def _submit(self) -> None:
+        running = self._ready.pop(0)
         self._running[running.work.key] = running
         self._executor.submit(running.work)
 
     def _ask(self) -> bool:
         """Claims a slot and makes its trial. False: there is nothing left to claim."""
-        trials = self._plan.trials
-        # Others may work on the same study: no more than N finished, whoever finishes them.
-        if self._slots.n_finished() >= trials:
-            return False
-        claim = self._slots.claim(trials, queued=True) if self._asker.has_queued() else None
-        claim = claim or self._slots.claim(trials)
+        claim = self._claim()
         if claim is None:
             return False
         try:
@@ -145,123 +125,99 @@ class Supervisor:
             raise
         if asked.candidate is None:
             self._infeasible(asked)
-            return True
-        config, number = self._training(asked.seed), asked.trial.number
-        prunable = asked.anchor is None  # what others are measured by is measured whole
-        compared = compared_epochs(self._config.pruner, config.epochs)
-        asks_after = range(config.epochs) if compared is None else compared
-        c = self._config
-        name = checkpoint_name(asked.candidate, config, c.train_images, str(c.val_images), c.pruner)
-        work = Work(
-            key=number,
+        else:
+            self._ready.append(Running(asked, self._work(asked)))
+        return True
+
+    def _claim(self) -> Claim | None:
+        n_slots = self._plan.trials
+        # Others may work on the same study: no more than N finished, whoever finishes them.
+        if self._slots.n_finished() >= n_slots:
+            return None
+        queued = self._slots.claim(n_slots, queued=True) if self._asker.has_queued() else None
+        return queued or self._slots.claim(n_slots)
+
+    def _work(self, asked: Asked) -> Work:
+        assert asked.candidate is not None
+        study, config = self._config, self._training(asked.seed)
+        asks_after: set[int] = set()
+        if asked.anchor is None:  # what others are measured by is measured whole
+            compared = compared_epochs(study.pruner, config.epochs)
+            asks_after = set(range(config.epochs) if compared is None else compared) - {config.epochs - 1}
+        name = checkpoint_name(asked.candidate, config, study.train_images, str(study.val_images), study.pruner)
+        return Work(
+            key=asked.trial.number,
             candidate=asked.candidate,
             config=config,
-            asks_after=frozenset(epoch for epoch in asks_after if prunable and epoch < config.epochs - 1),
+            asks_after=frozenset(asks_after),
             checkpoint=self._checkpoints / f"{name}.pt",
-            title=f"Trial {number}",
+            title=f"Trial {asked.trial.number}",
         )
-        self._ready.append(_Running(asked, work))
-        return True
 
     def _hear(self, messages: list[Message]) -> None:
         for message in sorted(messages, key=lambda message: not isinstance(message, EpochEnded)):
             running = self._running.get(message.key)
             if running is None:
                 continue  # it was withdrawn
-            if isinstance(message, EpochEnded):
-                self._epoch_ended(running, message)
-                continue
-            del self._running[message.key]
-            if self._ready:  # its worker need not wait until all is written
-                self._submit(self._ready.pop(0))
-            self._over(running, message)
+            try:
+                if isinstance(message, EpochEnded):
+                    self._epoch_ended(running, message)
+                    continue
+                del self._running[message.key]
+                if self._ready:  # its worker need not wait until all is written
+                    self._submit()
+                if isinstance(message, Ended):
+                    self._ended(running, message)
+                else:
+                    self._failed(running, message)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                self._lost(running)
 
-    def _epoch_ended(self, running: _Running, message: EpochEnded) -> None:
-        trial, epoch = running.asked.trial, message.record.epoch
-        try:
-            value = self._patiently(lambda: self._report(running, message.record))
-            if message.asks:
-                prune = self._patiently(trial.should_prune)
-                self._executor.answer(message.key, not prune)
-        except optuna.exceptions.UpdateFinishedTrialError:
+    def _epoch_ended(self, running: Running, message: EpochEnded) -> None:
+        self._teller.report(running, message.record)
+        if message.asks:
+            prune = self._patiently(running.asked.trial.should_prune)
+            self._executor.answer(message.key, not prune)
+        self._progress.epoch(running.asked.claim.slot, message.record.epoch, running.accuracy)
+
+    def _ended(self, running: Running, message: Ended) -> None:
+        if not self._teller.ended(running, message):
             self._lost(running)
             return
-        self._progress.epoch(running.asked.claim.slot, epoch, value)
-
-    def _report(self, running: _Running, record: EpochRecord) -> float:
-        assert record.val_accuracy is not None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # it was reported before an error of the storage
-            running.asked.trial.report(record.val_accuracy, record.epoch)
-        running.curve[record.epoch :] = [asdict(record)]
-        running.asked.trial.set_user_attr("curve", running.curve)
-        return record.val_accuracy
-
-    def _over(self, running: _Running, message: Ended | Failed | Died) -> None:
-        """Writes how a trial ended. Every step may be done twice, after an error that left open whether it was done."""
-        try:
-            self._patiently(lambda: self._describe(running, message))
-        except optuna.exceptions.UpdateFinishedTrialError:
-            self._lost(running)
-            return
+        self._failures_in_a_row = self._infeasible_in_a_row = 0
+        reason = self._teller.reason(running) if message.stopped else ""
         slot, number = running.asked.claim.slot, running.asked.trial.number
-        if isinstance(message, Ended):
-            value = running.curve[-1]["val_accuracy"]
-            result: dict[str, Any] = {"state": TrialState.PRUNED} if message.stopped else {"values": value}
-            self._patiently(lambda: self._study.tell(number, **result, skip_if_finished=True))
-            self._patiently(lambda: self._slots.finish(running.asked.claim))
-            self._forget(running.work)
-            self._failures_in_a_row = self._infeasible_in_a_row = 0
-            self._progress.finished(slot, number, value, self._reason(running) * message.stopped, message.wall_s)
-            return
-        if isinstance(message, Failed):
-            self._forget(running.work)  # it would fail again from there
-        elif message.traceback:
+        self._progress.finished(slot, number, running.accuracy, reason, message.wall_s)
+
+    def _failed(self, running: Running, message: Failed | Died) -> None:
+        if isinstance(message, Died) and message.traceback:
             self._progress.write(message.traceback)
-        self._patiently(lambda: fail_trial(self._study, self._storage, number, message.reason, Outcome.FAILED))
-        self._patiently(lambda: self._slots.failed(running.asked.claim, number))
-        self._progress.failed(slot, message.reason)
+        self._teller.failed(running, message.reason, message if isinstance(message, Failed) else None)
+        self._progress.failed(running.asked.claim.slot, message.reason)
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
             raise StudyFailed(f"{self._failures_in_a_row} trials failed in a row; the last: {message.reason}")
 
-    def _describe(self, running: _Running, message: Ended | Failed | Died) -> None:
-        if isinstance(message, Died):
-            return
-        trial = running.asked.trial
-        for name, value in {**message.memory, "wall_s": message.wall_s}.items():
-            trial.set_user_attr(name, value)
-        if isinstance(message, Ended):
-            trial.set_user_attr("outcome", Outcome.PRUNED if message.stopped else Outcome.COMPLETE)
-            if message.stopped:
-                trial.set_user_attr("reason", self._reason(running))
-            attach(trial, self._plan.out / "artifacts", message.pictures)
-
-    def _reason(self, running: _Running) -> str:
-        return f"pruned after epoch {len(running.curve)} of {self._config.epochs}"
-
     def _infeasible(self, asked: Asked) -> None:
-        fail_trial(self._study, self._storage, asked.trial.number, asked.reason, Outcome.INFEASIBLE)
-        self._slots.failed(asked.claim, None)
+        self._teller.infeasible(asked)
         self._progress.failed(asked.claim.slot, asked.reason)
         self._infeasible_in_a_row += 1
         if self._infeasible_in_a_row >= MAX_INFEASIBLE_IN_A_ROW:
             raise StudyFailed(f"{self._infeasible_in_a_row} samples in a row broke a limit; the last: {asked.reason}")
 
-    def _lost(self, running: _Running) -> None:
+    def _lost(self, running: Running) -> None:
         """Somebody else has the slot now, or ended the trial: what was done for it here does not count."""
         self._running.pop(running.work.key, None)
         self._executor.withdraw(running.work.key)
-        self._progress.write(
-            f"slot {running.asked.claim.slot}: another process took it over while this one was away; nothing is stored"
-        )
+        slot = running.asked.claim.slot
+        self._progress.write(f"slot {slot}: another process took it over while this one was away; nothing is stored")
 
     def _tick(self) -> None:
         """Now and then: prolongs the leases, and takes over what others left."""
         self._progress.tick()
         if time.monotonic() - self._renewed < RENEW_S:
             return
-        held = {each.asked.claim: each for each in [*self._running.values(), *self._ready]}
+        held = self._held()
         for claim in self._patiently(lambda: self._slots.renew(held)):
             self._ready = [each for each in self._ready if each is not held[claim]]
             self._lost(held[claim])
@@ -271,41 +227,23 @@ class Supervisor:
 
     def _reconcile(self) -> bool:
         """Whether there is a slot to claim again."""
-        held = [each.asked.claim for each in [*self._running.values(), *self._ready]]
-        return bool(self._patiently(lambda: self._slots.reconcile(held, self._asker.parked)))
+        return bool(self._patiently(lambda: self._slots.reconcile(self._held(), self._asker.parked)))
 
-    def _patiently(self, operation: Callable[[], T]) -> T:
-        """Does `operation`, again and again while the storage does not answer; workers go on training meanwhile."""
-        deadline, pause = time.monotonic() + OUTAGE_S, 0.5
-        while True:
-            try:
-                return operation()
-            except STORAGE_ERRORS as error:
-                if time.monotonic() > deadline or self._interrupted.raised:
-                    raise
-                if pause == 0.5:
-                    cause = str(error.__cause__ or error).splitlines()[0]
-                    self._progress.write(f"the storage does not answer ({cause}): waiting for at most {OUTAGE_S:.0f} s")
-            time.sleep(pause)
-            pause = min(5.0, 2 * pause)
-
-    def _forget(self, work: Work) -> None:
-        with contextlib.suppress(OSError):
-            work.checkpoint.unlink(missing_ok=True)
+    def _held(self) -> dict[Claim, Running]:
+        return {running.asked.claim: running for running in [*self._running.values(), *self._ready]}
 
     def _shut_down(self) -> None:
         """Lets workers save their progress; what they ran is gone on with by the next call."""
-        with self._interrupted.ignored():  # must not be cut short by a second Ctrl-C
-            with contextlib.suppress(*STORAGE_ERRORS):  # then the next call finds out
-                for message in self._executor.close():
-                    running = self._running.get(message.key)
-                    if running is not None and isinstance(message, Ended):
-                        self._over(self._running.pop(message.key), message)
-                    elif running is not None and isinstance(message, EpochEnded):
-                        self._report(running, message.record)
-                for running in [*self._running.values(), *self._ready]:
-                    number = running.asked.trial.number
-                    fail_trial(self._study, self._storage, number, "interrupted", Outcome.INTERRUPTED)
-                    self._slots.interrupted(running.asked.claim, number)
-                self._asker.put_back()
-            self._progress.close()
+        # Not to be cut short by a second Ctrl-C. What a storage does not take now, the next call finds out.
+        with self._interrupted.ignored(), contextlib.suppress(*STORAGE_ERRORS):
+            for message in self._executor.close():
+                running = self._running.get(message.key)
+                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # somebody else ended it
+                    if running is not None and isinstance(message, EpochEnded):
+                        self._teller.report(running, message.record)
+                    elif running is not None and isinstance(message, Ended):
+                        self._ended(self._running.pop(message.key), message)
+            for running in self._held().values():
+                self._teller.interrupted(running)
+            self._asker.put_back()
+        self._progress.close()

@@ -31,9 +31,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from study.storage.database import has_result, is_ours
 from study.storage.outcome import Outcome
+from study.storage.patience import OUTAGE_S
 
-LEASE_S = 180.0
-"""Longer than an outage of the storage that must be survived (`study.search.supervisor.OUTAGE_S`)."""
+LEASE_S = OUTAGE_S + 60.0
+"""Longer than an outage of the storage that must be survived."""
 
 _metadata = sa.MetaData()
 _slots = sa.Table(

@@ -17,7 +17,9 @@ from study.command_line.parser import run_command
 from study.errors import StudyFailed
 from study.executors.messages import EpochEnded, Message
 from study.search import supervisor as module
+from study.search import telling
 from study.search.supervisor import MAX_FAILURES_IN_A_ROW, MAX_INFEASIBLE_IN_A_ROW, Supervisor
+from study.storage import patience
 from study.storage.slots import LEASE_S, SlotTable
 
 
@@ -330,14 +332,14 @@ def test_an_outage_of_the_storage_is_waited_for(
     stage: Stage, where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Wherever it strikes, before or after the write: exactly N, nothing twice, nothing left running."""
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(patience.time, "sleep", lambda seconds: None)
     owner, name = {
         "report": (optuna.Trial, "report"),
         "tell": (optuna.Study, "tell"),
         "finish": (SlotTable, "finish"),
         "claim": (SlotTable, "claim"),
         "ask": (optuna.Study, "ask"),
-        "attach": (module, "attach"),
+        "attach": (telling, "attach"),
     }[where]
     real, n_calls = getattr(owner, name), 0
 
@@ -363,8 +365,8 @@ def test_an_outage_of_the_storage_is_waited_for(
 
 
 def test_an_outage_that_lasts_ends_the_run(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "OUTAGE_S", 0.0)
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(patience, "OUTAGE_S", 0.0)
+    monkeypatch.setattr(patience.time, "sleep", lambda seconds: None)
 
     def fail(*args: Any, **kwargs: Any) -> None:
         raise sqlalchemy.exc.OperationalError("COMMIT", {}, Exception("no space left on device"))
@@ -378,7 +380,7 @@ def test_questions_are_answered_before_results_are_written(stage: Stage) -> None
     stage.skip_anchors()
     heard: list[str] = []
     supervisor = stage.supervisor(["complete", "pruned"], trials=stage.n_anchors + 2, jobs=2)
-    for name in ("_epoch_ended", "_over"):
+    for name in ("_epoch_ended", "_ended"):
         real = getattr(supervisor, name)
 
         def note(running: Any, message: Any, real: Any = real, name: str = name) -> None:
@@ -387,7 +389,7 @@ def test_questions_are_answered_before_results_are_written(stage: Stage) -> None
 
         setattr(supervisor, name, note)
     assert supervisor.run() == "done"
-    assert heard.index("asks") < heard.index("_over")
+    assert heard.index("asks") < heard.index("_ended")
 
 
 def test_a_path_of_the_checkpoint_does_not_depend_on_the_folder_of_the_worker(stage: Stage) -> None:
