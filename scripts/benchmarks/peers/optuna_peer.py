@@ -5,7 +5,7 @@ and ToTensorV2, a DataLoader, float32, NCHW, plain modules, Optuna's defaults on
 read from a file, so that both sides train the same candidates; nothing is pruned, for the same reason.
 Imports nothing of `study` or `search_spaces`, so that none of their settings help or hinder.
 
-    python scripts/optuna_peer.py DATA --candidates candidates.json --storage sqlite:///peer.db
+    python scripts/benchmarks/peers/optuna_peer.py DATA --candidates candidates.json --storage sqlite:///peer.db
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from torch import nn
 from torchvision.datasets import CIFAR10
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-STUDY_NAME = "peer"
 
 CONV = {"kind", "out_channels", "kernel", "stride", "dilation", "padded", "separable", "bias", "norm", "activation"}
 AUGMENTATION = {
@@ -47,24 +46,30 @@ class Residual(nn.Module):
         return torch.relu(self.body(x) + x)
 
 
+def known(data: Mapping[str, Any], fields: set[str]) -> None:
+    """Refuses what would otherwise be left out in silence.
+
+    Raises:
+        ValueError: `data` has a field beside `fields`.
+    """
+    if unknown := sorted(set(data) - fields):
+        raise ValueError(f"This script can read {sorted(fields)} of a candidate: it also has {unknown}.")
+
+
 def convolution(inputs: int, layer: Mapping[str, Any]) -> nn.Sequential:
     """One convolution unit of a candidate."""
     known(layer, CONV)
-    outputs, kernel, bias = layer["out_channels"], layer["kernel"], layer["bias"]
-    options = {
-        "stride": layer["stride"],
-        "dilation": layer["dilation"],
-        "padding": layer["dilation"] * (kernel - 1) // 2 if layer["padded"] else 0,
-        "bias": bias,
-    }
-    modules: list[nn.Module]
-    if layer["separable"]:
-        modules = [
-            nn.Conv2d(inputs, inputs, kernel, groups=inputs, **options),
-            nn.Conv2d(inputs, outputs, 1, bias=bias),
-        ]
-    else:
-        modules = [nn.Conv2d(inputs, outputs, kernel, **options)]
+    outputs, kernel, dilation, bias = (layer[key] for key in ("out_channels", "kernel", "dilation", "bias"))
+    padding = dilation * (kernel - 1) // 2 if layer["padded"] else 0
+    separable = layer["separable"]
+    modules: list[nn.Module] = [
+        nn.Conv2d(
+            inputs, inputs if separable else outputs, kernel, layer["stride"], padding, dilation,
+            groups=inputs if separable else 1, bias=bias,
+        )
+    ]  # fmt: skip
+    if separable:
+        modules.append(nn.Conv2d(inputs, outputs, 1, bias=bias))
     if layer["norm"]:
         modules.append(nn.BatchNorm2d(outputs))
     if layer["activation"]:
@@ -92,37 +97,20 @@ def define_model(architecture: Mapping[str, Any]) -> nn.Sequential:
     return nn.Sequential(*modules, nn.AdaptiveAvgPool2d(1), classifier, nn.Flatten())
 
 
-def known(data: Mapping[str, Any], fields: set[str]) -> None:
-    """Refuses what would otherwise be left out in silence.
-
-    Raises:
-        ValueError: `data` has a field beside `fields`.
-    """
-    if unknown := sorted(set(data) - fields):
-        raise ValueError(f"This script can read {sorted(fields)} of a candidate: it also has {unknown}.")
-
-
 def training_transform(a: Mapping[str, Any]) -> A.Compose:
     known(a, AUGMENTATION)
     transforms: list[Any] = []
     if a["affine_p"]:
+        shift, scale, angle = a["shift_frac"], a["scale_frac"], a["rotate_deg"]
         transforms.append(
             A.Affine(
-                translate_percent=(-a["shift_frac"], a["shift_frac"]),
-                scale=(1 - a["scale_frac"], 1 + a["scale_frac"]),
-                rotate=(-a["rotate_deg"], a["rotate_deg"]),
-                border_mode=cv2.BORDER_REFLECT_101,
-                p=a["affine_p"],
+                translate_percent=(-shift, shift), scale=(1 - scale, 1 + scale), rotate=(-angle, angle),
+                border_mode=cv2.BORDER_REFLECT_101, p=a["affine_p"],
             )
-        )
+        )  # fmt: skip
     if a["dropout_p"]:
-        hole = (a["dropout_hole"], a["dropout_hole"])
-        fill = tuple(round(255 * value) for value in MEAN)
-        transforms.append(
-            A.CoarseDropout(
-                num_holes_range=(1, 1), hole_height_range=hole, hole_width_range=hole, fill=fill, p=a["dropout_p"]
-            )
-        )
+        hole, fill = (a["dropout_hole"], a["dropout_hole"]), tuple(round(255 * value) for value in MEAN)
+        transforms.append(A.CoarseDropout((1, 1), hole, hole, fill, p=a["dropout_p"]))
     if a["crop_padding"]:
         transforms += [A.Pad(a["crop_padding"], border_mode=cv2.BORDER_REFLECT_101), A.RandomCrop(32, 32)]
     if a["flip_p"]:
@@ -144,6 +132,14 @@ class Images(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return self.transform(image=np.array(image))["image"], label
 
 
+def loader(images: Images, batch_size: int, options: argparse.Namespace, shuffle: bool) -> Any:
+    """Batches of `images`; shuffled ones are trained on, without an incomplete last one."""
+    pin = options.device != "cpu"
+    return torch.utils.data.DataLoader(
+        images, batch_size, shuffle, num_workers=options.workers, drop_last=shuffle, pin_memory=pin
+    )
+
+
 class Objective:
     def __init__(self, options: argparse.Namespace, candidates: Sequence[Mapping[str, Any]]) -> None:
         self.options, self.candidates = options, candidates
@@ -157,27 +153,28 @@ class Objective:
         known(o, OPTIMISATION)
         model = define_model(candidate["architecture"]).to(self.device)
         trial.set_user_attr("params", sum(parameter.numel() for parameter in model.parameters()))
-        training, validation = self.loaders(candidate)
-        epochs, ratio = self.options.epochs, o["batch_size"] / 128
+        options = self.options
+        n_train, n_val = options.train_images, options.val_images
+        batch_size = min(o["batch_size"], n_train)
+        augmented = Images(self.base, range(n_train), training_transform(candidate["augmentation"]))
+        plain = Images(self.base, range(n_train, n_train + n_val), A.Compose([A.Normalize(MEAN, STD), ToTensorV2()]))
+        training, validation = loader(augmented, batch_size, options, True), loader(plain, batch_size, options, False)
         optimizer: torch.optim.Optimizer
         if o.get("optimizer", "sgd") == "sgd":
-            peak = o["lr"] * ratio
+            peak = o["lr"] * o["batch_size"] / 128
             optimizer = torch.optim.SGD(
                 model.parameters(), peak, o["momentum"], weight_decay=o["weight_decay"], nesterov=o["momentum"] > 0
             )
         else:  # no such script has Muon; AdamW takes less time, which is in the peer's favour
-            peak = o["lr"] * ratio**0.5
+            peak = o["lr"] * (o["batch_size"] / 128) ** 0.5
             optimizer = torch.optim.AdamW(model.parameters(), peak, weight_decay=o["weight_decay"])
+        n_steps, share = options.epochs * len(training), o["warmup_frac"]
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            peak,
-            total_steps=epochs * len(training),
-            pct_start=o["warmup_frac"],
-            cycle_momentum=False,
+            optimizer, peak, total_steps=n_steps, pct_start=share, cycle_momentum=False
         )
         loss_function = nn.CrossEntropyLoss(label_smoothing=o["label_smoothing"])
         accuracy = 0.0
-        for epoch in range(epochs):
+        for epoch in range(options.epochs):
             model.train()
             for images, labels in training:
                 images, labels = images.to(self.device), labels.to(self.device)
@@ -191,24 +188,6 @@ class Objective:
                 raise optuna.TrialPruned
         return accuracy
 
-    def loaders(self, candidate: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Batches to train on (the incomplete last one dropped) and to validate on."""
-        options = self.options
-        n_train, n_val = options.train_images, options.val_images
-        images = Images(self.base, range(n_train), training_transform(candidate["augmentation"]))
-        validation = Images(
-            self.base, range(n_train, n_train + n_val), A.Compose([A.Normalize(MEAN, STD), ToTensorV2()])
-        )
-        shared: dict[str, Any] = {
-            "batch_size": min(candidate["optimisation"]["batch_size"], n_train),
-            "num_workers": options.workers,
-            "pin_memory": self.device.type == "cuda",
-        }
-        return (
-            torch.utils.data.DataLoader(images, shuffle=True, drop_last=True, **shared),
-            torch.utils.data.DataLoader(validation, **shared),
-        )
-
     def evaluate(self, model: nn.Module, validation: Any) -> float:
         model.eval()
         correct = 0
@@ -219,24 +198,26 @@ class Objective:
         return correct / len(validation.dataset)
 
 
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """The options of every peer."""
+    found = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("data", help="folder with cifar-10-batches-py")
+    found.add_argument("--workers", type=int, default=2)
+    found.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return found
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="folder with cifar-10-batches-py")
-    parser.add_argument("--candidates", type=Path, required=True, help="JSON list of what study.run stores per trial")
-    parser.add_argument("--storage", required=True, metavar="URL")
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--train-images", type=int, default=10_000)
-    parser.add_argument("--val-images", type=int, default=2_000)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args()
+    found = parser(__doc__)
+    found.add_argument("--candidates", type=Path, required=True, help="JSON list of what study.run stores per trial")
+    found.add_argument("--storage", required=True, metavar="URL")
+    found.add_argument("--epochs", type=int, default=2)
+    found.add_argument("--train-images", type=int, default=10_000)
+    found.add_argument("--val-images", type=int, default=2_000)
+    options = found.parse_args()
     candidates = json.loads(options.candidates.read_text())
-    study = optuna.create_study(
-        study_name=STUDY_NAME,
-        storage=options.storage,
-        direction="maximize",
-        pruner=optuna.pruners.NopPruner(),  # the default one could prune the sixth trial
-    )
+    pruner = optuna.pruners.NopPruner()  # the default one could prune the sixth trial
+    study = optuna.create_study(study_name="peer", storage=options.storage, direction="maximize", pruner=pruner)
     for index in range(len(candidates)):
         study.enqueue_trial({"index": index})
     study.optimize(Objective(options, candidates), n_trials=len(candidates))
