@@ -1,15 +1,15 @@
 """Which sampler finds most in equal epochs? All of them replayed many times on a table of recorded trials.
 
-    python scripts/replays.py --collect results/runs/samplers results/runs/whole   # makes the table
-    python scripts/replays.py [--space dilated] [--name dilated] [--replays 50] [--budget 180]
+    python scripts/experiments/replays.py --collect results/runs/samplers results/runs/whole   # makes the table
+    python scripts/experiments/replays.py [--space dilated] [--name dilated] [--replays 50] [--budget 180]
 
-Real studies cost minutes each, so that `scripts/samplers.py` affords a few. Here trials are not trained: smoothed
-radial basis functions (the mean of a Gaussian process), fitted to the learning curves of recorded trials, say what they
-would reach, and noise as large as that between two trainings of one candidate is added (a surrogate benchmark, after
-Eggensperger et al. 2015). Samplers and pruner are the program's own, asked as `study.run --jobs 1` asks them, until the
-epochs of the budget are spent. How well the surrogate ranks candidates that it has not seen is in the record, and
-belongs next to every figure: it is smoother than the truth, and knows little where no trial was recorded. Intervals are
-over replays on this one surrogate; what it gets wrong is in none of them.
+Real studies cost minutes each, so that `samplers.py` affords a few. Here trials are not trained: smoothed radial basis
+functions (the mean of a Gaussian process), fitted to the learning curves of recorded trials, say what they would reach,
+and noise as large as that between two trainings of one candidate is added (a surrogate benchmark, after Eggensperger et
+al. 2015). Samplers and pruner are the program's own, asked as `study.run --jobs 1` asks them, until the epochs of the
+budget are spent. How well the surrogate ranks candidates that it has not seen is in the record, and belongs next to
+every figure: it is smoother than the truth, and knows little where no trial was recorded. Intervals are over replays on
+this one surrogate; what it gets wrong is in none of them.
 
 `--collect` reads every study of the space below the folders that has the fidelity and limits of the first one (the
 limit of an epoch's time may differ) and writes results/replays/<name>-table.json. Only complete trials are used, so
@@ -21,41 +21,45 @@ write results/replays/<name>.json and .png and print a table.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
-import shlex
+import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
-import numpy.typing as npt
 import optuna
 from scipy.interpolate import RBFInterpolator
 from scipy.special import expit, logit
+from scipy.stats import spearmanr
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from samplers import save
+import evidence
+from evidence import Floats
+from experiments import samplers
 from search_spaces import DEFAULT_SPACE, get_space
 from search_spaces.constraints import Clock, InfeasibleError
 from search_spaces.cost import CostModel
 from search_spaces.space import Choice, Params
 from search_spaces.training_dimensions import OF_OPTIMIZER
-from study.command_line.parser import Parser, run_command
+from study.command_line.parser import run_command
 from study.errors import UserError
 from study.machine.paths import RESULTS
 from study.search import sampling as search
+from study.search.creation import anchors
 from study.search.pruning import default_pruner, make_pruner
 from study.storage.config import StudyConfig
+from study.storage.database import best_trial, config_of
 
-Floats = npt.NDArray[np.float64]
-
+SCRIPT = "experiments/replays.py"
 MIN_TRIALS = 40
 N_FOLDS = 10
 FIGURES = ("params", "macs", "receptive_field")
@@ -101,9 +105,7 @@ SETTINGS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
-    parser = Parser(
-        description=__doc__, prog="python scripts/replays.py", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = evidence.parser(SCRIPT, __doc__)
     parser.add_argument("--space", default=DEFAULT_SPACE, help=f"(default: {DEFAULT_SPACE})")
     parser.add_argument("--name", help="of the table and what comes of it (default: the space's)")
     parser.add_argument("--collect", type=Path, nargs="+", metavar="DIR", help="make the table of studies below these")
@@ -112,26 +114,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=-1, metavar="N", help="processes (default: one for each core)")
     parser.add_argument("--results", type=Path, default=RESULTS / "replays", help="(default: results/replays)")
     options = parser.parse_args(given)
-    if options.replays < 5:
-        raise UserError(f"--replays must be at least 5 for an interval: {options.replays}.")
+    evidence.at_least(options, replays=5)
     name = options.name or options.space
     file = options.results / f"{name}-table.json"
     if options.collect:
         found = collect(options.space, options.collect)
-        text = json.dumps(found, separators=(",", ":")).replace('{"study"', '\n{"study"')
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text + "\n")
+        file.write_text(json.dumps(found, separators=(",", ":")).replace('{"study"', '\n{"study"') + "\n")
         print(f"{len(found['trials'])} complete trials of {len(found['studies'])} studies -> {file}")
         return 0
-    if not file.exists():
+    table = evidence.read(file)
+    if table is None:
         raise UserError(f"There is no table of recorded trials: {file}. Make one with --collect.")
-    table = json.loads(file.read_text())
     if len(table["trials"]) < MIN_TRIALS:
         raise UserError(f"The table needs at least {MIN_TRIALS} trials: {len(table['trials'])}. Collect more.")
-    epochs = table["config"]["epochs"]
-    if options.budget < 4 * epochs:
-        raise UserError(f"--budget must allow at least 4 trials of {epochs} epochs: {options.budget}.")
-    import joblib
+    evidence.at_least(options, budget=4 * table["config"]["epochs"])
 
     surrogate = Surrogate(table)
     counts = {way: max(5, round(options.replays * setting.replays_share)) for way, setting in SETTINGS.items()}
@@ -143,16 +140,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     for (way, _), found in zip(work, steps, strict=True):
         by_way[way].append(found)
     record = {
-        "command": shlex.join(["python", "scripts/replays.py", *given]),
+        "command": evidence.command_line(SCRIPT, given),
         "space": options.space,
         "budget": options.budget,
         "studies": table["studies"],
         "config": {**table["config"], "sampler": None, "seed": None, "pruner": None},
         "surrogate": surrogate.quality(),
-        "settings": [summary(way, by_way[way], by_way, options.budget) for way in SETTINGS],
+        "settings": [summary(way, by_way, options.budget) for way in SETTINGS],
     }
     file = options.results / f"{name}.json"
-    file.write_text(json.dumps(record, indent=1) + "\n")
+    evidence.write(file, record)
     draw(record, file.with_suffix(".png"))
     print(f"{json.dumps(record['surrogate'])}\n\n{markdown(record)}\n\n-> {file} and .png")
     return 0
@@ -160,50 +157,52 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def collect(space: str, folders: Sequence[Path]) -> dict[str, Any]:
     """The table: complete trials of every study of `space` that has the fidelity and limits of the first one found."""
-    from study.storage.database import config_of
-
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     table: dict[str, Any] = {}
+    for study in _studies(folders):
+        config, attrs = config_of(study), study.user_attrs
+        complete = [
+            trial
+            for trial in study.get_trials(deepcopy=False)
+            if trial.state.name == "COMPLETE" and len(trial.intermediate_values) == config.epochs
+        ]
+        if "rerank_of" in attrs:  # repetitions, but for those that a longer training augments more
+            known = {trial["candidate_id"] for trial in table.get("trials", ())}
+            complete = [trial for trial in complete if trial.user_attrs["candidate_id"] in known]
+        if config.space != space or not complete:
+            continue
+        if not table:
+            table = {"config": config.to_json(), "cost_model": attrs["cost_model"], "studies": {}, "trials": []}
+        if not comparable(StudyConfig.from_json(table["config"]), config):
+            continue
+        how = {"sampler": config.sampler, "pruner": config.pruner, "seed": config.seed}
+        repeats = {"rerank_of": attrs["rerank_of"]} if "rerank_of" in attrs else {}
+        table["studies"][study.study_name] = {"complete": len(complete), **how, **repeats}
+        table["trials"] += [
+            {
+                "study": study.study_name,
+                "anchor": trial.user_attrs.get("anchor"),
+                "params": trial.params,
+                "figures": [trial.user_attrs[key] for key in FIGURES],
+                "candidate_id": trial.user_attrs["candidate_id"],
+                "training_seed": trial.user_attrs["training_seed"],
+                "curve": [round(value, 5) for _, value in sorted(trial.intermediate_values.items())],
+            }
+            for trial in complete
+        ]
+    if not table:
+        raise UserError(f"No study of {space!r} with complete trials is below {', '.join(map(str, folders))}.")
+    return table
+
+
+def _studies(folders: Sequence[Path]) -> Iterator[optuna.Study]:
+    """The program's studies below `folders`."""
     for file in sorted(file for folder in folders for file in folder.rglob("study.db")):
         url = f"sqlite:///{file}"
         for name in sorted(optuna.get_all_study_names(url)):
             study = optuna.load_study(study_name=name, storage=url)
-            if "config" not in study.user_attrs:
-                continue
-            config = config_of(study)
-            complete = [
-                trial
-                for trial in study.get_trials(deepcopy=False)
-                if trial.state.name == "COMPLETE" and len(trial.intermediate_values) == config.epochs
-            ]
-            if "rerank_of" in study.user_attrs:  # repetitions, but for those that a longer training augments more
-                known = {trial["candidate_id"] for trial in table.get("trials", ())}
-                complete = [trial for trial in complete if trial.user_attrs["candidate_id"] in known]
-            if config.space != space or not complete:
-                continue
-            if not table:
-                cost = study.user_attrs["cost_model"]
-                table = {"config": config.to_json(), "cost_model": cost, "studies": {}, "trials": []}
-            if not comparable(StudyConfig.from_json(table["config"]), config):
-                continue
-            how = {"sampler": config.sampler, "pruner": config.pruner, "seed": config.seed}
-            repeats = {"rerank_of": study.user_attrs["rerank_of"]} if "rerank_of" in study.user_attrs else {}
-            table["studies"][name] = {"complete": len(complete), **how, **repeats}
-            table["trials"] += [
-                {
-                    "study": name,
-                    "anchor": trial.user_attrs.get("anchor"),
-                    "params": trial.params,
-                    "figures": [trial.user_attrs[key] for key in FIGURES],
-                    "candidate_id": trial.user_attrs["candidate_id"],
-                    "training_seed": trial.user_attrs["training_seed"],
-                    "curve": [round(value, 5) for _, value in sorted(trial.intermediate_values.items())],
-                }
-                for trial in complete
-            ]
-    if not table:
-        raise UserError(f"No study of {space!r} with complete trials is below {', '.join(map(str, folders))}.")
-    return table
+            if "config" in study.user_attrs:
+                yield study
 
 
 def comparable(first: StudyConfig, other: StudyConfig) -> bool:
@@ -229,15 +228,15 @@ class Surrogate:
         for (candidate, _), trial in trained.items():
             by_candidate[candidate].append(trial)
         repeats = [logit(np.array([trial["curve"] for trial in group])) for group in by_candidate.values()]
-        height = [float(curves.mean(axis=0)[-1]) for curves in repeats]
-        good = [curves for curves, mean in zip(repeats, height, strict=True) if mean >= np.median(height)]
+        self.curves = np.array([curves.mean(axis=0) for curves in repeats])
+        final = self.curves[:, -1]
+        good = [curves for curves, height in zip(repeats, final, strict=True) if height >= np.median(final)]
         self.noise, self.n_noise = covariance_of_repeats(good)
         first = [group[0] for group in by_candidate.values()]
         features = np.array([self.features(trial["params"], trial["figures"]) for trial in first])
         self.low = features.min(axis=0)
         self.range = np.where(np.ptp(features, axis=0) > 0, np.ptp(features, axis=0), 1.0)
         self.inputs = (features - self.low) / self.range
-        self.curves = np.array([curves.mean(axis=0) for curves in repeats])
         self.n_trials = len(trained)
         self.model = _fitted(self.inputs, self.curves)
 
@@ -278,8 +277,6 @@ class Surrogate:
 
         Neighbours of one another may be on both sides, as they are in a replay.
         """
-        from scipy.stats import spearmanr
-
         recorded = self.curves[:, -1]
         fold = np.random.default_rng(0).permutation(len(recorded)) % N_FOLDS
         found = np.empty_like(recorded)
@@ -322,38 +319,31 @@ def covariance_of_repeats(repeats: Sequence[Floats]) -> tuple[Floats, int]:
     return found, n_free
 
 
-def replay(setting: Setting, surrogate: Surrogate, seed: int, budget: int) -> list[tuple[int, float]]:
-    """One study on the surrogate.
+Steps = list[tuple[int, float]]
+"""Pairs of epochs spent and the accuracy, without noise, of the trial that looks best so far."""
 
-    Returns:
-        Pairs of epochs spent and the accuracy, without noise, of the trial that looks best so far.
-    """
-    from study.search.creation import anchors
-    from study.storage.database import best_trial
 
+def replay(setting: Setting, surrogate: Surrogate, seed: int, budget: int) -> Steps:
+    """One study on the surrogate."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(
-        direction="maximize", pruner=make_pruner(default_pruner(setting.sampler), surrogate.epochs)
-    )
-    space, kept = surrogate.space, search.SlotSampler()
+    pruner = make_pruner(default_pruner(setting.sampler), surrogate.epochs)
+    study = optuna.create_study(direction="maximize", pruner=pruner)
+    space = surrogate.space
     starts = [params for _, params in anchors(space, surrogate.config, surrogate.clock.cost)]
     default = space.anchors(surrogate.config.limits)["default"]
     spent, slot, attempt, best, true_of_best = 0, 0, 0, 0.0, 0.0
-    steps: list[tuple[int, float]] = []
+    steps: Steps = []
     while spent < budget:
-        finished = len(steps)
-        chosen = search.sampler_seed(seed, slot, attempt)
+        finished, chosen = len(steps), search.sampler_seed(seed, slot, attempt)
         fixed: dict[str, Any] | None = None
         if slot < len(starts):
             fixed = dict(starts[slot])
         elif setting.anchors_only:
             break
         elif setting.near(slot, finished):
-            # The anchors are complete before any other trial starts.
-            fixed = search.neighbour(
-                space, default if finished < search.N_STARTUP_TRIALS else best_trial(study).params, chosen
-            )
-        study.sampler = search.make_sampler(setting.sampler, chosen, fixed, kept)
+            centre = default if finished < search.N_STARTUP_TRIALS else best_trial(study).params
+            fixed = search.neighbour(space, centre, chosen)
+        study.sampler = search.make_sampler(setting.sampler, chosen, fixed)
         trial = study.ask()
         params = search.suggest(trial, space)
         try:
@@ -377,65 +367,127 @@ def replay(setting: Setting, surrogate: Surrogate, seed: int, budget: int) -> li
     return steps
 
 
-def best_at(steps: Sequence[tuple[int, float]], epochs: int) -> float:
+def best_at(steps: Steps, epochs: int) -> float:
     """The accuracy of the best trial when `epochs` are spent."""
     return next((value for spent, value in reversed(steps) if spent <= epochs), 0.0)
 
 
-def summary(name: str, runs: Sequence[Any], all_runs: dict[str, list[Any]], budget: int) -> dict[str, Any]:
+def summary(name: str, by_way: dict[str, list[Steps]], budget: int) -> dict[str, Any]:
     """Means at a third of the budget and at the whole, and what the default has ahead, over the same seeds."""
+    runs, of_default = by_way[name], by_way[next(iter(SETTINGS))]
     finals = np.array([best_at(run, budget) for run in runs])
-    first = np.array([best_at(run, budget) for run in all_runs[next(iter(SETTINGS))]])[: len(finals)]
-    grid = range(1, budget + 1)
-    ahead = first - finals
+    ahead = np.array([best_at(run, budget) for run in of_default])[: len(finals)] - finals
+    curve = [round(statistics.fmean(best_at(run, epochs) for run in runs), 5) for epochs in range(1, budget + 1)]
     return {
         "name": name,
         "title": SETTINGS[name].title,
         "replays": len(runs),
-        "trials": float(np.mean([sum(spent <= budget for spent, _ in run) for run in runs])),
-        "at_third": float(np.mean([best_at(run, budget // 3) for run in runs])),
+        "trials": statistics.fmean(sum(spent <= budget for spent, _ in run) for run in runs),
+        "at_third": statistics.fmean(best_at(run, budget // 3) for run in runs),
         "final": float(finals.mean()),
-        "final_interval": interval(finals),
+        "final_interval": evidence.t_interval(finals),
         "behind_default": float(ahead.mean()),
-        "behind_default_interval": interval(ahead),
-        "mean_curve": [round(float(np.mean([best_at(run, epochs) for run in runs])), 5) for epochs in grid],
+        "behind_default_interval": evidence.t_interval(ahead),
+        "mean_curve": curve,
     }
-
-
-def interval(values: Floats) -> tuple[float, float]:
-    """95% interval of the mean (Student's t)."""
-    from scipy.stats import t
-
-    half = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
-    return float(values.mean()) - half, float(values.mean()) + half
 
 
 def markdown(record: dict[str, Any]) -> str:
     """One row a way to choose trials."""
     head = ("sampler", "replays", "trials", "after a third", "at the end", "points behind the default sampler (95%)")
-    rows = [head, ("---",) * len(head)]
+    rows = []
     for each in record["settings"]:
-        low, high = (100 * value for value in each["behind_default_interval"])
-        behind = f"{100 * each['behind_default']:.2f} ({low:.2f} to {high:.2f})" if each["name"] != "anchored" else ""
-        accuracies = (f"{100 * each[name]:.2f}%" for name in ("at_third", "final"))
+        is_default = each["name"] == next(iter(SETTINGS))
+        behind = "" if is_default else evidence.points(each["behind_default"], each["behind_default_interval"])
+        accuracies = (evidence.percent(each[key]) for key in ("at_third", "final"))
         rows.append((each["title"], str(each["replays"]), f"{each['trials']:.0f}", *accuracies, behind))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return evidence.table(head, rows)
 
 
 def draw(record: dict[str, Any], file: Path) -> None:
     """Mean accuracy of the best trial so far against epochs spent."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, [axes] = evidence.figure(7, 4)
     for each, colour in zip(record["settings"], COLOURS, strict=True):
         curve = 100 * np.array(each["mean_curve"])
         first = int(np.argmax(curve > 0))
         epochs = np.arange(1, len(curve) + 1)
         axes.plot(epochs[first:], curve[first:], color=colour, label=f"{each['title']} ({each['replays']})")
-    lowest = min(100 * each["at_third"] for each in record["settings"])
-    axes.set_ylim(bottom=lowest - 3)
-    save(figure, axes, record["space"], "accuracy of the best trial so far, %", file)
+    axes.set_ylim(bottom=min(100 * each["at_third"] for each in record["settings"]) - 3)
+    axes.set(xlabel="epochs spent on all trials", ylabel="accuracy of the best trial so far, %", title=record["space"])
+    axes.legend(fontsize=8, loc="lower right")
+    evidence.save(figure, file)
+
+
+def block(results: Path = RESULTS) -> str:
+    """What results/README.md says of the replays."""
+    found = evidence.records(results / "replays")
+    names = sorted((name for name in found if not name.endswith("-table")), key=len)
+    return evidence.folded(
+        [_block_of(name, found[name]) for name in names], "The same on a surrogate of fewer, longer trials"
+    )
+
+
+def _block_of(name: str, found: dict[str, Any]) -> str:
+    config, quality, third, whole = found["config"], found["surrogate"], found["budget"] // 3, found["budget"]
+    trials = f"{quality['n_trials']} trials of {config['epochs']} epochs of {config['train_images']:,} images"
+    rank, upper = quality["spearman"], quality["spearman_of_upper_half"]
+    return (
+        f"{markdown(found)}\n\nMean of the surrogate's own accuracy, without noise, of the trial that looks best after "
+        f"{third} and {whole} epochs ([all along](results/replays/{name}.png)); intervals are over replays on one "
+        f"surrogate. It was fitted to {trials} ({quality['n_candidates']} candidates). On candidates that it was not "
+        f"fitted to, its ranking has a Spearman correlation of {rank:.2f} with the recorded one ({upper:.2f} in the "
+        f"better half), its median error is {quality['median_error_points']:.1f} points; one standard deviation "
+        f"between seeds is {quality['noise_points_at_best']:.1f} points at the best, from "
+        f"{quality['noise_degrees_of_freedom']} repeats ({evidence.command_of(found)})."
+    )
+
+
+def whole_studies_block(results: Path = RESULTS) -> str:
+    """What results/README.md says of studies without pruning whose best trials were trained again."""
+    name = "dilated-15000-table"
+    found = evidence.read(results / "replays" / f"{name}.json")
+    if found is None:
+        return evidence.NOTHING
+    config, studies, values = found["config"], found["studies"], defaultdict(list)
+    for trial in found["trials"]:
+        values[trial["candidate_id"]].append((trial["study"], trial["curve"][-1]))
+    [default_id] = {trial["candidate_id"] for trial in found["trials"] if trial["anchor"] == "default"}
+    default = [value for _, value in values[default_id]]
+    searches = [each for each in studies if "rerank_of" not in studies[each]]
+    rows = []
+    for each in searches:
+        sampled = [t for t in found["trials"] if t["study"] == each and t["anchor"] is None]
+        final = [trial["curve"][-1] for trial in sampled]
+        best = max(sampled, key=lambda trial: trial["curve"][-1])
+        again = [v for of, v in values[best["candidate_id"]] if studies[of].get("rerank_of") == each]
+        rows.append(
+            (
+                samplers.SAMPLERS[studies[each]["sampler"]].removesuffix(", pruned"),
+                str(len(sampled)),
+                evidence.percent(statistics.median(final)),
+                evidence.percent(max(final)),
+                evidence.percent(again[0] if again else None),
+                f"{sum(value > statistics.mean(default) for value in final)} of {len(sampled)}",
+            )
+        )
+    commands = [
+        f"python -m study.rerank --study-name {study['rerank_of']} --top {study['complete']} "
+        f"--epochs {config['epochs']} --train-images {config['train_images']}"
+        if "rerank_of" in study
+        else f"python -m study.run --trials {study['complete']} --pruner {study['pruner']} "
+        f"--sampler {study['sampler']} --seed {study['seed']} --study-name {each}"
+        for each, study in studies.items()
+    ]
+    folders = " ".join(f"results/runs/{each}" for each in searches)
+    mean, low, high = (evidence.percent(of(default)) for of in (statistics.mean, min, max))
+    head = ("sampler", "trials", "median of them", "best of them", "trained again", "better than the default")
+    return (
+        f"{evidence.table(head, rows)}\n\nSpace `dilated`, {config['epochs']} epochs of {config['train_images']:,} "
+        f"images, validated on {config['val_images']:,}, not pruned, anchors not counted. The space's default has "
+        f"{mean} (mean of {len(default)} trainings, {low} to {high}). [All trials](results/replays/{name}.json), made "
+        f"by {', '.join(f'`{command}`' for command in commands)} and "
+        f"`python scripts/{SCRIPT} --collect {folders} --name {name.removesuffix('-table')}`."
+    )
 
 
 if __name__ == "__main__":
