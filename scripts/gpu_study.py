@@ -178,9 +178,9 @@ class Call:
                 found |= json.loads((self.folder / f"{name}.json").read_text())
         return measured_rate(found)
 
-    def of(self, study: str = "best") -> list[str]:
+    def of(self, study: str) -> str:
         """The options that name a study."""
-        return ["--study-name", study, "--out", str(self.folder / "runs" / study)]
+        return f"--study-name {study} --out {shlex.quote(str(self.folder / 'runs' / study))}"
 
     def save(self) -> None:
         file = self.folder / "state.json"
@@ -188,80 +188,34 @@ class Call:
         file.with_suffix(".new").replace(file)
 
 
-Command = Callable[[Call], list[str]]
-"""What Python is called with."""
+def study(call: Call) -> str:
+    """A search, with a budget of trials that fit it."""
+    if not call.has_budget:
+        return STUDY_RUN
+    seconds = call.study_left() - STUDY_FIXED_S
+    if "trial" not in call.plan:  # a study keeps the fidelity that it was begun with
+        call.plan["trial"] = trial_fidelity(call.rate("smoke"), seconds)
+    epochs, images = call.plan["trial"]
+    # No trial is begun that would be cut off.
+    return f"{STUDY_RUN} --epochs {epochs} --train-images {images} --timeout {max(1.0, seconds):.0f}"
 
 
-def smoke(call: Call) -> list[str]:
-    words = ["scripts/gpu/smoke.py", str(call.folder / "smoke.json"), "--device", call.size.device]
-    return [*words, "--budget-s", f"{min(SMOKE_S, call.left() - LEAST_S):.0f}"]
-
-
-def study(call: Call) -> list[str]:
-    words = ["-m", "study.run", "--space", "best", "--trials", str(call.size.trials), "--device", call.size.device]
-    if call.has_budget:
-        seconds = call.study_left() - STUDY_FIXED_S
-        if "trial" not in call.plan:  # a study keeps the fidelity that it was begun with
-            call.plan["trial"] = trial_fidelity(call.rate("smoke"), seconds)
-        epochs, images = call.plan["trial"]
-        # No trial is begun that would be cut off.
-        words += ["--epochs", str(epochs), "--train-images", str(images), "--timeout", f"{max(1.0, seconds):.0f}"]
-    return [*words, *call.of(), *call.size.study.split()]
-
-
-def rerank(call: Call) -> list[str]:
-    return ["-m", "study.rerank", "--device", call.size.device, *call.of(), *call.size.rerank.split()]
-
-
-def pace(call: Call) -> list[str]:
-    """How fast the study's winner trains: it may be slower than the space's default."""
-    words = ["scripts/gpu/smoke.py", str(call.folder / "pace.json"), "--device", call.size.device]
-    return [*words, "--winner-of", str(call.folder / "runs" / "best"), "--budget-s", f"{SMOKE_S:.0f}"]
-
-
-def retrain(call: Call, *words: str, name: str = "retrain", study: str = "best") -> list[str]:
+def retrain(call: Call, name: str = "retrain", words: str = "{best}") -> str:
     """With a budget, a length that fits what is left of it, decided once: another length is another training."""
-    length: list[str] = []
-    if call.has_budget:
-        if name not in call.plan:
-            kept = RETRAIN_FIXED_S + PUBLISH_S + GRACE_S
-            kept += call.plan.get("throughput_s", 0.0) if name == "retrain" else 0.0
-            call.plan[name] = retrain_length(call.rate("smoke", "pace"), call.total_left() - kept)
-        epochs, seeds = call.plan[name]
-        length = ["--epochs", str(epochs), "--seeds", str(seeds), "--jobs", str(seeds)]
-    command = ["-m", "study.retrain", "--device", call.size.device]
-    return [*command, *words, *length, *call.of(study), *call.size.retrain.split()]
+    command = f"-m study.retrain --device {{device}} {words} {{size.retrain}}"
+    if not call.has_budget:
+        return command
+    if name not in call.plan:
+        kept = RETRAIN_FIXED_S + PUBLISH_S + GRACE_S
+        kept += call.plan.get("throughput_s", 0.0) if name == "retrain" else 0.0
+        call.plan[name] = retrain_length(call.rate("smoke", "pace"), call.total_left() - kept)
+    epochs, seeds = call.plan[name]
+    return f"{command} --epochs {epochs} --seeds {seeds} --jobs {seeds}"
 
 
-def publish(call: Call, study: str = "best") -> list[str]:
-    return ["scripts/publish.py", *call.of(study), "--results", str(call.results)]
-
-
-def bench(call: Call, name: str, *words: str) -> list[str]:
-    command = ["scripts/benchmark.py", name, "--device", call.size.device]
-    return [*command, "--out", str(call.results / "benchmarks"), *words]
-
-
-def throughput(call: Call) -> list[str]:
-    """The peer with as many loaders as there are cores."""
-    return bench(call, "throughput", "--workers", str(len(os.sched_getaffinity(0))), *call.size.throughput.split())
-
-
-def samplers(call: Call) -> list[str]:
-    words = ["--space", "best", "--seeds", "3", "--trials", "30", "--fuller-epochs", "80"]
-    return [
-        "scripts/experiments/samplers.py",
-        *words,
-        "--runs",
-        str(call.folder / "runs" / "samplers"),
-        "--results",
-        str(call.results / "samplers"),
-    ]
-
-
-def small_study(call: Call) -> list[str]:
-    words = ["-m", "study.run", "--space", "best", "--max-params", "100000", "--trials", str(call.size.trials)]
-    return [*words, "--device", call.size.device, *call.of("best-100k"), *call.size.study.split()]
+STUDY_RUN = "-m study.run --space best --trials {size.trials} --device {device} {best} {size.study}"
+PUBLISHING = "scripts/publish.py {best} --results {results}"
+BENCHMARK = "scripts/benchmark.py {name} --device {{device}} --out {{results}}/benchmarks {words}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,7 +224,7 @@ class Step:
 
     Attributes:
         name: Names its log and its entries in the state.
-        command: What Python is called with.
+        command: What Python is called with, a template; or what makes it.
         needs: A step that must have been run before, to its end or until it was cut off.
         most_s: It is cut off after so long where there is a budget.
         kept_s: Seconds of the call that it leaves for what comes after it.
@@ -278,37 +232,63 @@ class Step:
     """
 
     name: str
-    command: Command
+    command: str | Callable[[Call], str]
     needs: str | None = None
     most_s: float = math.inf
     kept_s: float = PUBLISH_S
     always: bool = False
 
+    def words(self, call: Call) -> list[str]:
+        """What Python is called with."""
+        template = self.command if isinstance(self.command, str) else self.command(call)
+        places = {
+            "folder": shlex.quote(str(call.folder)),
+            "results": shlex.quote(str(call.results)),
+            "best": call.of("best"),
+            "small": call.of("best-100k"),
+            "cores": len(os.sched_getaffinity(0)),
+        }
+        return shlex.split(template.format(device=call.size.device, size=call.size, **places))
+
+
+def bench(name: str, words: str = "", step: str | None = None, most_s: float = math.inf) -> Step:
+    return Step(step or name, BENCHMARK.format(name=name, words=words), most_s=most_s)
+
+
+def again(name: str, words: str, needs: str | None = None) -> Step:
+    """Another retrain."""
+    return Step(name, lambda call: retrain(call, name, words), needs)
+
+
+def smoke(call: Call) -> str:
+    budget = min(SMOKE_S, call.left() - LEAST_S)
+    return f"scripts/gpu/smoke.py {{folder}}/smoke.json --device {{device}} --budget-s {budget:.0f}"
+
 
 SMOKE = Step("smoke", smoke, most_s=SMOKE_S + GRACE_S, kept_s=0.0)
 STUDY = Step("study", study)
-RERANK = Step("rerank", rerank, "study")
-PACE = Step("pace", pace, "study", most_s=80.0)
+RERANK = Step("rerank", "-m study.rerank --device {device} {best} {size.rerank}", "study")
+# The study's winner may train slower than the space's default.
+WINNER = "scripts/gpu/smoke.py {folder}/pace.json --device {device} --winner-of {folder}/runs/best"
+PACE = Step("pace", f"{WINNER} --budget-s {SMOKE_S:.0f}", "study", most_s=80.0)
 RETRAIN = Step("retrain", retrain, "study")
-THROUGHPUT = Step("throughput", throughput, most_s=1.5 * THROUGHPUT_S)
-PUBLISH = Step("publish", publish, "study", most_s=2 * PUBLISH_S, kept_s=0.0, always=True)
-SAME = ("--before", "cpu", "--seeds", "3", "--epochs", "4")
+# The peer has as many loaders as there are cores.
+THROUGHPUT = bench("throughput", "--workers {cores} {size.throughput}", most_s=1.5 * THROUGHPUT_S)
+PUBLISH = Step("publish", PUBLISHING, "study", most_s=2 * PUBLISH_S, kept_s=0.0, always=True)
+SAMPLERS = "scripts/experiments/samplers.py --space best --fuller-epochs 80 --runs {folder}/runs/samplers"
 MORE = {
     step.name: step
     for step in (
-        Step("tests", lambda call: ["-m", "pytest", "-q", "-m", "gpu", "tests/study/training/test_gpu.py"]),
-        Step("same-as-cpu", lambda call: bench(call, "accuracy", *SAME)),
-        Step("reference", lambda call: retrain(call, "--reference", name="reference")),
-        Step("distilled", lambda call: retrain(call, "--teacher", name="distilled"), "retrain"),
-        Step("yardstick", lambda call: retrain(call, "--yardstick", name="yardstick"), "retrain"),
-        Step("study-100k", small_study),
-        Step("retrain-100k", lambda call: retrain(call, name="retrain-100k", study="best-100k"), "study-100k"),
-        Step("publish-100k", lambda call: publish(call, "best-100k"), "study-100k", always=True),
-        *(
-            Step(name, lambda call, name=name: bench(call, name))  # type: ignore[misc]
-            for name in ("epoch", "trials-per-hour", "slots", "memory", "startup")
-        ),
-        Step("samplers", samplers),
+        Step("tests", "-m pytest -q -m gpu tests/study/training/test_gpu.py"),
+        bench("accuracy", "--before cpu --seeds 3 --epochs 4", "same-as-cpu"),
+        again("reference", "--reference {best}"),
+        again("distilled", "--teacher {best}", "retrain"),
+        again("yardstick", "--yardstick {best}", "retrain"),
+        Step("study-100k", STUDY_RUN.replace("{best}", "--max-params 100000 {small}")),
+        again("retrain-100k", "{small}", "study-100k"),
+        Step("publish-100k", PUBLISHING.replace("{best}", "{small}"), "study-100k", always=True),
+        *map(bench, ("epoch", "trials-per-hour", "slots", "memory", "startup")),
+        Step("samplers", SAMPLERS + " --results {results}/samplers"),
     )
 }
 """What is worth its time once the rest is done: `--also`."""
@@ -360,7 +340,7 @@ def run_steps(call: Call, steps: Sequence[Step], environment: dict[str, str]) ->
 
 def _run(call: Call, step: Step, limit: float, environment: dict[str, str]) -> tuple[int, float]:
     """The exit code and the seconds of `step`; it is asked to stop in time to have saved its state by `limit`."""
-    command = [sys.executable, *step.command(call)]
+    command = [sys.executable, *step.words(call)]
     call.state["begun"][step.name] = shlex.join(["python", *command[1:]])
     call.save()
     print(f"== {step.name}: {call.state['begun'][step.name]}", flush=True)

@@ -25,16 +25,15 @@ WilcoxonPruner, which compares trials over problem instances in random order, no
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, PercentilePruner, SuccessiveHalvingPruner
 
@@ -63,25 +62,10 @@ Make = Callable[[], BasePruner]
 """A setting: how a fresh pruner is made, so that replays share no state."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What one setting did in every replay; one element per replay.
-
-    Attributes:
-        names: Of the settings that ran every trial of every replay for the same epochs.
-        ran: Epochs that each trial ran, in the order of the replay.
-        epochs: Spent on all trials.
-        regret: Final accuracy lost, a fraction.
-        kept_best: Whether the best ran to the end.
-        budget_accuracy: Best final accuracy reached within the budget.
-    """
-
-    names: tuple[str, ...]
-    ran: Integers
-    epochs: Floats
-    regret: Floats
-    kept_best: Floats
-    budget_accuracy: Floats
+Outcome = dict[str, npt.NDArray[Any]]
+"""What one setting did, an element for each replay: `ran`, the epochs of every trial in the replay's order; `epochs`,
+of all of them; `regret`, the final accuracy lost, a fraction; `kept_best`, whether the best trial ran to the end;
+`budget_accuracy`, the best final accuracy within the budget."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,10 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     budget = round(options.budget_share * curves.size)
     arguments = (curves, options.replays, options.seed, name, budget)
-    outcomes = compare(settings(config.epochs), *arguments)
-    chosen = cheapest([outcome for outcome in outcomes if meets_rule(outcome)])
-    winner = chosen.names[0]
-    fresh = evaluate(winner, settings(config.epochs)[winner], *arguments, first=options.replays)
+    compared = settings(config.epochs)
+    rows = compare(compared, *arguments)
+    winner = cheapest(rows)["name"]
+    again = summary((winner,), evaluate(compared[winner], *arguments, first=options.replays), curves.size)
     record = {
         "command": evidence.command_line(SCRIPT, given),
         "study": name,
@@ -131,22 +115,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         "budget": budget,
         "best_val_accuracy": float(curves[:, -1].max()),
         "winner": winner,
-        "winner_in_fresh_orders": {**summary(fresh, curves.size), "meets_rule": meets_rule(fresh)},
+        "winner_in_fresh_orders": {**again, "meets_rule": meets_rule(again)},
         "max_regret": MAX_REGRET,
-        "settings": [summary(o, curves.size) for o in sorted(outcomes, key=lambda o: float(o.epochs.mean()))],
+        "settings": rows,
         "versions": {"optuna": optuna.__version__, "numpy": np.__version__},
-        "curves": [
-            {"trial": number, "val_accuracy": curve.tolist()} for number, curve in zip(numbers, curves, strict=True)
-        ],
+        "curves": [{"trial": n, "val_accuracy": curve} for n, curve in zip(numbers, curves.tolist(), strict=True)],
     }
     file: Path = options.results / f"{name}.json"
     evidence.write(file, record)
     draw(record, file.with_suffix(".png"))
-    again = record["winner_in_fresh_orders"]
     print(
-        f"{used}\n\n{markdown(record, record['settings'])}\n\nWinner by the rule: **{winner}**. In {options.replays} "
+        f"{used}\n\n{markdown(record, rows)}\n\nWinner by the rule: **{winner}**. In {options.replays} "
         f"fresh orders it loses {evidence.points(again['regret'], again['regret_interval_95'])} points and "
-        f"{'meets' if again['meets_rule'] else 'does not meet'} the rule.\n\n-> {file} and .png"
+        f"{'meets' if meets_rule(again) else 'does not meet'} the rule.\n\n-> {file} and .png"
     )
     return 0
 
@@ -213,28 +194,26 @@ def order_of(index: int, n: int, seed: int) -> Integers:
 
 
 def evaluate(
-    name: str, make: Make, curves: Floats, replays: int, seed: int, study_name: str, budget: int, first: int = 0
+    make: Make, curves: Floats, replays: int, seed: int, study_name: str, budget: int, first: int = 0
 ) -> Outcome:
     """Replays `curves` in `replays` random orders, from order `first` on."""
-    ran, measured = [], []
+    found = []
     for index in range(first, first + replays):
         ordered = curves[order_of(index, len(curves), seed)]
-        ran.append(replay(make(), ordered, f"{study_name}, order {seed}/{index}"))
-        measured.append(measure(ran[-1], ordered, budget))
-    return Outcome((name,), np.array(ran), **{key: np.array([row[key] for row in measured]) for key in measured[0]})
+        ran = replay(make(), ordered, f"{study_name}, order {seed}/{index}")
+        found.append({"ran": ran, **measure(ran, ordered, budget)})
+    return {key: np.array([each[key] for each in found]) for key in found[0]}
 
 
-def compare(
-    settings: dict[str, Make], curves: Floats, replays: int, seed: int, study_name: str, budget: int
-) -> list[Outcome]:
-    """One outcome per setting; settings that did exactly the same share one."""
-    found: dict[bytes, Outcome] = {}
+def compare(settings: dict[str, Make], curves: Floats, *how: Any) -> list[dict[str, Any]]:
+    """A row for each setting, the cheapest first; settings that did exactly the same share one."""
+    found: dict[bytes, tuple[tuple[str, ...], Outcome]] = {}
     for name, make in settings.items():
-        outcome = evaluate(name, make, curves, replays, seed, study_name, budget)
-        same = found.get(outcome.ran.tobytes())
-        names = (*same.names, name) if same else (name,)
-        found[outcome.ran.tobytes()] = dataclasses.replace(outcome, names=names)
-    return list(found.values())
+        outcome = evaluate(make, curves, *how)
+        key = outcome["ran"].tobytes()
+        names = found[key][0] if key in found else ()
+        found[key] = (*names, name), outcome
+    return sorted((summary(*each, curves.size) for each in found.values()), key=lambda row: row["epochs"])
 
 
 def measure(ran: Integers, curves: Floats, budget: int) -> dict[str, float]:
@@ -261,29 +240,30 @@ def interval(values: Floats) -> tuple[float, float]:
     return evidence.bootstrap(len(values), lambda rows: float(values[rows].mean()))
 
 
-def meets_rule(outcome: Outcome) -> bool:
-    """Whether it surely loses little; a billionth more is rounding."""
-    return interval(outcome.regret)[1] <= MAX_REGRET + 1e-9
-
-
-def cheapest(outcomes: Sequence[Outcome]) -> Outcome:
-    """The one with the fewest epochs, then the smallest regret; the first of equal ones."""
-    return min(outcomes, key=lambda outcome: (float(outcome.epochs.mean()), float(outcome.regret.mean())))
-
-
-def summary(outcome: Outcome, n_epochs: int) -> dict[str, Any]:
+def summary(names: tuple[str, ...], outcome: Outcome, n_epochs: int) -> dict[str, Any]:
     """What the record holds about an outcome, of curves of so many epochs together."""
+    means = {key: float(values.mean()) for key, values in outcome.items()}
     return {
-        "name": outcome.names[0],
-        "same_as": list(outcome.names[1:]),
-        "epochs": float(outcome.epochs.mean()),
-        "epochs_share": float(outcome.epochs.mean() / n_epochs),
-        "regret": float(outcome.regret.mean()),
-        "regret_interval_95": interval(outcome.regret),
-        "kept_best": float(outcome.kept_best.mean()),
-        "budget_val_accuracy": float(outcome.budget_accuracy.mean()),
-        "budget_val_accuracy_interval_95": interval(outcome.budget_accuracy),
+        "name": names[0],
+        "same_as": list(names[1:]),
+        "epochs": means["epochs"],
+        "epochs_share": means["epochs"] / n_epochs,
+        "regret": means["regret"],
+        "regret_interval_95": interval(outcome["regret"]),
+        "kept_best": means["kept_best"],
+        "budget_val_accuracy": means["budget_accuracy"],
+        "budget_val_accuracy_interval_95": interval(outcome["budget_accuracy"]),
     }
+
+
+def meets_rule(row: dict[str, Any]) -> bool:
+    """Whether it surely loses little; a billionth more is rounding."""
+    return bool(row["regret_interval_95"][1] <= MAX_REGRET + 1e-9)
+
+
+def cheapest(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """By the rule: of those that meet it the one with the fewest epochs, then the smallest regret, then the first."""
+    return min(filter(meets_rule, rows), key=lambda row: (row["epochs"], row["regret"]))
 
 
 def markdown(record: dict[str, Any], settings: Sequence[dict[str, Any]]) -> str:

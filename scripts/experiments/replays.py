@@ -28,9 +28,9 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
@@ -66,29 +66,24 @@ FIGURES = ("params", "macs", "receptive_field")
 """Of a network, beside its dimensions: widths are solved for, so these say more."""
 WIDTH, SMOOTHING = 0.3, 0.1
 """Of the basis functions, with inputs from 0 to 1: chosen by cross-validation on the published table."""
+FIT = partial(RBFInterpolator, kernel="gaussian", epsilon=WIDTH, smoothing=SMOOTHING, degree=0)
 COLOURS = ("#d95f02", "#e7298a", "#66a61e", "#7570b3", "#7f7f7f", "#1b9e77", "#000000")
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """A way to choose the next trial.
 
-    Attributes:
-        title: For people.
-        sampler: As `study.run` names it; its pruner is the one that goes with it there.
-        near: Whether a slot, of a study with so many finished trials, gets a neighbour: of the default during the
-            start-up, of the best trial after it.
-        anchors_only: Whether nothing is searched.
-        replays_share: Of the replays that are asked for; the Gaussian process takes far longer than the others.
+    `near` says whether a slot, of a study with so many finished trials, gets a neighbour: of the default during the
+    start-up, of the best trial after it. `share` is that of the replays asked for: the Gaussian process takes longer.
     """
 
     title: str
     sampler: str = "tpe"
     near: Callable[[int, int], bool] = lambda slot, n_finished: False
-    anchors_only: bool = False
-    replays_share: float = 1.0
+    share: float = 1.0
 
 
+NO_SEARCH = "none"
 SETTINGS = {
     "anchored": Setting(
         "neighbours of the default, then TPE and neighbours of the best in turns", near=search.is_neighbour
@@ -97,8 +92,8 @@ SETTINGS = {
     "start": Setting("neighbours of the default, then TPE alone", near=lambda slot, n: n < search.N_STARTUP_TRIALS),
     "tpe": Setting("TPE"),
     "random": Setting("random", sampler="random"),
-    "gp": Setting("Gaussian process, not pruned", sampler="gp", replays_share=0.2),
-    "none": Setting("the space's anchors, no search", anchors_only=True),
+    "gp": Setting("Gaussian process, not pruned", sampler="gp", share=0.2),
+    NO_SEARCH: Setting("the space's anchors, no search", sampler=NO_SEARCH),
 }
 """The first one is the program's default, with which the others are compared."""
 
@@ -130,15 +125,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"The table needs at least {MIN_TRIALS} trials: {len(table['trials'])}. Collect more.")
     evidence.at_least(options, budget=4 * table["config"]["epochs"])
 
-    surrogate = Surrogate(table)
-    counts = {way: max(5, round(options.replays * setting.replays_share)) for way, setting in SETTINGS.items()}
-    work = [(way, seed) for way, count in counts.items() for seed in range(count)]
-    steps = joblib.Parallel(options.jobs)(
-        joblib.delayed(replay)(SETTINGS[way], surrogate, seed, options.budget) for way, seed in work
-    )
-    by_way = defaultdict(list)
-    for (way, _), found in zip(work, steps, strict=True):
-        by_way[way].append(found)
+    surrogate, parallel, one = Surrogate(table), joblib.Parallel(options.jobs), joblib.delayed(replay)
+    by_way = {}
+    for way, setting in SETTINGS.items():
+        seeds = range(max(5, round(options.replays * setting.share)))
+        by_way[way] = parallel(one(setting, surrogate, seed, options.budget) for seed in seeds)
     record = {
         "command": evidence.command_line(SCRIPT, given),
         "space": options.space,
@@ -156,7 +147,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def collect(space: str, folders: Sequence[Path]) -> dict[str, Any]:
-    """The table: complete trials of every study of `space` that has the fidelity and limits of the first one found."""
+    """The table: complete trials of every study of `space` that has the fidelity and limits of the first one found.
+
+    Raises:
+        UserError: There is none.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     table: dict[str, Any] = {}
     for study in _studies(folders):
@@ -238,7 +233,7 @@ class Surrogate:
         self.range = np.where(np.ptp(features, axis=0) > 0, np.ptp(features, axis=0), 1.0)
         self.inputs = (features - self.low) / self.range
         self.n_trials = len(trained)
-        self.model = _fitted(self.inputs, self.curves)
+        self.model = FIT(self.inputs, self.curves)
 
     def features(self, params: Params, figures: Sequence[float]) -> list[float]:
         """What the surrogate sees: every dimension, and the figures of the network that came of them."""
@@ -281,7 +276,7 @@ class Surrogate:
         fold = np.random.default_rng(0).permutation(len(recorded)) % N_FOLDS
         found = np.empty_like(recorded)
         for index in range(N_FOLDS):
-            model = _fitted(self.inputs[fold != index], self.curves[fold != index])
+            model = FIT(self.inputs[fold != index], self.curves[fold != index])
             found[fold == index] = model(self.inputs[fold == index])[:, -1]
         top = recorded >= np.median(recorded)
         best, spread = recorded.max(), math.sqrt(self.noise[-1, -1])
@@ -295,10 +290,6 @@ class Surrogate:
             "noise_points_at_best": round(100 * float(expit(best) - expit(best - spread)), 2),
             "noise_degrees_of_freedom": self.n_noise,
         }
-
-
-def _fitted(inputs: Floats, curves: Floats) -> RBFInterpolator:
-    return RBFInterpolator(inputs, curves, kernel="gaussian", epsilon=WIDTH, smoothing=SMOOTHING, degree=0)
 
 
 def covariance_of_repeats(repeats: Sequence[Floats]) -> tuple[Floats, int]:
@@ -338,7 +329,7 @@ def replay(setting: Setting, surrogate: Surrogate, seed: int, budget: int) -> St
         fixed: dict[str, Any] | None = None
         if slot < len(starts):
             fixed = dict(starts[slot])
-        elif setting.anchors_only:
+        elif setting.sampler == NO_SEARCH:
             break
         elif setting.near(slot, finished):
             centre = default if finished < search.N_STARTUP_TRIALS else best_trial(study).params

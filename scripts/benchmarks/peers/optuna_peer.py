@@ -140,62 +140,56 @@ def loader(images: Images, batch_size: int, options: argparse.Namespace, shuffle
     )
 
 
-class Objective:
-    def __init__(self, options: argparse.Namespace, candidates: Sequence[Mapping[str, Any]]) -> None:
-        self.options, self.candidates = options, candidates
-        self.device = torch.device(options.device)
-        self.base = CIFAR10(options.data, train=True)
+def objective(trial: optuna.Trial, options: argparse.Namespace, candidates: Sequence[Mapping[str, Any]]) -> float:
+    """Accuracy of the candidate that the trial names."""
+    candidate, device = candidates[trial.suggest_int("index", 0, len(candidates) - 1)], torch.device(options.device)
+    known(candidate, {"architecture", "augmentation", "optimisation"})
+    o = candidate["optimisation"]
+    known(o, OPTIMISATION)
+    model = define_model(candidate["architecture"]).to(device)
+    trial.set_user_attr("params", sum(parameter.numel() for parameter in model.parameters()))
+    base, n_train = CIFAR10(options.data, train=True), options.train_images
+    augmented = Images(base, range(n_train), training_transform(candidate["augmentation"]))
+    plain = Images(
+        base, range(n_train, n_train + options.val_images), A.Compose([A.Normalize(MEAN, STD), ToTensorV2()])
+    )
+    batch_size = min(o["batch_size"], n_train)
+    training, validation = loader(augmented, batch_size, options, True), loader(plain, batch_size, options, False)
+    optimizer: torch.optim.Optimizer
+    if o.get("optimizer", "sgd") == "sgd":
+        peak = o["lr"] * o["batch_size"] / 128
+        how = {"momentum": o["momentum"], "nesterov": o["momentum"] > 0, "weight_decay": o["weight_decay"]}
+        optimizer = torch.optim.SGD(model.parameters(), peak, **how)
+    else:  # no such script has Muon; AdamW takes less time, which is in the peer's favour
+        peak = o["lr"] * (o["batch_size"] / 128) ** 0.5
+        optimizer = torch.optim.AdamW(model.parameters(), peak, weight_decay=o["weight_decay"])
+    shape = {"total_steps": options.epochs * len(training), "pct_start": o["warmup_frac"], "cycle_momentum": False}
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, **shape)
+    loss_function = nn.CrossEntropyLoss(label_smoothing=o["label_smoothing"])
+    accuracy = 0.0
+    for epoch in range(options.epochs):
+        model.train()
+        for images, labels in training:
+            images, labels = images.to(device), labels.to(device)
+            optimizer.zero_grad()
+            loss_function(model(images), labels).backward()
+            optimizer.step()
+            schedule.step()
+        accuracy = evaluate(model, validation, device)
+        trial.report(accuracy, epoch)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+    return accuracy
 
-    def __call__(self, trial: optuna.Trial) -> float:
-        candidate = self.candidates[trial.suggest_int("index", 0, len(self.candidates) - 1)]
-        known(candidate, {"architecture", "augmentation", "optimisation"})
-        o = candidate["optimisation"]
-        known(o, OPTIMISATION)
-        model = define_model(candidate["architecture"]).to(self.device)
-        trial.set_user_attr("params", sum(parameter.numel() for parameter in model.parameters()))
-        options = self.options
-        n_train, n_val = options.train_images, options.val_images
-        batch_size = min(o["batch_size"], n_train)
-        augmented = Images(self.base, range(n_train), training_transform(candidate["augmentation"]))
-        plain = Images(self.base, range(n_train, n_train + n_val), A.Compose([A.Normalize(MEAN, STD), ToTensorV2()]))
-        training, validation = loader(augmented, batch_size, options, True), loader(plain, batch_size, options, False)
-        optimizer: torch.optim.Optimizer
-        if o.get("optimizer", "sgd") == "sgd":
-            peak = o["lr"] * o["batch_size"] / 128
-            optimizer = torch.optim.SGD(
-                model.parameters(), peak, o["momentum"], weight_decay=o["weight_decay"], nesterov=o["momentum"] > 0
-            )
-        else:  # no such script has Muon; AdamW takes less time, which is in the peer's favour
-            peak = o["lr"] * (o["batch_size"] / 128) ** 0.5
-            optimizer = torch.optim.AdamW(model.parameters(), peak, weight_decay=o["weight_decay"])
-        n_steps, share = options.epochs * len(training), o["warmup_frac"]
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, peak, total_steps=n_steps, pct_start=share, cycle_momentum=False
-        )
-        loss_function = nn.CrossEntropyLoss(label_smoothing=o["label_smoothing"])
-        accuracy = 0.0
-        for epoch in range(options.epochs):
-            model.train()
-            for images, labels in training:
-                images, labels = images.to(self.device), labels.to(self.device)
-                optimizer.zero_grad()
-                loss_function(model(images), labels).backward()
-                optimizer.step()
-                schedule.step()
-            accuracy = self.evaluate(model, validation)
-            trial.report(accuracy, epoch)
-            if trial.should_prune():
-                raise optuna.TrialPruned
-        return accuracy
 
-    def evaluate(self, model: nn.Module, validation: Any) -> float:
-        model.eval()
-        correct = 0
-        with torch.no_grad():
-            for images, labels in validation:
-                predicted = model(images.to(self.device)).argmax(1)
-                correct += (predicted == labels.to(self.device)).sum().item()
-        return correct / len(validation.dataset)
+def evaluate(model: nn.Module, validation: Any, device: torch.device) -> float:
+    model.eval()
+    correct = 0
+    with torch.no_grad():
+        for images, labels in validation:
+            predicted = model(images.to(device)).argmax(1)
+            correct += (predicted == labels.to(device)).sum().item()
+    return correct / len(validation.dataset)
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -220,7 +214,7 @@ def main() -> None:
     study = optuna.create_study(study_name="peer", storage=options.storage, direction="maximize", pruner=pruner)
     for index in range(len(candidates)):
         study.enqueue_trial({"index": index})
-    study.optimize(Objective(options, candidates), n_trials=len(candidates))
+    study.optimize(lambda trial: objective(trial, options, candidates), n_trials=len(candidates))
 
 
 if __name__ == "__main__":

@@ -30,15 +30,14 @@ LATE = np.vstack([ORDERED[:-1], [0.05, 0.06, 0.07, 0.08, 0.09, ORDERED[-2, -1] +
 
 
 def outcome(setting: str, curves: np.ndarray, replays: int = 20, **options: Any) -> pruners.Outcome:
-    return pruners.evaluate(
-        setting, pruners.settings(curves.shape[1])[setting], curves, replays, 0, "made", BUDGET, **options
-    )
+    make = pruners.settings(curves.shape[1])[setting]
+    return pruners.evaluate(make, curves, replays, 0, "made", BUDGET, **options)
 
 
-def made(epochs: float, regret: list[float]) -> pruners.Outcome:
+def made(epochs: float, regret: list[float]) -> dict[str, Any]:
     zeros = np.zeros(len(regret))
-    ran = np.zeros((1, 1), dtype=int)
-    return pruners.Outcome((f"{epochs:g}",), ran, zeros + epochs, np.array(regret), zeros, zeros)
+    outcome = {"epochs": zeros + epochs, "regret": np.array(regret), "kept_best": zeros, "budget_accuracy": zeros}
+    return pruners.summary((f"{epochs:g}",), outcome, 100)
 
 
 def store(folder: Path, curves: np.ndarray, n_pruned: int = 0, pruner: str = "none") -> list[str]:
@@ -56,9 +55,9 @@ def store(folder: Path, curves: np.ndarray, n_pruned: int = 0, pruner: str = "no
 
 
 def test_curves_that_never_cross_lose_nothing_under_any_setting() -> None:
-    outcomes = pruners.compare(pruners.settings(EPOCHS), ORDERED, 10, 0, "made", BUDGET)
-    assert all((found.regret == 0).all() and found.kept_best.all() for found in outcomes)
-    epochs = {name: found.epochs.mean() for found in outcomes for name in found.names}
+    rows = pruners.compare(pruners.settings(EPOCHS), ORDERED, 10, 0, "made", BUDGET)
+    assert all(row["regret"] == 0 and row["kept_best"] == 1 for row in rows)
+    epochs = {name: row["epochs"] for row in rows for name in (row["name"], *row["same_as"])}
     assert epochs["none"] == N * EPOCHS
     assert epochs["halving, rung 1, factor 4"] < epochs["halving, rung 1, factor 2"] < epochs["none"]
     assert epochs["percentile"] < epochs["median"] < epochs["none"]
@@ -67,9 +66,9 @@ def test_curves_that_never_cross_lose_nothing_under_any_setting() -> None:
 def test_a_best_trial_that_starts_worst_is_lost_unless_it_comes_first() -> None:
     found = outcome("halving, rung 1, factor 4", LATE)
     first = np.array([pruners.order_of(index, N, 0)[0] == N - 1 for index in range(20)])
-    assert (found.kept_best == first).all()
-    assert found.regret == pytest.approx(np.where(first, 0, GAP))
-    assert outcome("none", LATE).regret.max() == 0
+    assert (found["kept_best"] == first).all()
+    assert found["regret"] == pytest.approx(np.where(first, 0, GAP))
+    assert outcome("none", LATE)["regret"].max() == 0
 
 
 @pytest.mark.parametrize("name", PRUNERS)
@@ -97,8 +96,8 @@ def test_replays_share_nothing_and_every_setting_sees_the_same_orders() -> None:
     rng = np.random.default_rng(1)
     curves = np.sort(rng.uniform(0.2, 0.8, (N, EPOCHS)), axis=1)
     for name in ("percentile", "halving", "hyperband"):
-        together = outcome(name, curves, 12).ran
-        later = outcome(name, curves, 2, first=10).ran
+        together = outcome(name, curves, 12)["ran"]
+        later = outcome(name, curves, 2, first=10)["ran"]
         assert (together[10:] == later).all()
         assert len(np.unique(together, axis=0)) > 1
     orders = [tuple(pruners.order_of(index, N, 0)) for index in range(20)]
@@ -130,7 +129,7 @@ def test_every_replay_is_a_study_of_its_own_name() -> None:
             seen.append(study.study_name)
             return False
 
-    pruners.evaluate("listening", Listening, ORDERED, 10, 0, "made", BUDGET)
+    pruners.evaluate(Listening, ORDERED, 10, 0, "made", BUDGET)
     assert len(set(seen)) == 10
     found = [pruners.replay(make_pruner("hyperband", EPOCHS), ORDERED[::-1], name).sum() for name in sorted(set(seen))]
     assert len(set(found)) > 1
@@ -147,9 +146,9 @@ def test_a_budget_counts_trials_that_end_within_it() -> None:
 
 def test_a_setting_that_prunes_finds_more_within_the_budget() -> None:
     none, halving = outcome("none", ORDERED), outcome("halving", ORDERED)
-    assert halving.budget_accuracy.mean() > none.budget_accuracy.mean()
+    assert halving["budget_accuracy"].mean() > none["budget_accuracy"].mean()
     best_of_half = [ORDERED[pruners.order_of(index, N, 0)[: N // 2], -1].max() for index in range(20)]
-    assert none.budget_accuracy.tolist() == best_of_half
+    assert none["budget_accuracy"].tolist() == best_of_half
 
 
 @pytest.mark.parametrize(
@@ -168,18 +167,19 @@ def test_the_rule(regret: list[float], met: bool) -> None:
 
 
 def test_the_cheapest_is_chosen_and_less_regret_decides_a_tie() -> None:
-    assert pruners.cheapest([made(30, [0.0]), made(20, [0.002]), made(25, [0.0])]).names == ("20",)
-    even = [made(20, [0.002]), made(20, [0.001])]
+    assert pruners.cheapest([made(30, [0.0]), made(20, [0.002]), made(25, [0.0])])["name"] == "25"  # 20 loses too much
+    even = [made(20, [0.0009]), made(20, [0.0005])]
     assert pruners.cheapest(even) is even[1]
 
 
 def test_settings_that_do_the_same_share_a_row_under_the_name_the_study_uses() -> None:
     found = pruners.compare(pruners.settings(EPOCHS), LATE, 10, 0, "made", BUDGET)
-    shared = [o.names for o in found if set(o.names) & set(PRUNERS)]
+    every_name = [(row["name"], *row["same_as"]) for row in found]
+    shared = [names for names in every_name if set(names) & set(PRUNERS)]
     assert all(names[0] in PRUNERS for names in shared)
     [percentile] = [names for names in shared if "percentile" in names]
     assert "percentile 25, startup 5, warm-up 2" in percentile[1:]
-    every = [name for o in found for name in o.names]
+    every = [name for names in every_name for name in names]
     assert sorted(every) == sorted(pruners.settings(EPOCHS))
     assert set(PRUNERS) <= set(every)
 
