@@ -35,8 +35,8 @@ from typing import Any, NamedTuple
 import joblib
 import numpy as np
 import optuna
+from scipy import special  # its functions, imported by name, would not reach other processes
 from scipy.interpolate import RBFInterpolator
-from scipy.special import expit, logit
 from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -222,7 +222,7 @@ class Surrogate:
         by_candidate = defaultdict(list)
         for (candidate, _), trial in trained.items():
             by_candidate[candidate].append(trial)
-        repeats = [logit(np.array([trial["curve"] for trial in group])) for group in by_candidate.values()]
+        repeats = [special.logit(np.array([trial["curve"] for trial in group])) for group in by_candidate.values()]
         self.curves = np.array([curves.mean(axis=0) for curves in repeats])
         final = self.curves[:, -1]
         good = [curves for curves, height in zip(repeats, final, strict=True) if height >= np.median(final)]
@@ -258,13 +258,13 @@ class Surrogate:
         architecture = self.space.decode(params, self.config.limits, self.clock).candidate.architecture
         figures = [getattr(architecture, key) for key in FIGURES]
         scaled = (np.array(self.features(params, figures)) - self.low) / self.range
-        found: Floats = expit(self.model(scaled[None])[0])
+        found: Floats = special.expit(self.model(scaled[None])[0])
         return found
 
     def noisy(self, curve: Floats, seed: int) -> Floats:
         """`curve` as one training would have it."""
         noise = np.random.default_rng(seed).multivariate_normal(np.zeros(len(curve)), self.noise)
-        found: Floats = expit(logit(curve) + noise)
+        found: Floats = special.expit(special.logit(curve) + noise)
         return found
 
     def quality(self) -> dict[str, Any]:
@@ -278,6 +278,7 @@ class Surrogate:
         for index in range(N_FOLDS):
             model = FIT(self.inputs[fold != index], self.curves[fold != index])
             found[fold == index] = model(self.inputs[fold == index])[:, -1]
+        errors = np.abs(special.expit(recorded) - special.expit(found))
         top = recorded >= np.median(recorded)
         best, spread = recorded.max(), math.sqrt(self.noise[-1, -1])
         return {
@@ -285,9 +286,9 @@ class Surrogate:
             "n_candidates": len(recorded),
             "spearman": round(float(spearmanr(recorded, found)[0]), 3),
             "spearman_of_upper_half": round(float(spearmanr(recorded[top], found[top])[0]), 3),
-            "median_error_points": round(100 * float(np.median(np.abs(expit(recorded) - expit(found)))), 2),
-            "best_accuracy": round(float(expit(best)), 4),
-            "noise_points_at_best": round(100 * float(expit(best) - expit(best - spread)), 2),
+            "median_error_points": round(100 * float(np.median(errors)), 2),
+            "best_accuracy": round(float(special.expit(best)), 4),
+            "noise_points_at_best": round(100 * float(special.expit(best) - special.expit(best - spread)), 2),
             "noise_degrees_of_freedom": self.n_noise,
         }
 
