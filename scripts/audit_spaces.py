@@ -80,7 +80,7 @@ def audit(name: str, limits: Limits, n: int, seed: int) -> dict[str, Any]:
         "n_infeasible": n - len(feasible),
         "infeasible_example": next((row for row in rows if row["architecture_id"] is None), None),
         "distinct": len({row["architecture_id"] for row in feasible}) / n,
-        "params_share": _quantiles([row["params_"] / limits.max_params for row in feasible]),
+        "params_share": _quantiles([row["n_params"] / limits.max_params for row in feasible]),
         "macs": _quantiles([row["macs"] for row in feasible]),
         "receptive_field": _quantiles([row["receptive_field"] for row in feasible]),
         "repaired": sum(bool(row["repairs"]) for row in feasible) / n,
@@ -116,7 +116,7 @@ def _chunk(name: str, limits: Limits, size: int, seed: str) -> list[dict[str, An
             rows.append({"params": params, "architecture_id": None, "reason": str(error)})
             continue
         a = decoded.candidate.architecture
-        figures = {"params_": a.params, "macs": a.macs, "receptive_field": a.receptive_field}
+        figures = {"n_params": a.params, "macs": a.macs, "receptive_field": a.receptive_field}
         repairs = [repair.partition(" (")[0] for repair in decoded.repairs]  # without its values
         row = {"params": params, "architecture_id": a.architecture_id, "repairs": repairs, "shows": shows(a)}
         rows.append(row | figures)

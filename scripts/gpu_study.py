@@ -412,9 +412,6 @@ def _check(options: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be above 0: {value:g}.")
     if options.total_s is not None and options.budget_s is None:
         raise UserError("--total-s, of all calls together, needs --budget-s, of this one.")
-    unknown = [name for name in options.also if name not in (*MORE, "all")]
-    if unknown:
-        raise UserError(f"--also takes {', '.join(MORE)} or all: {', '.join(unknown)}.")
     for place in options.parts:
         if not place.is_dir():
             raise UserError(f"--parts must name folders that prepare or --pack-to made: {str(place)!r} is none.")
@@ -457,7 +454,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--results", type=Path, metavar="DIR", help="of what is published (default: results)")
     add("--budget-s", type=float, metavar="S", help="seconds of this call (default: no limit)")
     add("--total-s", type=float, metavar="S", help="of all calls together (default: this one's)")
-    add("--also", nargs="+", default=[], metavar="STEP", help=f"if time is left: {', '.join(MORE)}, or all")
+    steps = (*MORE, "all")
+    add("--also", nargs="+", default=[], choices=steps, metavar="STEP", help=f"if time is left: {', '.join(steps)}")
     add("--dry-run", action="store_true", help="everything at a tiny size on the CPU")
     add("--parts", type=Path, nargs="+", default=[], metavar="DIR", help="folders of pieces that arrived")
     add("--pack-to", type=Path, metavar="DIR", help="where the folder goes, in pieces")

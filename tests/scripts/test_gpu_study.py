@@ -370,7 +370,7 @@ def test_what_came_back_in_pieces_goes_on_elsewhere(driver: Driver, tmp_path: Pa
     [
         (["--budget-s", "0"], "--budget-s must be above 0"),
         (["--total-s", "9"], "--total-s, of all calls together, needs --budget-s"),
-        (["--also", "nonsense"], "--also takes tests, same-as-cpu"),
+        (["--also", "nonsense"], "argument --also: invalid choice: 'nonsense'"),
         (["--parts", "/nowhere"], "--parts must name folders"),
         (["--pack-mib", "3"], "--pack-mib and --pack-to go together"),
         (["--folder", "/dev/null/x"], "--folder '/dev/null/x' cannot be used"),
