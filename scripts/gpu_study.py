@@ -102,7 +102,7 @@ def measured_rate(smoke: dict[str, Any]) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What differs between a real run and a dry one: the options of each command."""
+    """What differs between a real run and a dry one: options of each command, which come last and so prevail."""
 
     device: str = "cuda"
     trials: int = N_TRIALS
@@ -191,29 +191,30 @@ class Call:
 def study(call: Call) -> str:
     """A search, with a budget of trials that fit it."""
     if not call.has_budget:
-        return STUDY_RUN
+        return f"{STUDY_RUN} {{size.study}}"
     seconds = call.study_left() - STUDY_FIXED_S
     if "trial" not in call.plan:  # a study keeps the fidelity that it was begun with
         call.plan["trial"] = trial_fidelity(call.rate("smoke"), seconds)
     epochs, images = call.plan["trial"]
     # No trial is begun that would be cut off.
-    return f"{STUDY_RUN} --epochs {epochs} --train-images {images} --timeout {max(1.0, seconds):.0f}"
+    length = f"--epochs {epochs} --train-images {images} --timeout {max(1.0, seconds):.0f}"
+    return f"{STUDY_RUN} {length} {{size.study}}"
 
 
 def retrain(call: Call, name: str = "retrain", words: str = "{best}") -> str:
     """With a budget, a length that fits what is left of it, decided once: another length is another training."""
-    command = f"-m study.retrain --device {{device}} {words} {{size.retrain}}"
+    command = f"-m study.retrain --device {{device}} {words}"
     if not call.has_budget:
-        return command
+        return f"{command} {{size.retrain}}"
     if name not in call.plan:
         kept = RETRAIN_FIXED_S + PUBLISH_S + GRACE_S
         kept += call.plan.get("throughput_s", 0.0) if name == "retrain" else 0.0
         call.plan[name] = retrain_length(call.rate("smoke", "pace"), call.total_left() - kept)
     epochs, seeds = call.plan[name]
-    return f"{command} --epochs {epochs} --seeds {seeds} --jobs {seeds}"
+    return f"{command} --epochs {epochs} --seeds {seeds} --jobs {seeds} {{size.retrain}}"
 
 
-STUDY_RUN = "-m study.run --space best --trials {size.trials} --device {device} {best} {size.study}"
+STUDY_RUN = "-m study.run --space best --trials {size.trials} --device {device} {best}"
 PUBLISHING = "scripts/publish.py {best} --results {results}"
 BENCHMARK = "scripts/benchmark.py {name} --device {{device}} --out {{results}}/benchmarks {words}"
 
@@ -284,7 +285,7 @@ MORE = {
         again("reference", "--reference {best}"),
         again("distilled", "--teacher {best}", "retrain"),
         again("yardstick", "--yardstick {best}", "retrain"),
-        Step("study-100k", STUDY_RUN.replace("{best}", "--max-params 100000 {small}")),
+        Step("study-100k", STUDY_RUN.replace("{best}", "--max-params 100000 {small} {size.study}")),
         again("retrain-100k", "{small}", "study-100k"),
         Step("publish-100k", PUBLISHING.replace("{best}", "{small}"), "study-100k", always=True),
         *map(bench, ("epoch", "trials-per-hour", "slots", "memory", "startup")),

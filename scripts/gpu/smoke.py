@@ -209,7 +209,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from study.storage.database import best_trial, candidate_of, open_study
 
         study = open_study(default_storage("best", options.winner_of), "best")
-        smoke.part("loaded best", lambda: smoke.loaded(candidate_of(best_trial(study))))
+        winner = candidate_of(best_trial(study))
+        smoke.part("loaded best", lambda: smoke.loaded(winner))
         return 0
     small = {} if smoke.on_gpu else {"batch_size": 32}
     best, dense = default("best", **small), default("dilated", **small)
