@@ -145,6 +145,15 @@ def test_with_a_budget_lengths_follow_from_the_smoke_test(driver: Driver) -> Non
     assert re.search(r"--epochs 300 --seeds 1 --jobs 1", retrain)
 
 
+def test_a_dry_run_is_tiny_whatever_fits(driver: Driver) -> None:
+    """Of an option given twice the last one counts."""
+    assert driver("--dry-run", "--budget-s", "400") == 0
+    for command, sizes in (("study.run", gpu_study.TINY.study), ("study.retrain", gpu_study.TINY.retrain)):
+        [line] = [line for line in driver.calls if command in line]
+        assert line.count("--epochs") == 2
+        assert line.endswith(sizes)
+
+
 def test_what_is_done_is_skipped_and_lengths_stay(driver: Driver) -> None:
     """Over several calls, the budget of all of them known from the first."""
     assert driver("--budget-s", "60", "--total-s", "400", fails="study.retrain") == 1
