@@ -78,13 +78,14 @@ def run(options: argparse.Namespace) -> int:
     sizes = [str(number) for number in (options.epochs, options.train_images, options.val_images)]
     found: dict[str, list[float]] = {"ours": [], "before": []}
     with tempfile.TemporaryDirectory() as folder:
-        _unpack("HEAD" if before == "cpu" else before, Path(folder))
-        sides = ((device, REPOSITORY), ("cpu", REPOSITORY) if before == "cpu" else (device, Path(folder)))
-        candidate = _last_line(DEFAULT, [], (device, Path(folder)))
+        other = ("cpu", REPOSITORY) if before == "cpu" else (device, Path(folder))
+        if before != "cpu":
+            _unpack(before, Path(folder))
+        candidate = _last_line(DEFAULT, [], other)
         for seed in range(options.seeds):
             words = [candidate, options.data, precision, *sizes, str(seed)]
             with ThreadPoolExecutor(2) as both:
-                results = both.map(functools.partial(_last_line, ONE, words), sides)
+                results = both.map(functools.partial(_last_line, ONE, words), ((device, REPOSITORY), other))
                 for side, result in zip(found, results, strict=True):
                     found[side].append(float(result))
             print(f"seed {seed}: ours {found['ours'][-1]:.4f}, before {found['before'][-1]:.4f}", flush=True)

@@ -47,10 +47,8 @@ def run(options: argparse.Namespace) -> int:
     more: dict[str, Any] = {"trials": len(rss), "settle": options.settle}
     more |= {name: values for name, values in lines.items() if name != "rss_mib"}
     more |= {f"trend_{name}": trend for name, trend in trends.items()}
-    name, title = (
-        f"memory-{options.device}",
-        f"resident memory of a worker at the beginning of each of {len(rss)} trials",
-    )
+    name = f"memory-{options.device}"
+    title = f"resident memory of a worker at the beginning of each of {len(rss)} trials"
     write(options, name, title, options.device, "MiB", rss, goal=GOAL, higher_is_better=False, more=more)
     evidence.save(figure(lines, trends), options.out / f"{name}.png")
     for name, trend in trends.items():

@@ -32,8 +32,18 @@ def run(options: argparse.Namespace) -> int:
                 rates.append(at_once(jobs, window))
             print(", ".join(f"{jobs} at once: {rates[-1]:,.0f} images/s" for jobs, rates in found.items()), flush=True)
     chosen = choose({jobs: statistics.median(rates) for jobs, rates in found.items()})
-    what = f"{chosen} training{'s' * (chosen > 1)} of the reference network at once"
-    title, name = f"{what} (what --jobs auto chooses); peer: one at a time", f"throughput-slots-{device}"
+    what = f"{chosen} training{'s' * (chosen > 1)} of the reference network at once (what --jobs auto chooses)"
+    title = f"{what}; peer: one at a time"
     more = {"chosen": chosen, "by_number": {str(jobs): summary(rates) for jobs, rates in found.items()}}
-    write(options, name, title, device, "images/s", found[chosen], found[1], "best number chosen", more=more)
+    write(
+        options,
+        f"throughput-slots-{device}",
+        title,
+        device,
+        "images/s",
+        found[chosen],
+        found[1],
+        "best number chosen",
+        more=more,
+    )
     return 0

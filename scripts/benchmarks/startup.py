@@ -52,9 +52,18 @@ def run(options: argparse.Namespace) -> int:
         "help": {name: summary(values) for name, values in helps.items()},
         "help_goal": HELP_GOAL,
     }
-    name, title = f"startup-{options.device}", "from the command study.run to the end of its first training step"
-    title += ", on a warm cache"
-    write(options, name, title, options.device, "s", steps, goal=GOAL, higher_is_better=False, more=more)
+    title = "from the command study.run to the end of its first training step, on a warm cache"
+    write(
+        options,
+        f"startup-{options.device}",
+        title,
+        options.device,
+        "s",
+        steps,
+        goal=GOAL,
+        higher_is_better=False,
+        more=more,
+    )
     return 0
 
 

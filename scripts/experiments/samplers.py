@@ -66,21 +66,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     evidence.at_least(options, seeds=1, trials=1, fuller_epochs=1)
     longer = ["--epochs", str(options.fuller_epochs), "--top", "1"]
     longer += ["--train-images", str(options.fuller_images)] if options.fuller_images else []
-    longer += [word for pair in zip(run_options[::2], run_options[1::2], strict=False) if pair[0] in SHARED
-               for word in pair]  # fmt: skip
+    for option, value in zip(run_options[::2], run_options[1::2], strict=False):
+        longer += [option, value] if option in SHARED else []
     studies: list[dict[str, Any]] = []
     budgets: dict[int, int] = {}
     for sampler, seed in product(SAMPLERS, range(options.seeds)):
         out = options.runs / f"{options.space}-{sampler}-{seed}"
-        search, identity = (
-            ["--space", options.space, "--seed", str(seed)],
-            ["--study-name", out.name, "--out", str(out)],
-        )
+        search = ["--space", options.space, "--seed", str(seed), *run_options]
+        identity = ["--study-name", out.name, "--out", str(out)]
         if sampler == NO_SEARCH:
-            study = _search([*search, *run_options], identity, len(get_space(options.space).anchors(Limits())), None)
+            study = _search(search, identity, len(get_space(options.space).anchors(Limits())), None)
         else:
-            search += [*run_options, "--sampler", sampler]
-            study = _search(search, identity, options.trials, budgets.get(seed))
+            study = _search([*search, "--sampler", sampler], identity, options.trials, budgets.get(seed))
         budgets.setdefault(seed, spent(study))
         _call("study.rerank", [*identity, *longer])
         studies.append({"sampler": sampler, "seed": seed, **describe(study, budgets[seed]), **_fuller(study)})

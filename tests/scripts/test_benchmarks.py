@@ -119,12 +119,13 @@ def test_neighbour(benchmark_options: Options) -> None:
 
 
 @pytest.mark.slow
-def test_accuracy_against_a_revision(benchmark_options: Options) -> None:
-    """This revision against itself: the same seeds give the same accuracies."""
+@pytest.mark.parametrize("before", ["HEAD", "cpu"])
+def test_accuracy_against_itself(benchmark_options: Options, before: str) -> None:
+    """This revision against itself, or its CPU against its CPU: the same seeds give the same accuracies."""
     if subprocess.run(["git", "-C", str(REPOSITORY), "rev-parse", "HEAD"], capture_output=True, check=False).returncode:
         pytest.skip("this is no git clone")
     sizes = ("--seeds", "2", "--epochs", "1", "--train-images", "100", "--val-images", "100")
-    options = benchmark_options(accuracy, "--before", "HEAD", *sizes)
+    options = benchmark_options(accuracy, "--before", before, *sizes)
     assert accuracy.run(options) == 0
     found = written(options)
     assert len(found["ours"]["samples"]) == len(found["peer"]["samples"]) == 2
