@@ -17,6 +17,7 @@ from scipy import stats
 from study.command_line.options import storage_url, study_name
 from study.command_line.parser import Parser
 from study.errors import UserError
+from study.machine.files import write_atomically
 
 if TYPE_CHECKING:
     import optuna
@@ -86,10 +87,7 @@ def read(file: Path) -> Any:
 
 def write(file: Path, record: Any) -> None:
     """Writes a record whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    temporary.replace(file)
+    write_atomically(file, json.dumps(record, indent=1) + "\n")
 
 
 def records(folder: Path) -> dict[str, Any]:

@@ -41,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[0]))
 from gpu import packing
 from study.command_line.parser import EXIT_FAILED, EXIT_INTERRUPTED, Parser, run_command
 from study.errors import UserError
+from study.machine.files import write_atomically
 from study.machine.paths import REPOSITORY, RESULTS, RUNS
 
 N_TRIALS = 50
@@ -183,9 +184,7 @@ class Call:
         return f"--study-name {study} --out {shlex.quote(str(self.folder / 'runs' / study))}"
 
     def save(self) -> None:
-        file = self.folder / "state.json"
-        file.with_suffix(".new").write_text(json.dumps(self.state, indent=1) + "\n")
-        file.with_suffix(".new").replace(file)
+        write_atomically(self.folder / "state.json", json.dumps(self.state, indent=1) + "\n")
 
 
 def study(call: Call) -> str:

@@ -65,6 +65,25 @@ class Constraint:
         return self.value <= 0
 
 
+@dataclass(frozen=True)
+class LimitRow:
+    """One limit in words, and how an architecture stands to it.
+
+    Attributes:
+        name: That of its `Constraint`.
+        label, required: What is limited, and to what.
+        value, distance: The architecture's figure and what it may still lose; empty without one.
+        met: None where it was not checked.
+    """
+
+    name: str
+    label: str
+    required: str
+    value: str = ""
+    distance: str = ""
+    met: bool | None = None
+
+
 class InfeasibleError(ValueError):
     """A candidate breaks at least one limit.
 
@@ -113,6 +132,60 @@ def certify(architecture: Architecture, limits: Limits, clock: Clock | None = No
     if broken:
         raise InfeasibleError(broken)
     return found
+
+
+def limit_rows(
+    limits: Limits, architecture: Architecture | None = None, clock: Clock | None = None
+) -> tuple[LimitRow, ...]:
+    """Every limit in force, in the words that notes, reports and descriptions use.
+
+    Args:
+        limits: Those of a study.
+        architecture: Held against them, if given.
+        clock: What `check` takes: without one, `max_epoch_s` is not checked.
+    """
+    words = {
+        "parameters": ("Parameters", f"< {limits.max_params:,}"),
+        "receptive_field": ("Receptive field, pooling not counted", f"> {limits.min_receptive_field}"),
+        "dilated_convolution": ("Dilated convolutions", "at least 1"),
+        "depthwise_separable_convolution": ("Depthwise separable convolutions", "at least 1"),
+        "dilation_reach": ("Outer taps of padded dilated convolutions", "inside their map"),
+        "pooling": ("Pooling", "none but the global average"),
+    }
+    if limits.max_macs is not None:
+        words["macs"] = ("Multiply-accumulates", f"< {limits.max_macs:,}")
+    if limits.max_epoch_s is not None:
+        words["epoch_s"] = ("Predicted time of an epoch", f"< {limits.max_epoch_s:g} s")
+    found = {c.name: c for c in check(architecture, limits, clock)} if architecture else {}
+    rows = []
+    for name, (label, required) in words.items():
+        if architecture is None or name not in found:
+            rows.append(LimitRow(name, label, required))
+            continue
+        value, distance = _standing(found[name], architecture, clock)
+        rows.append(LimitRow(name, label, required, value, distance, found[name].feasible))
+    return tuple(rows)
+
+
+def _standing(constraint: Constraint, architecture: Architecture, clock: Clock | None) -> tuple[str, str]:
+    """(figure, what it may still lose) of one limit."""
+    left = -constraint.value
+    match constraint.name:
+        case "parameters":
+            return f"{architecture.params:,}", f"{left:,} left"
+        case "receptive_field":
+            return f"{architecture.receptive_field:,}", f"{left:,} pixels to spare"
+        case "dilated_convolution":
+            return f"{architecture.n_dilated:,}", f"{left:,} to spare"
+        case "depthwise_separable_convolution":
+            return f"{architecture.n_separable:,}", f"{left:,} to spare"
+        case "macs":
+            return f"{architecture.macs:,}", f"{left:,} left"
+        case "epoch_s" if clock is not None:
+            return f"{clock.epoch_s(architecture):.1f} s", f"{left:.1f} s left"
+        case "dilation_reach":
+            return constraint.reason or "inside", ""
+    return constraint.reason or "no other", ""
 
 
 def _below(name: str, value: int, limit: int, noun: str) -> Constraint:

@@ -13,7 +13,7 @@ from typing import Any
 from search_spaces import SPACES
 from search_spaces.architecture import ArchitectureError
 from search_spaces.candidate import Candidate
-from search_spaces.constraints import Limits
+from search_spaces.constraints import Limits, limit_rows
 from search_spaces.layer_table import layer_table
 from search_spaces.reference import REFERENCE
 from search_spaces.space import Dimension, SearchSpace
@@ -118,6 +118,7 @@ def _candidate(candidate: Candidate, title: str) -> tuple[dict[str, Any], str]:
 
 
 def _trial(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from study.reporting.facts import record_of
     from study.storage.database import candidate_of, get_trial, open_study
 
     trial = get_trial(open_study(storage_url(options), study_name(options)), options.trial)
@@ -126,11 +127,12 @@ def _trial(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         facts = candidate_facts(candidate)
     except ArchitectureError as error:
         raise UserError(f"Trial {trial.number} cannot be read: {error}") from error
+    record = record_of(trial)
     value = trial.value if trial.values else None
-    slot = trial.user_attrs.get("slot")
-    facts |= {"trial": trial.number, "slot": slot, "state": trial.state.name, "val_accuracy": value}
-    reached = "" if value is None else f", validation accuracy {value:.4f}"
-    title = f"Trial {trial.number} of {study_name(options)} ({trial.state.name}{reached})"
+    facts |= {"trial": trial.number, "slot": record.slot, "state": trial.state.name, "outcome": record.outcome}
+    facts["val_accuracy"] = value
+    accuracy = "" if record.accuracy is None else "validation accuracy "
+    title = f"Trial {trial.number} of {study_name(options)}, {accuracy}{record.reached}"
     return facts, candidate_text(candidate, title)
 
 
@@ -153,6 +155,8 @@ def _space(space: SearchSpace) -> tuple[dict[str, Any], str]:
     rows = [
         f"{name:<{width}}  {dimension!s:<{ranges}}  {_number(values[name])}" for name, dimension in dimensions.items()
     ]
+    limited = limit_rows(limits)
+    labels = max(len(row.label) for row in limited)
     head = f"{'parameter':<{width}}  {'range':<{ranges}}  default"
     text = "\n".join(
         (
@@ -165,13 +169,8 @@ def _space(space: SearchSpace) -> tuple[dict[str, Any], str]:
             *rows,
             "",
             "Default limits",
-            f"  parameters                below {limits.max_params:,}",
-            f"  receptive field           above {limits.min_receptive_field}, the global pooling not counted",
-            "  dilated convolutions      at least 1",
-            "  separable convolutions    at least 1",
-            "  pooling                   none but the global average",
-            "  multiply-accumulates      no limit (--max-macs)",
-            "  predicted epoch seconds   no limit (--max-epoch-s)",
+            *(f"  {row.label:<{labels}}  {row.required}" for row in limited),
+            "  More can be set: --max-macs, --max-epoch-s",
             "",
             candidate_text(candidate, "Default network"),
         )

@@ -11,9 +11,6 @@ from collections.abc import Sequence
 from study.command_line.options import add_study_options, storage_url, study_name
 from study.command_line.parser import Parser, run_command
 from study.machine.paths import run_dir
-from study.reporting.page import write_page
-from study.reporting.report import build_page
-from study.storage.database import open_study
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -29,6 +26,12 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     options = _parser().parse_args(arguments)
+
+    # Optuna and plotly: only with options that can be meant.
+    from study.reporting.page import write_page
+    from study.reporting.report import build_page
+    from study.storage.database import open_study
+
     name = study_name(options)
     study = open_study(storage_url(options), name)
     out = run_dir(name, options.out)

@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Sequence
 
 from study.command_line.options import (
+    add_checkpoint_option,
     add_study_options,
     given,
     jobs_option,
@@ -21,6 +22,7 @@ from study.command_line.options import (
     study_name,
 )
 from study.command_line.parser import Parser, run_command
+from study.data.cifar10 import N_SEARCH, N_VALIDATION
 from study.errors import UserError
 from study.machine.paths import run_dir
 from study.search.plan import SearchPlan
@@ -34,11 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         value = getattr(options, name)
         if isinstance(value, int) and value < 1:
             raise UserError(f"--{name} must be at least 1: {value}.")
-    return rerank(_plan(options))
+    return rerank(_plan(options, argv))
 
 
-def _plan(options: argparse.Namespace) -> RerankPlan:
-    from study.storage.database import retrain_command
+def _plan(options: argparse.Namespace, argv: Sequence[str] | None) -> RerankPlan:
+    from study.storage.database import command_of, retrain_command
 
     source = study_name(options)
     search = SearchPlan(
@@ -52,6 +54,8 @@ def _plan(options: argparse.Namespace) -> RerankPlan:
         timeout_s=options.timeout,
         device=options.device,
         data=options.data,
+        checkpoint_s=options.checkpoint_every,
+        command=command_of("study.rerank", argv, options.storage),
     )
     return RerankPlan(search, source, options.top)
 
@@ -68,10 +72,13 @@ def _parser() -> argparse.ArgumentParser:
         "--top", type=int, metavar="N", help=f"candidates (default: {cpu_top} on a CPU, {top} on a GPU)"
     )
     parser.add_argument("--epochs", type=int, help=f"(default: {cpu_epochs} on a CPU, {epochs} on a GPU)")
-    parser.add_argument("--train-images", type=int, metavar="N", help="(default: all 45,000 that do not validate)")
-    parser.add_argument("--val-images", type=int, metavar="N", help="(default: 5,000)")
+    parser.add_argument(
+        "--train-images", type=int, metavar="N", help=f"(default: all {N_SEARCH:,} that do not validate)"
+    )
+    parser.add_argument("--val-images", type=int, metavar="N", help=f"(default: {N_VALIDATION:,})")
     parser.add_argument("--timeout", type=float, metavar="S", help="start no training after S seconds (default: none)")
     parser.add_argument("--jobs", type=jobs_option, default="auto", metavar="N", help="at once (default: auto)")
+    add_checkpoint_option(parser)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     parser.add_argument("--data", metavar="DIR", help="folder with cifar-10-batches-py")
     return parser

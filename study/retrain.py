@@ -18,13 +18,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from search_spaces.teacher import TEACHER
-from study.command_line.options import add_study_options, jobs_option, storage_url, study_name
+from search_spaces.yardstick import YARDSTICK
+from study.command_line.options import add_study_options, check_fraction, jobs_option, storage_url, study_name
 from study.command_line.parser import Parser, run_command
+from study.data.cifar10 import N_TRAINING
 from study.errors import UserError
 from study.machine.paths import run_dir
 from study.retraining.plan import RetrainPlan
 from study.retraining.retraining import EPOCHS, SEEDS, retrain
 from study.retraining.testing import evaluate_bundle
+from study.storage.config import DEFAULT_TARGET
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,7 +62,7 @@ def _plan(options: argparse.Namespace) -> RetrainPlan:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m study.retrain",
-        description="Retrain the best trial on all 50,000 training images, test it once, write the bundle.",
+        description=f"Retrain the best trial on all {N_TRAINING:,} training images, test it once, write the bundle.",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--trial", type=int, metavar="N", help="this trial instead of the best one")
@@ -67,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--yardstick",
         action="store_true",
-        help="the published network of 97,530 parameters, trained as the best trial is (it pools, so it is no "
-        "candidate)",
+        help=f"the published network of {YARDSTICK.architecture.params:,} parameters, trained as the best trial is (it "
+        "pools, so it is no candidate)",
     )
     what.add_argument("--evaluate", metavar="BUNDLE", help="test a bundle again and compare with its record")
     parser.add_argument("--epochs", type=int, help=f"(default: {EPOCHS['cpu']} on a CPU, {EPOCHS['cuda']} on a GPU)")
@@ -103,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--teacher-epochs", type=int, metavar="N", help="(default: as many as --epochs)")
     parser.add_argument(
-        "--target-accuracy", type=float, metavar="A", help="a fraction (default: the study's, else 0.85)"
+        "--target-accuracy", type=float, metavar="A", help=f"a fraction (default: the study's, else {DEFAULT_TARGET:g})"
     )
     add_study_options(parser)
     return parser
@@ -116,12 +119,9 @@ def _check(options: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1: {value}.")
     if options.teacher_epochs is not None and not options.teacher:
         raise UserError(f"--teacher-epochs {options.teacher_epochs} needs --teacher.")
-    if options.train_images is not None and not 10 <= options.train_images <= 50_000:
-        raise UserError(f"--train-images must be between 10 and 50,000: {options.train_images:,}.")
-    if options.target_accuracy is not None and not 0 < options.target_accuracy < 1:
-        raise UserError(
-            f"--target-accuracy is a fraction between 0 and 1: {options.target_accuracy:g}. For 85% write 0.85."
-        )
+    if options.train_images is not None and not 10 <= options.train_images <= N_TRAINING:
+        raise UserError(f"--train-images must be between 10 and {N_TRAINING:,}: {options.train_images:,}.")
+    check_fraction("--target-accuracy", options.target_accuracy)
 
 
 if __name__ == "__main__":

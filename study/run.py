@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from search_spaces import DEFAULT_SPACE, GPU_SPACE, SPACES
 from search_spaces.constraints import Limits
 from study.command_line.options import (
+    add_checkpoint_option,
     add_study_options,
+    check_fraction,
     given,
     jobs_option,
     space_name,
@@ -23,11 +25,13 @@ from study.command_line.options import (
     study_name,
 )
 from study.command_line.parser import Parser, run_command
+from study.data.cifar10 import N_VALIDATION
 from study.errors import UserError
 from study.machine.paths import run_dir
 from study.search.creation import FIDELITY
 from study.search.plan import DEFAULT_PRUNER, DEFAULT_SAMPLER, PRUNERS, SAMPLERS, SearchPlan
 from study.search.searching import search
+from study.storage.config import DEFAULT_TARGET
 
 SETTINGS = ("space", "epochs", "train_images", "val_images", "seed", "pruner", "sampler", "precision")
 """Options that belong to a study's fingerprint."""
@@ -36,11 +40,11 @@ SETTINGS = ("space", "epochs", "train_images", "val_images", "seed", "pruner", "
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     _check(options)
-    return search(_plan(options))
+    return search(_plan(options, argv))
 
 
-def _plan(options: argparse.Namespace) -> SearchPlan:
-    from study.storage.database import retrain_command
+def _plan(options: argparse.Namespace, argv: Sequence[str] | None) -> SearchPlan:
+    from study.storage.database import command_of, retrain_command
 
     url, name = storage_url(options), study_name(options)
     return SearchPlan(
@@ -57,6 +61,8 @@ def _plan(options: argparse.Namespace) -> SearchPlan:
         device=options.device,
         data=options.data,
         target_accuracy=options.target_accuracy,
+        checkpoint_s=options.checkpoint_every,
+        command=command_of("study.run", argv, options.storage),
     )
 
 
@@ -81,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         help="trials at once; auto measures once on this machine what is fastest, 1 makes a study repeatable "
         "(default: auto)",
     )
+    add_checkpoint_option(parser)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     parser.add_argument(
         "--data", metavar="DIR", help="folder with cifar-10-batches-py (default: $STUDY_DATA, else downloaded)"
@@ -104,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     fidelity.add_argument(
         "--train-images", type=int, metavar="N", help=f"(default: {cpu[1]:,} on a CPU, {cuda[1]:,} on a GPU)"
     )
-    fidelity.add_argument("--val-images", type=int, metavar="N", help="(default: 5,000)")
+    fidelity.add_argument("--val-images", type=int, metavar="N", help=f"(default: {N_VALIDATION:,})")
     fidelity.add_argument("--precision", choices=("bfloat16", "float32"), help="(default: the faster one here)")
     limits = parser.add_argument_group("limits (strict; fixed when a study is created)")
     defaults = Limits()
@@ -120,7 +127,10 @@ def _parser() -> argparse.ArgumentParser:
         help="predicted seconds of an epoch < S (default: some times the reference network's on a CPU, none on a GPU)",
     )
     parser.add_argument(
-        "--target-accuracy", type=float, metavar="A", help="test accuracy to pass, a fraction (default: 0.85)"
+        "--target-accuracy",
+        type=float,
+        metavar="A",
+        help=f"test accuracy to pass, a fraction (default: {DEFAULT_TARGET:g})",
     )
     return parser
 
@@ -140,9 +150,7 @@ def _check(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < 0:
             raise UserError(f"--{name.replace('_', '-')} must not be negative: {value}.")
-    target = options.target_accuracy
-    if target is not None and not 0 < target < 1:
-        raise UserError(f"--target-accuracy is a fraction between 0 and 1: {target:g}. For 85% write 0.85.")
+    check_fraction("--target-accuracy", options.target_accuracy)
 
 
 if __name__ == "__main__":

@@ -64,15 +64,26 @@ def made_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("study.training.step.graph_of", graph_of)
 
 
+def made_images(n: int, noise: float = 15.0, seed: int = 0) -> Images:
+    """`n` images of 10 classes that colour alone tells apart, the same colours whatever the `seed` of the noise."""
+    colours = np.random.default_rng(0).permutation(
+        [[r, g, b] for r in (40, 128, 215) for g in (40, 215) for b in (40, 215)]
+    )
+    labels = np.arange(n) % 10
+    pixels = colours[labels][:, None, None, :] + np.random.default_rng(seed).normal(0, noise, (n, 32, 32, 3))
+    return Images(np.clip(pixels, 0, 255).astype(np.uint8), labels.astype(np.int64))
+
+
+@pytest.fixture(scope="session")
+def making() -> Callable[..., Images]:
+    """`made_images`, for fixtures of other folders."""
+    return made_images
+
+
 @pytest.fixture(scope="session")
 def tiny_images() -> Images:
-    """200 made images of 10 classes that colour alone tells apart: uint8 [200, 32, 32, 3]."""
-    rng = np.random.default_rng(0)
-    colours = rng.permutation([[r, g, b] for r in (40, 128, 215) for g in (40, 215) for b in (40, 215)])[:10]
-    labels = np.arange(200) % 10
-    noise = rng.normal(0, 15, (200, 32, 32, 3))
-    pixels = np.clip(colours[labels][:, None, None, :] + noise, 0, 255).astype(np.uint8)
-    return Images(pixels, labels.astype(np.int64))
+    """200 of them: uint8 [200, 32, 32, 3]."""
+    return made_images(200)
 
 
 @pytest.fixture(scope="session")

@@ -21,10 +21,13 @@ from benchmarks.record import write
 from search_spaces import get_space
 from search_spaces.candidate import Candidate
 from search_spaces.constraints import Limits
+from study.data.batches import Batch
 from study.data.cifar10 import Images
+from study.training.compiling import compiled
 from study.training.loop import Training
 from study.training.optimizers import Together
 from study.training.records import TrainingConfig
+from study.training.step import Step
 
 GOAL_MUON = 30
 _WHOLE = re.compile(r"aten::(_foreach|_fused|native_|mkldnn_|\w+_backward$)|.*cpp_fused")
@@ -43,11 +46,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     candidate = default_of(options.space)
-    plain, compiled = training(candidate), training(candidate)
-    eager = operations(step_of(plain))
+    plain, other = training(candidate), training(candidate)
+    eager = operations(step_of(plain.step, plain.example()))
     with torch._inductor.config.patch({"cpp.enable_kernel_profile": True}):
-        compiled.step.compile()
-        fused = operations(step_of(compiled))
+        fused = operations(step_of(compiled(other.step), other.example()))
     muon = muon_operations(plain)
     title = f"operations of a training step of the default of `{options.space}`, compiled; peer: eager"
     goal = f"recorded; Muon's at most {GOAL_MUON}"
@@ -79,9 +81,9 @@ def training(candidate: Candidate) -> Training:
     return made
 
 
-def step_of(made: Training) -> Callable[[], None]:
-    example, mix = made.example(), torch.ones(())
-    return lambda: made.step.run(example, 0.5, mix)
+def step_of(step: Step, example: Batch) -> Callable[[], None]:
+    mix = torch.ones(())
+    return lambda: step.run(example, 0.5, mix)
 
 
 def muon_operations(made: Training) -> int:
@@ -90,7 +92,7 @@ def muon_operations(made: Training) -> int:
         return 0
     muon: Any = made.optimizer.optimizers[0]
     muon.one_stack = True
-    made.step.set_rate(torch.tensor(0.01))
+    made.state.set_rate(torch.tensor(0.01))
     muon._stacks.clear()
     return operations(muon.step).total()
 

@@ -52,12 +52,13 @@ from search_spaces.space import Choice, Params
 from search_spaces.training_dimensions import OF_OPTIMIZER
 from study.command_line.parser import run_command
 from study.errors import UserError
+from study.machine.files import write_atomically
 from study.machine.paths import RESULTS
 from study.search import sampling as search
 from study.search.creation import anchors
 from study.search.pruning import default_pruner, make_pruner
 from study.storage.config import StudyConfig
-from study.storage.database import best_trial, config_of
+from study.storage.database import config_of
 
 SCRIPT = "experiments/replays.py"
 MIN_TRIALS = 40
@@ -114,8 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     file = options.results / f"{name}-table.json"
     if options.collect:
         found = collect(options.space, options.collect)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(found, separators=(",", ":")).replace('{"study"', '\n{"study"') + "\n")
+        write_atomically(file, json.dumps(found, separators=(",", ":")).replace('{"study"', '\n{"study"') + "\n")
         print(f"{len(found['trials'])} complete trials of {len(found['studies'])} studies -> {file}")
         return 0
     table = evidence.read(file)
@@ -333,13 +333,12 @@ def replay(setting: Setting, surrogate: Surrogate, seed: int, budget: int) -> St
         elif setting.sampler == NO_SEARCH:
             break
         elif setting.near(slot, finished):
-            centre = default if finished < search.N_STARTUP_TRIALS else best_trial(study).params
+            centre = default if finished < search.N_STARTUP_TRIALS else study.best_trial.params
             fixed = search.neighbour(space, centre, chosen)
-        study.sampler = search.make_sampler(setting.sampler, chosen, fixed)
-        trial = study.ask()
-        params = search.suggest(trial, space)
+        study.sampler = search.fixed_sampler(fixed) if fixed else search.make_sampler(setting.sampler, chosen)
+        trial = study.ask(search.distributions(space))
         try:
-            true = surrogate.curve(params)
+            true = surrogate.curve(trial.params)
         except InfeasibleError:  # drawn anew
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
             attempt += 1

@@ -47,6 +47,7 @@ from study.machine.paths import default_storage
 from study.training import compiling
 from study.training.loop import Training, train
 from study.training.records import TrainingConfig
+from study.training.step import moved
 
 TOLERANCE = 0.01
 """Relative difference of the losses that graph and eager steps may have."""
@@ -160,7 +161,7 @@ class Smoke:
         training.seconds_a_step()
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.on_gpu else [])]
         n = 3
-        example = tuple(tensor.to(self.device) for tensor in training.example())
+        example = moved(training.example(), self.device)
         with profile(activities=activities) as profiled:
             for _ in range(n):
                 training.train_on(example, 0.01, 0.5)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,6 +26,7 @@ _MISS_ROWS = 6
 _UPSCALE = 5
 """Screen pixels per image pixel in the sheet of misses; a whole number keeps every pixel square."""
 
+TRAIN_AND_TEST = {"train": "train (augmented images, running mean)", "test": "test (averaged weights)"}
 Curves = Sequence[Mapping[str, Any]]
 
 
@@ -48,21 +49,31 @@ def confident_misses(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
     return wrong[np.argsort(-confidence, kind="stable")]
 
 
-def draw_curves(curves: Curves, file: Path, target_accuracy: float | None = None) -> None:
-    """Loss and accuracy by epoch, on training and test images.
+def draw_curves(
+    curves: Curves,
+    file: Path | BinaryIO,
+    target_accuracy: float | None = None,
+    parts: Mapping[str, str] = TRAIN_AND_TEST,
+    title: str = "",
+    dpi: int = _DPI,
+) -> None:
+    """Loss and accuracy by epoch, on two kinds of images.
 
     Args:
-        curves: One mapping per epoch: epoch (from zero), train_loss, train_accuracy, and test_loss and
-            test_accuracy, which are None where no snapshot was tested.
+        curves: One mapping per epoch: epoch (from zero), and {part}_loss and {part}_accuracy of every part, which
+            are None where nothing was tested.
         file: PNG to write.
         target_accuracy: Drawn as a line, if given.
+        parts: What is drawn, and what the legend calls it.
+        title: Stands above both, if given.
+        dpi: Pixels per inch of a figure of 10.5 by 4.4 inches.
     """
     figure = _figure(10.5, 4.4)
     axes_loss, axes_accuracy = figure.subplots(1, 2)
-    for axes, name, title in ((axes_loss, "loss", "Loss"), (axes_accuracy, "accuracy", "Accuracy")):
-        _plot(axes, curves, f"train_{name}", _TRAIN, "train (augmented images, running mean)")
-        _plot(axes, curves, f"test_{name}", _TEST, "test (averaged weights)")
-        axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    for axes, name, heading in ((axes_loss, "loss", "Loss"), (axes_accuracy, "accuracy", "Accuracy")):
+        for (part, label), color in zip(parts.items(), (_TRAIN, _TEST), strict=True):
+            _plot(axes, curves, f"{part}_{name}", color, label)
+        axes.set_title(heading, loc="left", fontsize=11, fontweight="bold")
         axes.set_xlabel("epochs trained")
         axes.set_xlim(0, 1.02 * max((row["epoch"] + 1 for row in curves), default=1))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -76,9 +87,11 @@ def draw_curves(curves: Curves, file: Path, target_accuracy: float | None = None
         axes_accuracy.axhline(
             target_accuracy, color=_TARGET, linestyle="--", linewidth=1, label=f"target {target_accuracy:.1%}"
         )
+    if title:
+        figure.suptitle(title, parse_math=False)
     # One legend below both: inside, it would hide a curve sooner or later.
     figure.legend(*axes_accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    _save(figure, file)
+    _save(figure, file, dpi)
 
 
 def draw_misses(images: Images, logits: np.ndarray, file: Path) -> None:
@@ -178,8 +191,8 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _save(figure: Figure, file: Path) -> None:
-    figure.savefig(file, dpi=_DPI, facecolor="white")
+def _save(figure: Figure, file: Path | BinaryIO, dpi: int = _DPI) -> None:
+    figure.savefig(file, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
 
 
 def _plot(axes: Axes, curves: Curves, name: str, color: str, label: str) -> None:

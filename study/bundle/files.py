@@ -18,26 +18,25 @@ from __future__ import annotations
 import csv
 import json
 import os
-import pickle
 import shutil
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from search_spaces.architecture import ArchitectureError
 from search_spaces.candidate import Candidate
 from search_spaces.layer_table import layer_table
+from study.data.cifar10 import CLASSES, Images
 from study.errors import UserError
+from study.machine.files import DamagedFileError, read_tensors
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
-    from study.data.cifar10 import Images
     from study.model.network import Network
 
 WEIGHTS, MODEL, CANDIDATE, METRICS, SUMMARY = (
@@ -166,7 +165,7 @@ def load_candidate(folder: Path) -> Candidate:
     try:
         candidate = Candidate.from_json(data)
         _ = candidate.architecture.operations  # the shapes must work out, too
-    except (ArchitectureError, AttributeError, TypeError, ValueError) as error:
+    except (ArchitectureError, AttributeError, TypeError, ValueError) as error:  # values of any type may stand there
         raise UserError(f"{str(folder / CANDIDATE)!r} holds no candidate: {_one_line(error)}. {_AGAIN}") from error
     return candidate
 
@@ -184,23 +183,6 @@ def summary(candidate: Candidate, metrics: Mapping[str, Any]) -> str:
 
 
 _AGAIN = "Copy the bundle again, or write it again with python -m study.retrain."
-# What reading a damaged pickle or archive raises, by where the damage is.
-_DAMAGED = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    MemoryError,
-    NotImplementedError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 def _metric_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
@@ -262,8 +244,6 @@ def _export(file: Path, module: torch.nn.Module, channels: int, side: int) -> No
 
 
 def _write_confusion(file: Path, confusion: np.ndarray) -> None:
-    from study.data.cifar10 import CLASSES
-
     names = CLASSES[: len(confusion)]
     with file.open("w", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
@@ -327,11 +307,8 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
     file = _require(folder, WEIGHTS)
     try:
-        with zipfile.ZipFile(file) as archive:  # torch.load does not compare the checksums it writes
-            if archive.testzip() is not None:
-                raise zipfile.BadZipFile("a checksum does not match")
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except _DAMAGED as error:
+        state = read_tensors(file)
+    except DamagedFileError as error:
         raise UserError(f"{str(file)!r} is damaged or no file of weights. {_AGAIN}") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{str(file)!r} must hold a state dict, and holds something else. {_AGAIN}")

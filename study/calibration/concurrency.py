@@ -3,6 +3,7 @@
 Small networks leave a GPU idle between kernels, and threads that wait for each other at the end of every
 small operation leave cores idle. Several trainings at once fill these gaps, until they get in each
 other's way. Measured once on a machine (some seconds in all), kept in the user's cache.
+Torch is imported by the processes that train: who only asks what is known needs none.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ import numpy as np
 
 from search_spaces.architecture import identifier
 from search_spaces.reference import REFERENCE
+from study.data.augmentation import AugmentedBatches, training_order
+from study.data.cifar10 import Images
 from study.errors import CaptureFailed, TrialFailed
 from study.machine import cache
 from study.machine.hardware import hardware, n_cores, n_loaders, versions
 from study.machine.processes import end_with_parent
+from study.training.records import TrainingConfig
 
 if TYPE_CHECKING:
     from study.training.loop import Training
@@ -97,10 +101,7 @@ def rates(device: str, precision: str) -> dict[int, float]:
 
 def known_rates(device: str, precision: str) -> dict[int, float]:
     """What was measured on this machine before; empty if nothing was."""
-    try:
-        return {int(jobs): float(rate) for jobs, rate in cache.recall(_name(device, precision)).items()}
-    except (AttributeError, ValueError, TypeError):
-        return {}
+    return {int(jobs): float(rate) for jobs, rate in cache.recall(_name(device, precision)).items()}
 
 
 def candidates(cores: int, device: str) -> list[int]:
@@ -150,7 +151,7 @@ def trainings(device: str, precision: str, most: int) -> Iterator[Any]:
 def _train(device: str, precision: str, jobs: int, window: Window, barrier: Any) -> float:
     try:
         return _images_per_second(device, precision, jobs, window, barrier)
-    except Exception:
+    except BaseException:  # raised again
         barrier.abort()  # the others must not wait for this one
         raise
 
@@ -158,7 +159,6 @@ def _train(device: str, precision: str, jobs: int, window: Window, barrier: Any)
 def _images_per_second(device: str, precision: str, jobs: int, window: Window, barrier: Any) -> float:
     import torch
 
-    from study.data.augmentation import AugmentedBatches, training_order
     from study.data.batches import batches
 
     torch.set_num_threads(max(1, n_cores() // jobs))
@@ -187,9 +187,7 @@ def _images_per_second(device: str, precision: str, jobs: int, window: Window, b
 @functools.cache
 def _ready(device: str, precision: str) -> Training:
     """This process's training: a GPU captures it once."""
-    from study.data.cifar10 import Images
     from study.training.loop import Training
-    from study.training.records import TrainingConfig
 
     rng = np.random.default_rng(0)
     images = Images(rng.integers(0, 256, (N_IMAGES, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, N_IMAGES))

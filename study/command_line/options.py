@@ -11,7 +11,10 @@ from typing import Any
 from urllib.parse import quote
 
 from search_spaces import DEFAULT_SPACE, GPU_SPACE
+from study.errors import UserError
 from study.machine.paths import default_storage
+
+CHECKPOINT_S = 30.0
 
 
 def add_study_options(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +27,17 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
         help=f"(default: the space's name; {GPU_SPACE} where there is a GPU, else {DEFAULT_SPACE})",
     )
     group.add_argument("--out", metavar="DIR", help="folder of the study (default: results/runs/<study-name>)")
+
+
+def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:
+    """`--checkpoint-every`."""
+    parser.add_argument(
+        "--checkpoint-every",
+        type=float,
+        default=CHECKPOINT_S,
+        metavar="S",
+        help="an interrupted trial loses at most so many seconds of its training (default: %(default)g)",
+    )
 
 
 def storage_url(options: argparse.Namespace) -> str:
@@ -80,6 +94,18 @@ def has_gpu() -> bool:
 def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
     """Those of the options that the user gave."""
     return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def check_fraction(option: str, value: float | None) -> None:
+    """Refuses what is no fraction between 0 and 1.
+
+    Raises:
+        UserError: It is given and is none.
+    """
+    if value is None or 0 < value < 1:
+        return
+    meant = f" For {value:g}% write {value / 100:g}." if 1 < value < 100 else ""
+    raise UserError(f"{option} is a fraction between 0 and 1: {value:g}.{meant}")
 
 
 def jobs_option(text: str) -> int | str:

@@ -1,6 +1,10 @@
-"""Numbers as people read them."""
+"""Numbers, names and tables as people read them."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from typing import Any
 
 MISSING = "-"
 """What stands for a value that is not known."""
@@ -36,3 +40,51 @@ def duration(seconds: float | None) -> str:
     if hours < 48:
         return f"{hours} h {minutes} min"
     return f"{hours // 24} d {hours % 24} h"
+
+
+def counted(n: int, noun: str) -> str:
+    """(1, "trial") -> 1 trial; (1200, "trial") -> 1,200 trials."""
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
+def shown_value(value: Any) -> str:
+    """A setting: True -> yes, 45000 -> 45,000, 0.012345 -> 0.01235, and whatever else as it is."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def markdown_text(text: str) -> str:
+    """`text` on one line, with no HTML and no link of its own; everything else stays as a terminal shows it best."""
+    line = " ".join(text.splitlines())
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line).replace("](", "]\\(")
+
+
+def markdown_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Collection[int] = (), padded: bool = False
+) -> str:
+    """A table in GitHub's Markdown, without a line break at its end.
+
+    Args:
+        columns: Headings.
+        rows: One cell per column, in whatever characters.
+        numeric: Indices of the columns to align to the right.
+        padded: Whether columns line up in a terminal too.
+    """
+    lines = [[_cell(text) for text in row] for row in (columns, *rows)]
+    widths = [max(3, *(len(line[i]) for line in lines)) if padded else 3 for i in range(len(columns))]
+    rule = ["-" * (width - 1) + (":" if i in numeric else "-") for i, width in enumerate(widths)]
+
+    def pad(i: int, cell: str) -> str:
+        width = widths[i] if padded else 0
+        return cell.rjust(width) if i in numeric else cell.ljust(width)
+
+    lines.insert(1, rule)
+    return "\n".join(f"| {' | '.join(pad(i, cell) for i, cell in enumerate(line))} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """A backslash before a bar would end what escapes the bar, so it is doubled."""
+    return re.sub(r"(\\*)\|", r"\1\1\\|", markdown_text(text))

@@ -22,6 +22,9 @@ import study  # noqa: F401 - sets albumentations' environment before its import 
 from search_spaces.candidate import Augmentation
 from study.data.cifar10 import MEAN, Images
 
+AUGMENTATION_ORDER = "affine,dropout,crop,flip"
+"""Of what `compose` and `study.data.batches.place` do; another order is another study."""
+
 _FILL = tuple(round(255 * channel) for channel in MEAN)
 
 
@@ -63,7 +66,7 @@ def compose(augmentation: Augmentation) -> Any:
     Transforms that cannot change an image are left out. `A.Compose(seed=...)` is never used: it
     gives all transforms the same random stream, which correlates them.
     """
-    import albumentations as A
+    import albumentations as A  # a second or more, which only who augments is to wait for
     import cv2
 
     cv2.setNumThreads(0)  # parallelism is over processes, each on one core

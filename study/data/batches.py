@@ -205,15 +205,22 @@ def _help(
     connection: Connection, other_end: Connection, source: AugmentedBatches, places: Sequence[np.ndarray]
 ) -> None:
     other_end.close()  # inherited; while it is open here, the end of the parent would go unnoticed
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
+    for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C and a lost terminal are for the process that trains
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     shape = source.images.pixels.shape[1:]
-    with contextlib.suppress(EOFError, OSError):  # the parent is done with it, or gone
-        for place in itertools.cycle(places):
-            spec = connection.recv()
-            source.augment(spec, _view(place, len(spec.indices), shape))
+    for place, spec in zip(itertools.cycle(places), _asked(connection), strict=False):
+        source.augment(spec, _view(place, len(spec.indices), shape))
+        with contextlib.suppress(ConnectionError):  # the parent is gone: nothing more will be asked
             connection.send(True)
+
+
+def _asked(connection: Connection) -> Iterator[BatchSpec]:
+    """Until the parent is done with this process, or gone."""
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            yield connection.recv()
 
 
 def _view(memory: np.ndarray, n: int, shape: tuple[int, ...]) -> np.ndarray:

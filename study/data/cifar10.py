@@ -19,13 +19,13 @@ FOLDER = "cifar-10-batches-py"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
-"""Per-channel mean and standard deviation of the 50,000 training images, in [0, 1]."""
+"""Per-channel mean and standard deviation of the training images, in [0, 1]."""
 
 N_TRAINING = 50_000
 N_VALIDATION = 5_000
 N_SEARCH = N_TRAINING - N_VALIDATION
 SPLIT_SEED = 0
-"""Seed of the split into 45,000 images to search on and 5,000 to validate; the same for every study."""
+"""Seed of the split into N_SEARCH images to search on and N_VALIDATION to validate; the same for every study."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def find_folder(data: str | None = None) -> Path:
 
 
 def load_train(data: str | None = None) -> Images:
-    """The 50,000 training images, memory-mapped from the user's cache."""
+    """All training images, memory-mapped from the user's cache."""
     return _load(find_folder(data), train=True)
 
 
@@ -100,8 +100,8 @@ def search_split(
 
     Args:
         labels: int64 [50000], all training labels.
-        n_train: Images to train on, at most 45,000.
-        n_val: Images to validate on, at most 5,000.
+        n_train: Images to train on, at most N_SEARCH.
+        n_val: Images to validate on, at most N_VALIDATION.
     """
     check_sizes(n_train, n_val)
     rng = np.random.default_rng(SPLIT_SEED)
@@ -111,7 +111,7 @@ def search_split(
 
 
 def _load(folder: Path, train: bool) -> Images:
-    import joblib
+    import joblib  # whoever looks for the data set alone, as --help does, need not wait for it
 
     files = sorted((folder / FOLDER).glob("data_batch_*" if train else "test_batch"))
     # The cache notices a file that changed; a damaged one then fails its checksum.

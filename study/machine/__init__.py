@@ -1,1 +1,1 @@
-"""This machine: cores and GPUs, memory, processes, folders, what was measured here."""
+"""This machine: cores and GPUs, memory, processes, folders and files, what was measured here."""

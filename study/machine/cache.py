@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+from pathlib import Path
 from typing import Any
 
+from study.machine.files import write_atomically
 from study.machine.paths import cache_dir
 
 
-def recall(name: str) -> Any:
-    """What was kept under `name`; None if there is nothing, or it cannot be read."""
+def recall(name: str) -> dict[str, Any]:
+    """What was kept under `name`; empty if nothing was, or it cannot be read."""
     try:
-        return json.loads(_file(name).read_text())
-    except (OSError, ValueError):
-        return None
+        content = json.loads(_file(name).read_text())
+    except (OSError, ValueError):  # ValueError: no JSON, or no UTF-8
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
-def keep(name: str, content: Any) -> None:
-    """Keeps `content`, ready for JSON, under `name`. A cache that cannot be written costs time later, no more."""
-    file = _file(name)
-    temporary = file.with_suffix(f".{os.getpid()}")
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=1))
-        temporary.replace(file)
+def keep(name: str, content: dict[str, Any]) -> None:
+    """Keeps `content`, ready for JSON, under `name`."""
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time later, no more
+        write_atomically(_file(name), json.dumps(content, indent=1))
 
 
-def _file(name: str) -> Any:
+def _file(name: str) -> Path:
     return cache_dir() / f"{name}.json"

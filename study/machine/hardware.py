@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from study.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 
 def n_cores() -> int:
@@ -68,8 +66,6 @@ def hardware(device: str) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions that results depend on."""
-    from importlib.metadata import version
-
     names = ("torch", "torchvision", "albumentations", "optuna", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 
@@ -29,8 +31,6 @@ def measure_receptive_field(network: Network, architecture: Architecture) -> int
     nothing is cut off; the answer is the side of the bounding box of the non-zero gradient of the
     centre output (float64, on a copy).
     """
-    import copy
-
     layers = copy.deepcopy(network.layers).cpu().double()
 
     def linear(module: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 
 import torch
 from torch import nn
@@ -92,8 +93,6 @@ def folded(network: Network) -> Network:
 
     Saves about a quarter of the time; equal up to rounding.
     """
-    import copy
-
     network = copy.deepcopy(network).eval()
     for sequence in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
         for place in range(len(sequence) - 1):

@@ -1,137 +1,115 @@
-"""What optuna-dashboard shows of a study and of every finished trial: notes, layer table, curves.
+"""What optuna-dashboard shows of a study and of every trial: notes, layer table, curves.
 
-Optuna refuses new attributes on a finished trial, and with them `optuna.artifacts.upload_artifact`.
-The dashboard also reads a trial's artifacts from the study's attributes; they are written there, with
-fixed ids, so that publishing a trial again replaces its files and never doubles them.
+A trial's note and layer table are written when it begins, so that nothing a person writes later is lost. Notes are
+system attributes of the study under names that the dashboard reads. Its own `save_note` reads all notes of the study
+several times before it writes one, a second at thousands of trials.
 """
 
 from __future__ import annotations
 
-import csv
-import functools
-import io
-import json
 import logging
-import uuid
+import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from search_spaces.architecture import ACTIVATION_NAMES, Architecture, ArchitectureError
-from search_spaces.candidate import Candidate
-from study.errors import first_line
-from study.storage.database import METRIC, config_of, study_attributes
+from search_spaces.architecture import ACTIVATION_NAMES, Architecture
+from search_spaces.constraints import limit_rows
+from study.command_line.wording import markdown_table, markdown_text
+from study.reporting.pictures import layers_csv, shape_text
+from study.storage.database import METRIC, config_of
 
 _logger = logging.getLogger(__name__)
 
-LAYERS, CURVE = "layers.csv", "curve.png"
-_ARTIFACT_KEY = "dashboard:artifacts:{trial_id}:{artifact_id}"
-"""Where the dashboard looks for artifacts of trials among the study's system attributes."""
-_NAMESPACE = uuid.UUID("6d0c3f0e-8d3b-4f55-9d0a-6b6f6d1f7c11")
-_COLUMNS = ("layer", "operation", "detail", "in_shape", "out_shape", "params", "macs", "receptive_field")
+_NOTE_PART = 2045
+"""Characters that the dashboard keeps in one attribute."""
 
 
-def publish_study(study: optuna.Study) -> None:
-    """Names the metric, and writes the study's note unless it has one (a person may have edited it).
+def publish_study(study: optuna.Study, storage: optuna.storages.BaseStorage) -> None:
+    """Names the metric of a new study, and writes its note.
 
     Raises:
         UserError: The study holds no configuration.
     """
-    if study.metric_names != [METRIC]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names([METRIC])
-    _note(study, study_note(study))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names([METRIC])
+    _write_note(study, storage, "dashboard:", study_note(study))
 
 
-def publish_trial(study: optuna.Study, trial: FrozenTrial, artifacts: Path) -> None:
-    """Writes the trial's note and its artifacts `layers.csv` and `curve.png`.
+def publish_trial(
+    study: optuna.Study,
+    storage: optuna.storages.BaseStorage,
+    trial: optuna.Trial,
+    architecture: Architecture,
+    artifacts: Path,
+) -> None:
+    """Writes the note and the layer table of a trial that is about to be trained."""
+    study_id = storage.get_study_id_from_name(study.study_name)
+    trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+    _write_note(study, storage, f"dashboard:{trial_id}:", trial_note(trial, architecture))
+    attach(trial, artifacts, {"layers.csv": layers_csv(architecture).encode()})
 
-    May be called again: files are replaced, a note that exists is left (a person may have edited it).
-    A disk that cannot take the files, or a package that is missing, costs the trial its note or its pictures, not its
-    result: it is logged.
+
+def attach(trial: optuna.Trial, artifacts: Path, files: Mapping[str, bytes]) -> None:
+    """Adds `files`, by name, to a running trial. A disk that cannot take them costs the trial its files, not its
+    result: that is logged.
 
     Args:
-        study: The study in its storage.
-        trial: A complete or pruned trial of it.
+        trial: Running; Optuna takes no artifact of a finished one.
         artifacts: Folder of the study's artifact store; made if it is missing.
+        files: Their contents.
     """
-    live = SimpleNamespace(storage=_TrialNotes(study, trial), study=study, _trial_id=trial._trial_id)
-    _note(cast(optuna.Trial, live), trial_note(study, trial))  # all that save_note reads of a live trial
     try:
         artifacts.mkdir(parents=True, exist_ok=True)
-        architecture = _architecture(trial)
-        if architecture is not None:
-            _attach(study, trial, artifacts, LAYERS, "text/csv", layers_csv(architecture).encode())
-        curve = trial.user_attrs.get("curve")
-        if curve:
-            title = f"Trial {trial.number}: {_outcome(trial)}"
-            _attach(study, trial, artifacts, CURVE, "image/png", curve_png(curve, title))
-    except ImportError as error:
-        _do_without(f"curves ({first_line(error)})")
+        store = optuna.artifacts.FileSystemArtifactStore(artifacts)
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in files.items():
+                file = Path(folder) / name
+                file.write_bytes(content)
+                optuna.artifacts.upload_artifact(artifact_store=store, file_path=str(file), study_or_trial=trial)
     except OSError as error:
         _logger.warning("Trial %d: its artifacts could not be written to %s: %s.", trial.number, artifacts, error)
 
 
-class _TrialNotes:
-    """What the dashboard asks of a storage for the note of one trial: the attributes of all trials are not read."""
-
-    def __init__(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        self._study, self._prefix = study, f"dashboard:{trial._trial_id}:"
-
-    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        return study_attributes(self._study, self._prefix)
-
-    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        self._study._storage.set_study_system_attr(study_id, key, value)
+def _write_note(study: optuna.Study, storage: optuna.storages.BaseStorage, prefix: str, body: str) -> None:
+    study_id = storage.get_study_id_from_name(study.study_name)
+    for part, start in enumerate(range(0, len(body), _NOTE_PART)):
+        storage.set_study_system_attr(study_id, f"{prefix}note_str:{part}", body[start : start + _NOTE_PART])
+    storage.set_study_system_attr(study_id, f"{prefix}note_ver", 1)
 
 
-def trial_note(study: optuna.Study, trial: FrozenTrial) -> str:
-    """GitHub Markdown: one line of verdict, candidate, repairs, layer table."""
-    attrs = trial.user_attrs
-    anchor = f" Anchor: **{attrs['anchor']}**." if attrs.get("anchor") else ""
-    facts = [f"{attrs['params']:,} parameters"] if "params" in attrs else []
-    if "receptive_field" in attrs:
-        facts.append(f"receptive field {attrs['receptive_field']}")
-    if "macs" in attrs:
-        facts.append(f"{attrs['macs'] / 1e6:,.1f}M multiply-accumulates")
-    if "wall_s" in attrs:
-        facts.append(f"{attrs['wall_s']:,.0f} s")
-    lines = [f"**{_outcome(trial)}**" + "".join(f", {fact}" for fact in facts) + f".{anchor}", ""]
-    if attrs.get("candidate_id"):
-        lines.append(f"- Candidate `{attrs['candidate_id']}`, slot {attrs.get('slot', '?')}")
-    repairs = attrs.get("repairs")
-    if repairs is not None:
-        lines.append(f"- Repairs: {'; '.join(repairs) if repairs else 'none'}")
-    broken = sorted(name for name, value in trial.constraints.items() if value > 0)
-    if trial.constraints:
-        lines.append(f"- Limits: {'broken: ' + ', '.join(broken) if broken else 'all met'}")
-    architecture = _architecture(trial)
-    if architecture is not None:
-        lines += ["", *_layer_lines(architecture)]
+def trial_note(trial: optuna.Trial | FrozenTrial, architecture: Architecture) -> str:
+    """GitHub Markdown: what the trial is, its repairs, its layers."""
+    attrs, constraints = trial.user_attrs, trial.constraints
+    facts = [
+        f"{attrs['params']:,} parameters",
+        f"receptive field {attrs['receptive_field']}",
+        f"{attrs['macs'] / 1e6:,.1f}M multiply-accumulates",
+    ]
+    anchor = f" Anchor: **{markdown_text(attrs['anchor'])}**." if attrs.get("anchor") else ""
+    queued = " From the queue." if attrs.get("queued") else ""
+    broken = sorted(name for name, value in constraints.items() if value > 0)
+    lines = [
+        f"**{facts[0]}**, {', '.join(facts[1:])}.{anchor}{queued}",
+        "",
+        f"- Candidate `{attrs['candidate_id']}`, slot {attrs['slot']}",
+        f"- Repairs: {markdown_text('; '.join(attrs['repairs']) or 'none')}",
+        f"- Limits: {'broken: ' + ', '.join(broken) if broken else 'all met'}",
+        "",
+        _layer_table(architecture),
+    ]
     return "\n".join(lines) + "\n"
 
 
 def study_note(study: optuna.Study) -> str:
     """GitHub Markdown: what is searched, under which limits and conditions."""
     config = config_of(study)
-    limits = config.limits
-    rows = [
-        ("Parameters", f"< {limits.max_params:,}"),
-        ("Receptive field, pooling not counted", f"> {limits.min_receptive_field}"),
-        ("Dilated convolutions", "at least 1"),
-        ("Depthwise separable convolutions", "at least 1"),
-        ("Pooling", "none but the global average"),
-    ]
-    if limits.max_macs is not None:
-        rows.append(("Multiply-accumulates", f"< {limits.max_macs:,}"))
-    if limits.max_epoch_s is not None:
-        rows.append(("Predicted seconds of an epoch", f"< {limits.max_epoch_s:g}"))
+    limits = [(row.label, row.required) for row in limit_rows(config.limits)]
     target = study.user_attrs.get("target_accuracy")
     aim = f" The target is {100 * target:.1f}% test accuracy after the retrain." if isinstance(target, float) else ""
     conditions = [(name, str(value)) for name, value in config.to_json().items() if name != "limits"]
@@ -142,116 +120,22 @@ def study_note(study: optuna.Study) -> str:
             "",
             "### Limits",
             "",
-            *_markdown_table(("Limit", "Required"), rows),
+            markdown_table(("Limit", "Required"), limits),
             "",
             "### Configuration",
             "",
-            *_markdown_table(("Name", "Value"), conditions),
+            markdown_table(("Name", "Value"), conditions),
             "",
         ]
     )
 
 
-def layers_csv(architecture: Architecture) -> str:
-    """Every operation of the network, one row each."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for op in architecture.operations:
-        writer.writerow(
-            (
-                op.layer, op.name, op.detail, _shape(op.in_shape), _shape(op.out_shape), op.params, op.macs,
-                op.receptive_field,
-            )
-        )  # fmt: skip
-    return buffer.getvalue()
-
-
-def curve_png(curve: Sequence[Mapping[str, Any]], title: str) -> bytes:
-    """Loss and accuracy by epoch, training and validation, as a PNG."""
-    # Figures of their own, without pyplot: its registry is global and keeps every figure alive.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
-
-    figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2)
-    for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
-        for part, label, colour in (
-            ("train", "train (augmented)", "#E69F00"),
-            ("val", "validation (EMA)", "#0072B2"),
-        ):
-            points = [(e["epoch"] + 1, e[f"{part}_{name}"]) for e in curve if e.get(f"{part}_{name}") is not None]
-            if points:
-                axis.plot(*zip(*points, strict=True), color=colour, label=label, marker="o", markersize=3)
-                axis.legend(frameon=False)
-        axis.set_xlabel("epoch")
-        axis.set_title(name)
-        axis.grid(color="#e4e8ec")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[1].yaxis.set_major_formatter(PercentFormatter(1.0))
-    figure.suptitle(title)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _note(target: optuna.Study | optuna.Trial, body: str) -> None:
-    try:
-        from optuna_dashboard import get_note, save_note  # brings a web server along: only when it is needed
-    except ImportError as error:
-        _do_without(f"notes ({first_line(error)})")
-        return
-    if not get_note(target):
-        save_note(target, body)
-
-
-@functools.cache
-def _do_without(what: str) -> None:
-    """Says once what the dashboard will not show."""
-    _logger.warning("optuna-dashboard will show no %s. The study goes on without.", what)
-
-
-def _attach(
-    study: optuna.Study, trial: FrozenTrial, folder: Path, filename: str, mimetype: str, content: bytes
-) -> None:
-    artifact_id = str(uuid.uuid5(_NAMESPACE, f"{study.study_name}/{trial.number}/{filename}"))
-    store = optuna.artifacts.FileSystemArtifactStore(folder)
-    store.write(artifact_id, io.BytesIO(content))  # first the file: the dashboard may look at any moment
-    key = _ARTIFACT_KEY.format(trial_id=trial._trial_id, artifact_id=artifact_id)
-    meta = {"artifact_id": artifact_id, "filename": filename, "mimetype": mimetype, "encoding": None}
-    study._storage.set_study_system_attr(study._study_id, key, json.dumps(meta))
-
-
-def _outcome(trial: FrozenTrial) -> str:
-    values = trial.intermediate_values
-    if trial.state == TrialState.COMPLETE and trial.value is not None:
-        return f"Validation accuracy {100 * trial.value:.2f}% after {len(values)} epochs"
-    if values:
-        last = max(values)
-        accuracy = f"validation accuracy {100 * values[last]:.2f}%"
-        return f"{trial.state.name.capitalize()} after epoch {last + 1}, {accuracy}"
-    return trial.state.name.capitalize()
-
-
-def _architecture(trial: FrozenTrial) -> Architecture | None:
-    stored = trial.user_attrs.get("candidate")
-    if stored is None:
-        return None
-    try:
-        return Candidate.from_json(stored).architecture
-    except ArchitectureError:
-        return None
-
-
-def _layer_lines(architecture: Architecture) -> list[str]:
+def _layer_table(architecture: Architecture) -> str:
     rows = list(_units(architecture))
     total = ("", "**total**", "", f"**{architecture.params:,}**", f"**{architecture.macs:,}**")
     columns = ("#", "Operation", "Output", "Parameters", "MACs", "Receptive field")
     field = f"**{architecture.receptive_field}** ({architecture.receptive_field_with_pool} with the pooling)"
-    return _markdown_table(columns, [*rows, (*total, field)], n_words=3)
+    return markdown_table(columns, [*rows, (*total, field)], numeric={3, 4, 5})
 
 
 def _units(architecture: Architecture) -> Iterator[tuple[str, ...]]:
@@ -267,16 +151,6 @@ def _units(architecture: Architecture) -> Iterator[tuple[str, ...]]:
             rows.append(([f"{kind} {op.detail}".strip()], op, op.params, op.macs))
     for words, op, params, macs in rows:
         yield (
-            str(op.layer), " + ".join(words), _shape(op.out_shape), f"{params:,}", f"{macs:,}",
+            str(op.layer), " + ".join(words), shape_text(op.out_shape), f"{params:,}", f"{macs:,}",
             str(op.receptive_field),
         )  # fmt: skip
-
-
-def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], n_words: int = 2) -> list[str]:
-    """A table whose columns after the first `n_words` are figures, aligned on the right."""
-    lines = [columns, ["---"] * n_words + ["---:"] * (len(columns) - n_words), *rows]
-    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
-
-
-def _shape(shape: tuple[int, int, int]) -> str:
-    return "x".join(map(str, shape))

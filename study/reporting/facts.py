@@ -1,37 +1,111 @@
-"""What the sections of a report are made of, read once, and how it is worded."""
+"""What the sections of a report are made of, read once: trials as plain records. No plotly here."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.architecture import Architecture, ArchitectureError
-from search_spaces.constraints import Clock
+from search_spaces.constraints import Clock, LimitRow, limit_rows
 from search_spaces.cost import CostModel
-from study.command_line.wording import MISSING, percent
-from study.reporting import figures
-from study.reporting.figures import Record
+from study.command_line.wording import percent
 from study.storage.config import StudyConfig
-from study.storage.database import config_of
+from study.storage.database import config_of, is_ours
+from study.storage.outcome import Outcome
 
-BOUND_FRAC = 0.01
-"""A real parameter within this share of its range from an end counts as being at the bound."""
+MIN_FOR_IMPORTANCE = 10
+"""Complete trials below which a ranking of parameters would be noise."""
+
+
+_WITHOUT_RESULT = (Outcome.FAILED, Outcome.INTERRUPTED, Outcome.INFEASIBLE)
+"""What Optuna does not tell apart."""
+_STORED = (
+    "slot", "params", "receptive_field", "receptive_field_with_pool", "macs", "n_dilated_reductions", "anchor",
+    "candidate_id", "candidate", "reason",
+)  # fmt: skip
+"""User attributes that a record holds as they are."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One trial, with None for whatever it has not stored (yet).
+
+    Attributes:
+        number, slot: Optuna's number, and the slot of work it filled.
+        accuracy: EMA validation accuracy of the last epoch it reached, in [0, 1].
+        curve: (epoch from zero, validation accuracy) per epoch.
+        glanced: Whether some epochs were validated on fewer images than others.
+        sampled, distributions: Value and Optuna's distribution per parameter of the space.
+        params, receptive_field, receptive_field_with_pool, macs, n_dilated_reductions: Of the network.
+        wall_s: Seconds it took.
+        anchor: "reference", "default" or None.
+        candidate: JSON of the candidate.
+        repairs: What decoding changed; None if it was not decoded.
+        reason: Why it failed or was pruned.
+    """
+
+    number: int
+    outcome: Outcome
+    accuracy: float | None
+    curve: tuple[tuple[int, float], ...]
+    glanced: bool
+    sampled: Mapping[str, Any]
+    distributions: Mapping[str, BaseDistribution]
+    wall_s: float | None
+    repairs: tuple[str, ...] | None
+    slot: int | None
+    params: int | None
+    receptive_field: int | None
+    receptive_field_with_pool: int | None
+    macs: int | None
+    n_dilated_reductions: int | None
+    anchor: str | None
+    candidate_id: str | None
+    candidate: Mapping[str, Any] | None
+    reason: str | None
+
+    @property
+    def reduces_by_dilation(self) -> bool:
+        """At least one dilated unpadded convolution does what others leave to a stride or a pooling."""
+        return bool(self.n_dilated_reductions)
+
+    @property
+    def reached(self) -> str:
+        """`87.34%` if it is complete, else `30.00% (pruned, epoch 3)` or `failed`."""
+        if self.outcome == Outcome.COMPLETE:
+            return percent(self.accuracy, 2)
+        where = f"{self.outcome}, epoch {len(self.curve)}" if self.curve else str(self.outcome)
+        return where if self.accuracy is None else f"{percent(self.accuracy, 2)} ({where})"
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything that sections are made of, read once."""
+    """Everything that sections are made of.
+
+    Attributes:
+        records: The study's trials by number, without those that somebody else added.
+        ranked: The complete ones, best first.
+        n_foreign: How many somebody else added.
+        shares: Importance of the parameters, largest first, adding up to 1; empty with too few trials.
+        metrics: The retrain's figures: None without a retrain, empty if they cannot be read.
+        target: Test accuracy to pass, in [0, 1].
+    """
 
     study: optuna.Study
-    out: Path
     config: StudyConfig
     records: list[Record]
     ranked: list[Record]
+    n_foreign: int
     shares: dict[str, float]
     metrics: dict[str, Any] | None
     target: float | None
@@ -40,28 +114,116 @@ class Facts:
     def best(self) -> Record | None:
         return self.ranked[0] if self.ranked else None
 
-    def count(self, outcome: str) -> int:
-        return sum(record.outcome == outcome for record in self.records)
+    def having(self, *outcomes: Outcome) -> list[Record]:
+        return [record for record in self.records if record.outcome in outcomes]
+
+    def limits(self, record: Record | None = None) -> tuple[LimitRow, ...]:
+        """Every limit of the study, held against the candidate of `record` where it can be read."""
+        architecture, clock, cost = None, None, self.study.user_attrs.get("cost_model")
+        if record is not None and record.candidate is not None:
+            with contextlib.suppress(ArchitectureError, KeyError, TypeError):
+                architecture = Architecture.from_json(record.candidate["architecture"])
+        if isinstance(cost, dict):
+            with contextlib.suppress(TypeError):
+                clock = Clock(CostModel.from_json(cost), self.config.train_images, self.config.val_images)
+        return limit_rows(self.config.limits, architecture, clock)
 
 
 def read_facts(study: optuna.Study, out: Path) -> Facts:
+    """Reads `study`, and `out`/best/metrics.json if there is one.
+
+    Raises:
+        UserError: The study holds no configuration.
+    """
     config = config_of(study)
-    records = figures.read_records(study)
+    trials = study.get_trials(deepcopy=False)
+    records = [record_of(trial) for trial in trials if is_ours(trial) or not trial.state.is_finished()]
+    ranked = rank(records)
     target = study.user_attrs.get("target_accuracy")
     return Facts(
         study=study,
-        out=out,
         config=config,
         records=records,
-        ranked=figures.rank(records),
-        shares=figures.importances(study, records),
+        ranked=ranked,
+        n_foreign=len(trials) - len(records),
+        shares=importances(ranked),
         metrics=_metrics(out / "best" / "metrics.json"),
-        target=target if isinstance(target, (int, float)) else None,
+        target=target if is_number(target) else None,
     )
 
 
+def outcome(trial: FrozenTrial) -> Outcome:
+    """What became of a trial: its attribute `outcome`; trials of older studies have none, but a reason."""
+    known = Outcome.FAILED if trial.state == TrialState.FAIL else Outcome(trial.state.name.lower())
+    if known not in (Outcome.FAILED, Outcome.PRUNED):
+        return known
+    stored, reason = trial.user_attrs.get("outcome"), str(trial.user_attrs.get("reason", ""))
+    if stored in (known, *_WITHOUT_RESULT):
+        return Outcome(stored)
+    if reason.startswith("infeasible") or any(value > 0 for value in trial.constraints.values()):
+        return Outcome.INFEASIBLE
+    return Outcome.INTERRUPTED if reason.startswith("interrupted") else known
+
+
+def record_of(trial: FrozenTrial) -> Record:
+    """What is known of a trial in whatever state."""
+    attrs = trial.user_attrs
+    curve = tuple((epoch, value) for epoch, value in sorted(trial.intermediate_values.items()) if math.isfinite(value))
+    accuracy = curve[-1][1] if curve else None
+    if trial.state == TrialState.COMPLETE and trial.value is not None:
+        accuracy = trial.value if math.isfinite(trial.value) else None
+    wall_s, repairs = attrs.get("wall_s"), attrs.get("repairs")
+    if wall_s is None and trial.state.is_finished() and trial.duration is not None:
+        wall_s = trial.duration.total_seconds()
+    return Record(
+        number=trial.number,
+        outcome=outcome(trial),
+        accuracy=accuracy,
+        curve=curve,
+        glanced=len({epoch.get("n_val") for epoch in attrs.get("curve", ())}) > 1,
+        sampled=trial.params,
+        distributions=trial.distributions,
+        wall_s=wall_s,
+        repairs=None if repairs is None else tuple(repairs),
+        **{name: attrs.get(name) for name in _STORED},
+    )
+
+
+def rank(records: Iterable[Record]) -> list[Record]:
+    """The complete trials, best first; the earlier one where two are equal."""
+    complete = [r for r in records if r.outcome == Outcome.COMPLETE and r.accuracy is not None]
+    return sorted(complete, key=lambda r: (-(r.accuracy or 0.0), r.number))
+
+
+def importances(complete: Sequence[Record]) -> dict[str, float]:
+    """Share of importance per sampled parameter, largest first; empty with too few trials.
+
+    PED-ANOVA (Watanabe et al. 2023): unlike fANOVA and mean decrease of impurity it needs no scikit-learn.
+    """
+    names = set.intersection(*(set(r.sampled) for r in complete)) if complete else set()
+    if len(complete) < MIN_FOR_IMPORTANCE or not names:
+        return {}
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=min(0.5, max(0.1, 5 / len(complete))))
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # of a study in memory nobody need be told
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of small regimes; the report states the number of trials instead
+            ours = optuna.create_study(direction="maximize")  # the stored one may hold trials of others
+            for r in sorted(complete, key=lambda r: r.number):
+                kwargs: dict[str, Any] = {"params": dict(r.sampled), "distributions": dict(r.distributions)}
+                ours.add_trial(optuna.create_trial(value=r.accuracy, **kwargs))
+            found = optuna.importance.get_param_importances(ours, evaluator=evaluator, params=sorted(names))
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+    return dict(sorted(found.items(), key=lambda item: (-round(item[1], 9), item[0])))
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _metrics(path: Path) -> dict[str, Any] | None:
-    """The retrain's figures; None without a retrain, an empty dict if the file is damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -69,63 +231,3 @@ def _metrics(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def architecture_of(record: Record | None) -> Architecture | None:
-    if record is None or record.candidate is None:
-        return None
-    try:
-        return Architecture.from_json(record.candidate["architecture"])
-    except (ArchitectureError, KeyError, TypeError):
-        return None
-
-
-def clock_of(facts: Facts) -> Clock | None:
-    stored = facts.study.user_attrs.get("cost_model")
-    if not isinstance(stored, dict):
-        return None
-    try:
-        return Clock(CostModel.from_json(stored), facts.config.train_images, facts.config.val_images)
-    except TypeError:
-        return None
-
-
-def shorten(text: str, length: int = 120) -> str:
-    """The first line of `text`, at most `length` characters."""
-    line = text.strip().splitlines()[0] if text.strip() else ""
-    return line if len(line) <= length else line[: length - 1] + "…"
-
-
-def reached(record: Record) -> str:
-    accuracy = percent(record.accuracy, 2)
-    if record.outcome == figures.COMPLETE:
-        return accuracy
-    return f"{accuracy} ({record.outcome}, epoch {len(record.curve)})"
-
-
-def in_points(difference: float) -> str:
-    return MISSING if difference == 0 else f"{100 * difference:+.2f} points"
-
-
-def n_trials(n: int, kind: str = "") -> str:
-    return f"{n:,} {kind}trial" + ("" if n == 1 else "s")
-
-
-def is_or_are(n: int) -> str:
-    return f"is {n}" if n == 1 else f"are {n}"
-
-
-def shown_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def mean_of(value: Any) -> float:
-    return sum(value) / len(value) if isinstance(value, list) else float(value)

@@ -3,11 +3,8 @@
 No torch and no GPU: a report can be made on any machine that reads the storage. The same storage
 gives the same bytes; nothing depends on the time or place where the report is written.
 
-    study -> Page
-               |- title
-               `- sections, each a heading and blocks: Text | Tiles | Table | Chart | Charts
-    Page -> report.html   one file that opens offline, figures included
-         -> report.md     the same facts as plain tables for a terminal, without figures
+    study -> Facts -> Page -> report.html   one file that opens offline, figures included
+                           -> report.md     the same facts as plain tables for a terminal, without figures
 """
 
 from __future__ import annotations
@@ -16,20 +13,10 @@ from pathlib import Path
 
 import optuna
 
-from study.reporting.charts import figure_sections
+from study.reporting import sections
 from study.reporting.facts import read_facts
+from study.reporting.figures import figure_sections
 from study.reporting.page import Page, Section, write_page
-from study.reporting.parameters import best_parameter_blocks, repair_blocks
-from study.reporting.sections import (
-    N_BEST,
-    best_trial_blocks,
-    condition_blocks,
-    key_figure_blocks,
-    limit_blocks,
-    retrained_blocks,
-    side_by_side_blocks,
-    verdict_blocks,
-)
 
 
 def write_report(study: optuna.Study, out: Path) -> tuple[Path, Path]:
@@ -49,22 +36,18 @@ def write_report(study: optuna.Study, out: Path) -> tuple[Path, Path]:
 
 
 def build_page(study: optuna.Study, out: Path) -> Page:
-    """The report of `study` before it is written.
-
-    Raises:
-        UserError: The study holds no configuration.
-    """
+    """The report of `study` before it is written; the rest is as in `write_report`."""
     facts = read_facts(study, out)
-    verdict = verdict_blocks(facts)
-    sections = [
-        Section("Verdict", (*verdict, *retrained_blocks(facts))),
-        Section("Key figures", key_figure_blocks(facts)),
-        Section("Limits", limit_blocks(facts)),
-        Section(f"The {N_BEST} best trials and the anchors", best_trial_blocks(facts)),
-        Section("Side by side", side_by_side_blocks(facts)),
-        Section("Parameters of the best trial", best_parameter_blocks(facts)),
-        Section("Repair", repair_blocks(facts)),
+    verdict = sections.verdict_blocks(facts)
+    parts = (
+        Section("Verdict", (*verdict, *sections.retrained_blocks(facts))),
+        Section("Key figures", sections.key_figure_blocks(facts)),
+        Section("Limits", sections.limit_blocks(facts)),
+        Section(f"The {sections.N_BEST} best trials and the anchors", sections.best_trial_blocks(facts)),
+        Section("Side by side", sections.side_by_side_blocks(facts)),
+        Section("Parameters of the best trial", sections.best_parameter_blocks(facts)),
+        Section("Repair", sections.repair_blocks(facts)),
         *figure_sections(facts),
-        Section("Conditions", condition_blocks(facts)),
-    ]
-    return Page(f"Study {study.study_name}", tuple(sections), tuple(text.text for text in verdict))
+        Section("Conditions", sections.condition_blocks(facts)),
+    )
+    return Page(f"Study {study.study_name}", parts, [text.text for text in verdict])

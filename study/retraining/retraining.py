@@ -7,23 +7,25 @@ import statistics
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from search_spaces.candidate import Augmentation
 from search_spaces.teacher import TEACHER
 from search_spaces.training_dimensions import lengthened
+from study.bundle.files import write_bundle
+from study.calibration.prices import calibrate
 from study.command_line.wording import duration
+from study.data.cifar10 import Images, find_folder, load_test, load_train
 from study.errors import StudyFailed, TrialFailed
+from study.machine.hardware import hardware, n_cores, n_loaders, resolve_device, versions
 from study.machine.paths import REPOSITORY
 from study.reporting.optional import report
 from study.retraining.plan import RetrainPlan
-from study.retraining.seeds import Seed, checkpoint_name, seeds_at_once, train_all
+from study.retraining.seeds import Seed, seeds_at_once, train_all
 from study.retraining.target import Target, find_target
 from study.retraining.teacher import Teacher
 from study.retraining.testing import Tested, test_seed
-
-if TYPE_CHECKING:
-    from study.data.cifar10 import Images
+from study.training.checkpoints import checkpoint_name
+from study.training.records import TrainingConfig
 
 EPOCHS = {"cpu": 100, "cuda": 300}
 SEEDS = {"cpu": 1, "cuda": 5}
@@ -37,8 +39,6 @@ def retrain(plan: RetrainPlan) -> int:
         UserError: There is no such study, trial or data.
         StudyFailed: A training diverged, or a file cannot be written.
     """
-    from study.data.cifar10 import load_test
-
     target = find_target(plan)
     work = _prepare(plan, target)
     try:
@@ -76,8 +76,6 @@ class _Work:
     @property
     def lesson(self) -> Seed:
         """The teacher's training."""
-        from study.machine.hardware import n_cores
-
         assert self.teacher is not None
         first = self.seeds[0]
         teacher = self.teacher
@@ -85,11 +83,6 @@ class _Work:
 
 
 def _prepare(plan: RetrainPlan, target: Target) -> _Work:
-    from study.calibration.prices import calibrate
-    from study.data.cifar10 import find_folder, load_train
-    from study.machine.hardware import n_cores, n_loaders, resolve_device
-    from study.training.records import TrainingConfig
-
     device = resolve_device(plan.device)
     data = str(find_folder(plan.data).resolve())
     n_train = plan.n_train or len(load_train(data))
@@ -113,23 +106,24 @@ def _prepare(plan: RetrainPlan, target: Target) -> _Work:
         native_depthwise=calibrate(device).native_depthwise if device == "cuda" else frozenset(),
     )
     configs = [config, *(dataclasses.replace(config, seed=seed, n_snapshots=0) for seed in range(1, n_seeds))]
-    folder, checkpoints, teacher, teacher_file = target.folder, target.folder.parent / "checkpoints", None, None
+    folder, checkpoints, teacher = target.folder, target.folder.parent / "checkpoints", None
     seconds = epochs * n_seeds * cost.epoch_seconds(candidate.architecture, n_train) / gain
     if plan.teacher:
         teacher = Teacher.of(candidate, config, plan.teacher_epochs or epochs, n_train, checkpoints)
-        folder, teacher_file = folder.with_name(f"{folder.name}-distilled"), teacher.file
+        folder = folder.with_name(f"{folder.name}-distilled")
         lesson = cost.epoch_seconds(TEACHER.architecture, n_train)
         # Its own training, and its forward passes, a third of one, in every epoch of every seed.
         seconds += teacher.config.epochs * lesson + epochs * n_seeds * lesson / 3 / gain
+    taught_by = [] if teacher is None else [teacher.file.stem]
     seeds = [
         Seed(
             candidate,
             config,
             data,
             n_train,
-            checkpoints / f"{checkpoint_name(candidate, config, n_train, teacher_file)}.pt",
+            checkpoints / f"{checkpoint_name(candidate, config, n_train, *taught_by)}.pt",
             max(1, n_cores() // jobs),
-            teacher_file,
+            None if teacher is None else teacher.file,
         )
         for config in configs
     ]
@@ -145,9 +139,6 @@ def _prepare(plan: RetrainPlan, target: Target) -> _Work:
 
 def _write(target: Target, work: _Work, results: list[Tested], test: Images) -> None:
     """The bundle of the first seed, with the figures of all, and the report of the study."""
-    from study.bundle.files import write_bundle
-    from study.machine.hardware import hardware, versions
-
     shipped, first = results[0], work.seeds[0]
     architecture, config = first.candidate.architecture, first.config
     accuracies = [result.accuracy for result in results]

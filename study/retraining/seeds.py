@@ -6,20 +6,24 @@ import dataclasses
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from search_spaces.candidate import Candidate
 from search_spaces.teacher import TEACHER
+from study.calibration.concurrency import known_rates, rates
 from study.command_line.wording import duration
+from study.data.cifar10 import load_train
 from study.errors import CaptureFailed, StudyFailed
-from study.retraining.interrupts import InterruptFlag
+from study.machine.hardware import n_cores
+from study.machine.interrupts import InterruptFlag
+from study.machine.processes import end_with_parent
 from study.training.checkpoints import forget_snapshots, load_progress, save_progress
-
-if TYPE_CHECKING:
-    from study.training.records import Progress, Trained, TrainingConfig
-
+from study.training.records import EpochRecord, Progress, Trained, TrainingConfig
 
 CHECKPOINT_S = 60
 
@@ -51,9 +55,6 @@ class Seed:
 
 def seeds_at_once(asked: int | None, n_seeds: int, device: str, precision: str) -> tuple[int, float]:
     """How many seeds train at once, and how much faster all of them are for it than one after another."""
-    from study.calibration.concurrency import known_rates, rates
-    from study.machine.hardware import n_cores
-
     if asked is not None:
         measured = known_rates(device, precision)
         jobs = min(asked, n_seeds, n_cores())
@@ -102,11 +103,6 @@ def _train_together(seeds: Sequence[Seed], jobs: int) -> None:
         StudyFailed: One of the processes was killed.
         KeyboardInterrupt: Ctrl-C or SIGTERM, once all of them have saved their progress.
     """
-    from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-
-    from study.machine.processes import end_with_parent
-
     interrupted = InterruptFlag(pass_on=True)
     context = multiprocessing.get_context("spawn")
     try:
@@ -142,12 +138,10 @@ def train_seed(seed: Seed) -> None:
         CaptureFailed: The step cannot be captured on this GPU; this process must train no more.
         KeyboardInterrupt: Ctrl-C; the progress is saved first.
     """
-    import numpy as np
     import torch
 
-    from study.data.cifar10 import load_train
+    from study.model.network import build
     from study.training.loop import train
-    from study.training.records import EpochRecord
 
     config, file = seed.config, seed.file
     torch.set_num_threads(seed.n_threads)
@@ -181,8 +175,6 @@ def train_seed(seed: Seed) -> None:
 
     teacher = None
     if seed.teacher_file is not None:
-        from study.model.network import build
-
         finished = load_progress(seed.teacher_file)
         if finished is None:
             raise StudyFailed(f"the teacher in {seed.teacher_file} cannot be read; run the same command again.")
@@ -193,29 +185,7 @@ def train_seed(seed: Seed) -> None:
     save_progress(_finished(trained, config.epochs), file)
 
 
-def checkpoint_name(
-    candidate: Candidate, config: TrainingConfig, n_train: int, teacher_file: Path | None = None
-) -> str:
-    """Names a checkpoint by everything that its training depends on."""
-    from search_spaces.architecture import identifier
-    from study.storage.config import AUGMENTATION_ORDER
-
-    what = [
-        candidate.to_json(),
-        config.epochs,
-        config.seed,
-        config.precision,
-        config.n_snapshots,
-        n_train,
-        AUGMENTATION_ORDER,
-        *([teacher_file.stem] if teacher_file is not None else []),
-    ]
-    return f"{candidate.candidate_id}-seed{config.seed}-{identifier(what)}"
-
-
 def _finished(trained: Trained, epochs: int) -> Progress:
-    from study.training.records import Progress
-
     return Progress(
         epoch=epochs,
         ema=trained.ema.state_dict(),

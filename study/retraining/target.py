@@ -13,6 +13,7 @@ from search_spaces.reference import REFERENCE
 from search_spaces.yardstick import YARDSTICK_ARCHITECTURE
 from study.retraining.plan import RetrainPlan
 from study.storage.config import DEFAULT_TARGET
+from study.storage.reranked import find_rerank
 
 if TYPE_CHECKING:
     import optuna
@@ -47,7 +48,6 @@ def find_target(plan: RetrainPlan) -> Target:
         UserError: There is no such study or trial.
     """
     from study.storage.database import best_trial, candidate_of, config_of, get_trial, open_study
-    from study.storage.reranked import find_rerank
 
     name, out = plan.name, plan.out
     facts: dict[str, Any] = {"name": "reference"}

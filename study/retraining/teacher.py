@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from search_spaces.candidate import Candidate
 from search_spaces.teacher import TEACHER
-from study.retraining.seeds import checkpoint_name
-from study.training.checkpoints import load_progress
-
-if TYPE_CHECKING:
-    from study.training.records import TrainingConfig
+from study.machine.hardware import n_loaders
+from study.training.checkpoints import checkpoint_name, load_progress
+from study.training.records import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -27,8 +25,6 @@ class Teacher:
     @classmethod
     def of(cls, student: Candidate, config: TrainingConfig, epochs: int, n_train: int, checkpoints: Path) -> Teacher:
         """Augmented as `student`, which is trained as `config` says."""
-        from study.machine.hardware import n_loaders
-
         candidate = dataclasses.replace(TEACHER, augmentation=student.augmentation)
         # It trains alone, and no test curve is drawn of it.
         config = dataclasses.replace(config, epochs=epochs, n_snapshots=0, n_loaders=n_loaders(config.device, 1))

@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+
+from study.bundle.files import load_bundle
+from study.data.cifar10 import Images, load_test
 from study.errors import StudyFailed
+from study.machine.files import replaced
+from study.machine.hardware import hardware, resolve_device
 from study.retraining.seeds import Seed
 from study.training.checkpoints import load_progress
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from study.data.cifar10 import Images
-
 
 SAME_HARDWARE, OTHER_HARDWARE = 0.0, 0.0005
 """How far a bundle's accuracy may be from the recorded one."""
@@ -23,9 +23,6 @@ SAME_HARDWARE, OTHER_HARDWARE = 0.0, 0.0005
 
 def evaluate_bundle(folder: Path, data: str | None, device: str) -> int:
     """Tests a bundle again. Returns 0 if it gives the recorded accuracy, 1 otherwise."""
-    from study.bundle.files import load_bundle
-    from study.data.cifar10 import load_test
-    from study.machine.hardware import hardware, resolve_device
     from study.training.evaluation import accuracy, evaluate
 
     bundle = load_bundle(folder)
@@ -56,8 +53,6 @@ class Tested:
 
 def test_seed(seed: Seed, test: Images) -> Tested:
     """Tests a finished seed; a repeated call reads the stored logits instead of testing again."""
-    import numpy as np
-
     from study.model.network import build, use_native_depthwise
     from study.training.evaluation import accuracy, evaluate
 
@@ -67,10 +62,10 @@ def test_seed(seed: Seed, test: Images) -> Tested:
         raise StudyFailed(f"{file} does not hold a finished training; run the same command again.")
     network = use_native_depthwise(build(seed.candidate.architecture), config.native_depthwise)
     stored = file.with_suffix(".npz")
-    try:
+    if stored.exists():
         with np.load(stored) as saved:
             epochs, losses, logits = saved["epochs"], saved["losses"], saved["logits"]
-    except (OSError, ValueError, KeyError):
+    else:
         found = []
         states = {**progress.snapshots, config.epochs - 1: progress.ema}  # the last snapshot is the final state
         for epoch in sorted(states):
@@ -79,7 +74,8 @@ def test_seed(seed: Seed, test: Images) -> Tested:
             found.append(evaluate(network.to(config.device).eval(), test, config.device))
         epochs = np.array(sorted(states))
         losses, logits = np.array([loss for loss, _ in found]), np.stack([rows for _, rows in found])
-        np.savez(stored, epochs=epochs, losses=losses, logits=logits.astype(np.float32))
+        with replaced(stored, lasting=True) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, epochs=epochs, losses=losses, logits=logits.astype(np.float32))
     network.load_state_dict(progress.ema)
     curve = [{**dataclasses.asdict(record), "test_loss": None, "test_accuracy": None} for record in progress.records]
     for epoch, loss, rows in zip(epochs, losses, logits, strict=True):

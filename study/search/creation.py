@@ -162,8 +162,15 @@ def new_study(
         "config": config.to_json(),  # last: a study that has it is whole
     }.items():
         study.set_user_attr(key, value)
-    publish_study(study)
+    publish_study(study, storage)
     return study, storage
+
+
+def remember_command(study: optuna.Study, command: str) -> None:
+    """Adds `command` to those that the study was made by, so that its figures can name them."""
+    known: list[str] = study.user_attrs.get("commands", [])
+    if command and command not in known:
+        study.set_user_attr("commands", [*known, command])
 
 
 def expected_seconds(config: StudyConfig, cost: CostModel) -> float:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from study.command_line.options import CHECKPOINT_S
+
 SAMPLERS = ("anchored", "tpe", "random", "gp")
 DEFAULT_SAMPLER = "anchored"
 PRUNERS = ("halving", "percentile", "hyperband", "median", "none")
@@ -30,6 +32,8 @@ class SearchPlan:
         device: "auto", "cpu" or "cuda".
         data: Folder with the data set; None: where it is looked for.
         target_accuracy: Test accuracy to pass, a fraction; None: as stored, or the default.
+        checkpoint_s: Seconds between two checkpoints of a trial, which an interrupted one goes on from.
+        command: What the user typed, without secrets; kept with the study.
         next_command: What the user is told to do next.
     """
 
@@ -46,6 +50,8 @@ class SearchPlan:
     device: str = "auto"
     data: str | None = None
     target_accuracy: float | None = None
+    checkpoint_s: float = CHECKPOINT_S
+    command: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from study.command_line.wording import duration, percent
 from study.errors import UserError
 
 if TYPE_CHECKING:
     import optuna
-
-    from study.search.workers import Ended
 
 
 class Progress:
@@ -39,29 +37,30 @@ class Progress:
         if self.bar is not None:
             self.bar.refresh()
 
-    def epoch(self, slot: Any, epoch: int, val_accuracy: float) -> None:
-        if self.bar is not None and slot is not None:
+    def epoch(self, slot: int, epoch: int, val_accuracy: float) -> None:
+        if self.bar is not None:
             self.bar.set_postfix_str(
-                f"best {_percent(self.best)}, slot {slot.index} epoch {epoch + 1}: {_percent(val_accuracy)}"
+                f"best {_percent(self.best)}, slot {slot} epoch {epoch + 1}: {_percent(val_accuracy)}"
             )
 
-    def ended(self, slot: int, ended: Ended) -> None:
-        if ended.state == "FAIL":
-            self.write(f"slot {slot}: failed: {ended.reason}")
-            return
+    def failed(self, slot: int, reason: str) -> None:
+        self.write(f"slot {slot}: failed: {reason}")
+
+    def finished(self, slot: int, trial: int, value: float, pruned: str, wall_s: float) -> None:
+        """A trial is complete, or was `pruned`, which says when."""
         self.n_finished += 1
-        if ended.state == "COMPLETE" and ended.value is not None:
-            self.best = max(self.best or 0.0, ended.value)
+        if not pruned:
+            self.best = max(self.best or 0.0, value)
         if self.bar is not None:
             self.bar.update(1)
             self.bar.set_postfix_str(f"best {_percent(self.best)}")
             return
         spent = time.monotonic() - self.started
         left = spent / max(1, self.n_finished - self.n_before) * max(0, self.wanted - self.n_finished)
-        detail = f"{_percent(ended.value)}" + (f", {ended.reason}" if ended.state == "PRUNED" else "")
+        detail = _percent(value) + (f", {pruned}" if pruned else "")
         print(
-            f"[{self.n_finished}/{self.wanted}] slot {slot}, trial {ended.trial_number}: {detail}, "
-            f"{ended.wall_s:.0f} s; best {_percent(self.best)}; {duration(left)} left",
+            f"[{self.n_finished}/{self.wanted}] slot {slot}, trial {trial}: {detail}, "
+            f"{wall_s:.0f} s; best {_percent(self.best)}; {duration(left)} left",
             flush=True,
         )
 

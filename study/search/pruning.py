@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import optuna
+from optuna.trial import FrozenTrial, TrialState
 
 from study.search.plan import DEFAULT_PRUNER
 
@@ -21,10 +24,40 @@ def make_pruner(name: str, epochs: int) -> optuna.pruners.BasePruner:
     if name == "median":
         return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=warmup)
     if name == "halving":
-        return optuna.pruners.SuccessiveHalvingPruner(min_resource=_first_rung(epochs), reduction_factor=4)
+        return WithoutFailed(
+            optuna.pruners.SuccessiveHalvingPruner(min_resource=_first_rung(epochs), reduction_factor=4)
+        )
     if name == "hyperband":
         return optuna.pruners.HyperbandPruner(min_resource=warmup, max_resource=epochs, reduction_factor=3)
     return optuna.pruners.NopPruner()
+
+
+class WithoutFailed(optuna.pruners.BasePruner):
+    """`pruner`, to which failed trials never were.
+
+    Successive halving counts every trial that ever reached a rung, and a trial that was cut off after it reaches it
+    again as another trial: it would count twice. Hyperband makes a study of its own for every bracket, which this
+    cannot look into; a few cut-off trials more make it a little stricter.
+    """
+
+    def __init__(self, pruner: optuna.pruners.BasePruner) -> None:
+        self._pruner = pruner
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        return self._pruner.prune(cast(optuna.Study, _Living(study)), trial)
+
+
+class _Living:
+    """A study without its failed trials."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def get_trials(self, *args: Any, **kwargs: Any) -> list[FrozenTrial]:
+        return [trial for trial in self._study.get_trials(*args, **kwargs) if trial.state != TrialState.FAIL]
 
 
 def _first_rung(epochs: int) -> int:

@@ -5,21 +5,29 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces import SearchSpace
-from search_spaces.space import Choice, Integer, Params
+from search_spaces.space import Choice, Dimension, Integer, Params
 from study.errors import UserError
 
 N_STARTUP_TRIALS = 10
 """Finished trials before TPE stops sampling at random."""
 
 MAX_COMPARED = 1_000
-"""Trials of the worse group that TPE compares the better one with; of more, the newest, which weigh most anyway."""
+"""Trials that a sampler sees, but for the best of the older ones."""
+
+FORGOTTEN_AT_ONCE = 250
+"""Copying a study anew takes longer than a draw: it is done once for so many trials."""
+
+N_BEST = 25
+"""As many as TPE ever takes for the better group."""
 
 CHANGED_SHARE = 0.2
 """Of the dimensions that a neighbour draws anew."""
@@ -57,74 +65,77 @@ def neighbour(space: SearchSpace, centre: Params, seed: int) -> dict[str, Any]:
     return {name: value if name in changed else centre[name] for name, value in drawn.items()}
 
 
-class SlotSampler(optuna.samplers.TPESampler):
-    """A TPE sampler for one slot after another that gives each what a fresh sampler with its seed would.
-
-    A fresh one compares the dimensions of all finished trials, and turns all their parameters into numbers, for
-    every slot again. Finished trials never change, so this one does it once for each. Of more than `MAX_COMPARED`
-    worse ones it knows only the newest, which is where it differs from a fresh one: its time stops growing there.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(seed=0, n_startup_trials=N_STARTUP_TRIALS)
-        self._distributions: dict[str, Any] = {}
-        self._rows: dict[int, list[float] | None] = {}
-
-    def begin(self, seed: int) -> optuna.samplers.TPESampler:
-        """The sampler for a slot: this one, its random numbers now those of a fresh one."""
-        fresh = optuna.samplers.TPESampler(seed=seed, n_startup_trials=N_STARTUP_TRIALS)
-        if not all(name in vars(fresh) for name in ("_rng", "_random_sampler", "_search_space")):
-            return fresh  # another Optuna keeps its random numbers elsewhere
-        self._rng, self._random_sampler = fresh._rng, fresh._random_sampler
-        return self
-
-    def _get_internal_repr(
-        self, trials: list[optuna.trial.FrozenTrial], search_space: dict[str, Any], study: optuna.Study
-    ) -> dict[str, np.ndarray]:
-        """One array a dimension, of the trials that have all of them; as Optuna's, but finished trials are kept."""
-        trials = trials[-MAX_COMPARED:]
-        if search_space != self._distributions:
-            self._distributions, self._rows = dict(search_space), {}
-        rows = []
-        for trial in trials:
-            if trial.number in self._rows:
-                row = self._rows[trial.number]
-            else:
-                params = self._get_params(trial, study)
-                row = None
-                if search_space.keys() <= params.keys():
-                    row = [each.to_internal_repr(params[name]) for name, each in search_space.items()]
-                if trial.state.is_finished():
-                    self._rows[trial.number] = row
-            if row is not None:
-                rows.append(row)
-        columns = np.array(rows, dtype=float).reshape(-1, len(search_space)).T
-        return dict(zip(search_space, columns, strict=True))
-
-
-def make_sampler(
-    name: str, seed: int, fixed: Mapping[str, Any] | None = None, kept: SlotSampler | None = None
-) -> optuna.samplers.BaseSampler:
-    """A sampler that draws what a fresh one seeded by `seed` draws; with `fixed`, exactly these parameters.
+def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
+    """The sampler `name`, fresh.
 
     "anchored" is TPE here: neighbours are not the sampler's to draw (see `is_neighbour`).
-    `kept` is used again for TPE: with thousands of trials it is several times as fast.
     """
-    sampler: optuna.samplers.BaseSampler
-    is_tpe = name in ("anchored", "tpe")
-    if is_tpe and kept is not None:
-        sampler = kept.begin(seed)
-    elif is_tpe:
-        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=N_STARTUP_TRIALS)
-    elif name == "random":
-        sampler = optuna.samplers.RandomSampler(seed=seed)
-    else:
-        sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=N_STARTUP_TRIALS)
-    if fixed is None:
-        return sampler
+    if name == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if name == "gp":
+        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=N_STARTUP_TRIALS)
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=N_STARTUP_TRIALS)
+
+
+def fixed_sampler(params: Mapping[str, Any]) -> optuna.samplers.BaseSampler:
+    """A sampler that draws exactly `params`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.PartialFixedSampler(dict(fixed), sampler)
+        return optuna.samplers.PartialFixedSampler(dict(params), optuna.samplers.RandomSampler())
+
+
+class Draws:
+    """Draws the parameters of one slot after another, each by a fresh sampler with the slot's seed.
+
+    They are drawn in a copy of the study in memory, and given to the stored trial as fixed ones. So a sampler sees
+    finished trials of ours only, never a foreign or an unfinished one, and what it costs does not grow with the study:
+    of more than MAX_COMPARED trials the copy holds the best, and the newest, which a sampler weighs most anyway.
+    """
+
+    def __init__(self, space: SearchSpace, sampler: str) -> None:
+        self.distributions = distributions(space)
+        self._sampler = sampler
+        self._known: list[int] = []
+        self._copy = optuna.create_study(direction="maximize")
+
+    def draw(self, finished: Sequence[FrozenTrial], seed: int) -> dict[str, Any]:
+        """Parameters for a slot, after these finished trials, by number."""
+        self._remember(finished)
+        self._copy.sampler = make_sampler(self._sampler, seed)
+        trial = self._copy.ask(self.distributions)
+        self._copy.tell(trial, state=TrialState.FAIL)  # what becomes of it, the finished trials will say
+        return trial.params
+
+    def _remember(self, finished: Sequence[FrozenTrial]) -> None:
+        wanted = compared(finished)
+        numbers = [trial.number for trial in wanted]
+        n_known = len(self._known)
+        if numbers[:n_known] != self._known:
+            self._copy, n_known = optuna.create_study(direction="maximize"), 0
+        self._copy.add_trials([self._essence(trial) for trial in wanted[n_known:]])
+        self._known = numbers
+
+    def _essence(self, trial: FrozenTrial) -> FrozenTrial:
+        """What a sampler reads of a trial."""
+        known = {name: trial.params[name] for name in self.distributions if name in trial.params}
+        return optuna.trial.create_trial(
+            state=trial.state,
+            value=trial.value,
+            params=known,
+            distributions={name: self.distributions[name] for name in known},
+            intermediate_values=trial.intermediate_values,
+        )
+
+
+def compared(finished: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that a sampler gets to see: all, or the best of the older ones and the newest.
+
+    What is left out changes only with every FORGOTTEN_AT_ONCE trials, and depends on nothing but the trials.
+    """
+    first = FORGOTTEN_AT_ONCE * max(0, math.ceil((len(finished) - MAX_COMPARED) / FORGOTTEN_AT_ONCE))
+    complete = [trial for trial in finished[:first] if trial.state == TrialState.COMPLETE]
+    best = sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))[:N_BEST]
+    return [*sorted(best, key=lambda trial: trial.number), *finished[first:]]
 
 
 def check_names(sampler: str, pruner: str) -> None:
@@ -137,16 +148,14 @@ def check_names(sampler: str, pruner: str) -> None:
         raise UserError(f"--sampler gp ignores pruned trials, so it needs --pruner none: --pruner {pruner}.")
 
 
-def suggest(trial: optuna.Trial, space: SearchSpace) -> dict[str, Any]:
-    """Samples every dimension of `space`; one name, one fixed distribution."""
-    params: dict[str, Any] = {}
-    for name, dimension in space.dimensions.items():
-        if isinstance(dimension, Choice):
-            params[name] = trial.suggest_categorical(name, dimension.values)
-        elif isinstance(dimension, Integer):
-            params[name] = trial.suggest_int(name, dimension.low, dimension.high)
-        else:
-            params[name] = trial.suggest_float(
-                name, dimension.low, dimension.high, log=dimension.log, step=dimension.step
-            )
-    return params
+def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
+    """The dimensions of `space` as Optuna takes them; one name, one fixed distribution."""
+    return {name: _distribution(dimension) for name, dimension in space.dimensions.items()}
+
+
+def _distribution(dimension: Dimension) -> BaseDistribution:
+    if isinstance(dimension, Choice):
+        return CategoricalDistribution(dimension.values)
+    if isinstance(dimension, Integer):
+        return IntDistribution(dimension.low, dimension.high)
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)

@@ -13,9 +13,8 @@ from study.command_line.parser import EXIT_INTERRUPTED
 from study.command_line.wording import duration
 from study.errors import StudyFailed, UserError
 from study.reporting.optional import report
-from study.search.creation import create_study, expected_seconds, find_study, refuse_early
+from study.search.creation import create_study, expected_seconds, find_study, refuse_early, remember_command
 from study.search.plan import Given, SearchPlan
-from study.search.supervisor import Supervisor
 
 if TYPE_CHECKING:
     import optuna
@@ -107,33 +106,49 @@ def bring_to_end(
     Raises:
         StudyFailed: Several trials failed in a row, or the storage cannot be written.
     """
-    import optuna
-    import sqlalchemy
-
+    from study.executors.local import LocalExecutor
+    from study.executors.messages import WorkerSetup
     from study.machine.hardware import gpus, n_cores, n_loaders
-    from study.search.workers import WorkerSetup
+    from study.search.asking import Asker
+    from study.search.pruning import compared_epochs, make_pruner
+    from study.search.supervisor import STORAGE_ERRORS, Supervisor
     from study.storage.database import config_of
     from study.storage.slots import SlotTable
+    from study.training.records import TrainingConfig
 
     plan = dataclasses.replace(plan, jobs=machine.jobs)
+    remember_command(study, plan.command)
     slots = SlotTable(study, storage)
-    freed = slots.recover()
+    freed = slots.reconcile()
     config = config_of(study)
+    study.pruner = make_pruner(config.pruner, config.epochs)
     _banner(plan, machine, config, slots, created, freed)
     setup = WorkerSetup(
-        storage_url=plan.url,
-        study_name=plan.name,
         data=str(machine.data.resolve()),
+        train_images=config.train_images,
+        val_images=config.val_images,
         device=machine.device,
         n_threads=max(1, n_cores() // machine.jobs),
-        n_loaders=n_loaders(machine.device, machine.jobs),
-        artifacts=str(plan.out / "artifacts"),
-        native_depthwise=machine.calibration.native_depthwise,
+        checkpoint_s=plan.checkpoint_s,
     )
-    supervisor = Supervisor(plan, config, study, slots, setup, gpus(machine.device), given)
+
+    def training(seed: int) -> TrainingConfig:
+        return TrainingConfig(
+            epochs=config.epochs,
+            seed=seed,
+            device=machine.device,
+            precision=config.precision,
+            n_loaders=n_loaders(machine.device, machine.jobs),
+            native_depthwise=machine.calibration.native_depthwise,
+            whole_validations=compared_epochs(config.pruner, config.epochs),
+        )
+
+    asker = Asker(study, storage, slots, config, plan.out / "artifacts", given)
+    executor = LocalExecutor(setup, gpus(machine.device))
+    supervisor = Supervisor(plan, study, storage, slots, config, asker, executor, training)
     try:
         stopped = supervisor.run()
-    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.OperationalError) as error:
+    except STORAGE_ERRORS as error:
         cause = str(error.__cause__ or error).splitlines()[0]
         raise StudyFailed(
             f"the storage cannot be written ({cause}). Finished trials are safe; mend it and run the same command."

@@ -1,58 +1,90 @@
-"""Keeps workers busy until every slot of a study is finished: claims, retries and counting are done here alone."""
+"""Keeps workers busy until every slot of a study is finished. All that is stored is stored from here."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import signal
+import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from multiprocessing import connection as mp_connection
-from typing import TYPE_CHECKING, Any
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
 
-from search_spaces.cost import CostModel
-from search_spaces.space import Params, SearchSpace
-from study.errors import StudyFailed, UserError
-from study.search.creation import anchors
-from study.search.plan import Given, SearchPlan
+import optuna
+import sqlalchemy
+from optuna.trial import TrialState
+
+from study.errors import StudyFailed
+from study.executors.messages import Died, Ended, EpochEnded, Executor, Failed, Message, Work
+from study.machine.interrupts import InterruptFlag
+from study.reporting.dashboard import attach
+from study.search.asking import Asked, Asker
+from study.search.plan import SearchPlan
 from study.search.progress import Progress
-
-if TYPE_CHECKING:
-    import optuna
-
-    from study.search.workers import Ended, Worker, WorkerSetup
-    from study.storage.config import StudyConfig
-    from study.storage.slots import SlotTable
-
+from study.search.pruning import compared_epochs
+from study.storage.config import StudyConfig
+from study.storage.outcome import Outcome
+from study.storage.slots import LEASE_S, SlotTable, fail_trial
+from study.training.checkpoints import checkpoint_name
+from study.training.records import EpochRecord, TrainingConfig
 
 MAX_FAILURES_IN_A_ROW = 5
 MAX_INFEASIBLE_IN_A_ROW = 100
+TICK_S = 0.5
+RENEW_S = 15.0
+OUTAGE_S = 120.0
+"""So long a storage that does not answer is waited for."""
+STORAGE_ERRORS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.OperationalError)
+assert OUTAGE_S + 2 * RENEW_S < LEASE_S
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Running:
+    """A trial that a worker has, or will have next."""
+
+    asked: Asked
+    work: Work
+    curve: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Supervisor:
-    """Keeps workers busy until every slot is finished."""
+    """Keeps an executor's workers busy until every slot is finished.
+
+    Args:
+        plan: What is wanted; its `jobs` is a number.
+        study, storage: Where trials are written; the study has its pruner.
+        slots: Of the study.
+        config: Of the study.
+        asker: Makes trials of claims.
+        executor: Trains them.
+        training: How every candidate is trained, but for its seed.
+    """
 
     def __init__(
         self,
         plan: SearchPlan,
-        config: StudyConfig,
         study: optuna.Study,
+        storage: optuna.storages.BaseStorage,
         slots: SlotTable,
-        setup: WorkerSetup,
-        gpus: Sequence[str] = (),
-        given: Sequence[Given] | None = None,
+        config: StudyConfig,
+        asker: Asker,
+        executor: Executor,
+        training: Callable[[int], TrainingConfig],
     ) -> None:
-        self.plan, self.config, self.study, self.slots, self.setup = plan, config, study, slots, setup
-        self.gpus, self.given = gpus, given
-        from study.storage.config import open_space
-
-        cost = CostModel.from_json(study.user_attrs["cost_model"])
-        self.anchors = anchors(open_space(config.space), config, cost)
-        self.workers: list[Worker] = []
-        self.failures_in_a_row = 0
-        self.infeasible_in_a_row = 0
-        self.progress = Progress(study, plan.trials, slots.n_finished())
+        self._plan, self._study, self._storage, self._slots = plan, study, storage, slots
+        self._config, self._asker, self._executor, self._training = config, asker, executor, training
+        self._checkpoints = plan.out.resolve() / "checkpoints" / "trials"
+        self._jobs = plan.jobs or 1
+        # Ahead of a sole worker it would be asked for without the one result that there is to come.
+        self._ahead = 1 if self._jobs > 1 else 0
+        self._running: dict[int, _Running] = {}
+        self._ready: list[_Running] = []
+        self._failures_in_a_row = self._infeasible_in_a_row = 0
+        self._interrupted = InterruptFlag()
+        self._renewed = time.monotonic()
+        self._progress = Progress(study, plan.trials, slots.n_finished())
 
     def run(self) -> str:
         """Returns "done", "timeout" or "interrupted".
@@ -60,216 +92,220 @@ class Supervisor:
         Raises:
             StudyFailed: Several trials failed in a row.
         """
-        deadline = time.monotonic() + self.plan.timeout_s if self.plan.timeout_s else None
-        with _interruptible():
+        deadline = time.monotonic() + self._plan.timeout_s if self._plan.timeout_s else None
+        with self._interrupted:
             try:
-                while True:
+                self._executor.prepare(min(self._jobs, self._plan.trials - self._slots.n_finished()))
+                while not self._interrupted.raised:
+                    self._hear(self._executor.wait(0))
                     late = deadline is not None and time.monotonic() > deadline
-                    if not late:
-                        self._assign()
-                    busy = [worker for worker in self.workers if worker.slot is not None]
-                    if not busy:
-                        return "timeout" if late and self.slots.n_finished() < self.plan.trials else "done"
-                    self._wait(busy)
-            except KeyboardInterrupt:
+                    if not late and self._fill():
+                        continue  # one step at a time: a worker may have a question
+                    if not self._running:
+                        if not late and self._reconcile():
+                            continue
+                        left = self._plan.trials - self._slots.n_finished()
+                        if left <= 0:
+                            shutil.rmtree(self._checkpoints, ignore_errors=True)  # of slots that were drawn anew
+                        return "timeout" if late and left > 0 else "done"
+                    self._hear(self._executor.wait(TICK_S))
+                    self._tick()
                 return "interrupted"
             finally:
-                with _uninterruptible():
-                    self._shut_down()
+                self._shut_down()
 
-    def _assign(self) -> None:
-        n_busy = sum(worker.slot is not None for worker in self.workers)
-        while n_busy < (self.plan.jobs or 1):
-            # Others may work on the same study: no more than N finished, whoever finishes them.
-            if self.slots.n_finished() >= self.plan.trials:
-                return
-            claim = self.slots.claim(self.plan.trials)
-            if claim is None:
-                return
-            for worker in [worker for worker in self.workers if worker.slot is None and not worker.process.is_alive()]:
-                self.workers.remove(worker)  # it died without work, so nothing is lost
-                worker.stop()
-            idle = next((worker for worker in self.workers if worker.slot is None), None)
-            if idle is None:
-                from study.search.workers import Worker
+    def _fill(self) -> bool:
+        """Does one thing that keeps workers busy, if there is one to do."""
+        if self._ready and len(self._running) < self._jobs:
+            self._submit(self._ready.pop(0))
+            return True
+        if len(self._running) + len(self._ready) >= self._jobs + self._ahead:
+            return False
+        return self._patiently(self._ask)
 
-                idle = Worker(dataclasses.replace(self.setup, gpu=self._free_gpu()))
-                self.workers.append(idle)
-            idle.run(self._slot(claim.slot, claim.attempt, claim.trial_number))
-            n_busy += 1
+    def _submit(self, running: _Running) -> None:
+        self._running[running.work.key] = running
+        self._executor.submit(running.work)
 
-    def _free_gpu(self) -> str | None:
-        """The GPU that the fewest workers work on; None where there is no choice."""
-        if len(self.gpus) < 2:
-            return None
-        used = [worker.gpu for worker in self.workers]
-        return min(self.gpus, key=used.count)
+    def _ask(self) -> bool:
+        """Claims a slot and makes its trial. False: there is nothing left to claim."""
+        trials = self._plan.trials
+        # Others may work on the same study: no more than N finished, whoever finishes them.
+        if self._slots.n_finished() >= trials:
+            return False
+        claim = self._slots.claim(trials, queued=True) if self._asker.has_queued() else None
+        claim = claim or self._slots.claim(trials)
+        if claim is None:
+            return False
+        try:
+            asked = self._asker.ask(claim)
+        except STORAGE_ERRORS:
+            self._patiently(lambda: self._slots.interrupted(claim, claim.repeats))
+            self._reconcile()  # its trial may have been made
+            raise
+        if asked.candidate is None:
+            self._infeasible(asked)
+            return True
+        config, number = self._training(asked.seed), asked.trial.number
+        prunable = asked.anchor is None  # what others are measured by is measured whole
+        compared = compared_epochs(self._config.pruner, config.epochs)
+        asks_after = range(config.epochs) if compared is None else compared
+        c = self._config
+        name = checkpoint_name(asked.candidate, config, c.train_images, str(c.val_images), c.pruner)
+        work = Work(
+            key=number,
+            candidate=asked.candidate,
+            config=config,
+            asks_after=frozenset(epoch for epoch in asks_after if prunable and epoch < config.epochs - 1),
+            checkpoint=self._checkpoints / f"{name}.pt",
+            title=f"Trial {number}",
+        )
+        self._ready.append(_Running(asked, work))
+        return True
 
-    def _slot(self, index: int, attempt: int, trial_number: int | None) -> Any:
-        from study.search.objective import Slot
-        from study.search.sampling import is_neighbour, neighbour, sampler_seed, training_seed
-        from study.storage.config import open_space
+    def _hear(self, messages: list[Message]) -> None:
+        for message in sorted(messages, key=lambda message: not isinstance(message, EpochEnded)):
+            running = self._running.get(message.key)
+            if running is None:
+                continue  # it was withdrawn
+            if isinstance(message, EpochEnded):
+                self._epoch_ended(running, message)
+                continue
+            del self._running[message.key]
+            if self._ready:  # its worker need not wait until all is written
+                self._submit(self._ready.pop(0))
+            self._over(running, message)
 
-        seed = self.config.seed
-        fixed, anchor, candidate = None, None, None
-        if self.given is not None:  # whatever became of it before, there is nothing else to run
-            given = self.given[index]
-            anchor, fixed, candidate = given.name, given.params, given.candidate
-        elif index < len(self.anchors) and attempt == 0:
-            anchor, fixed = self.anchors[index][0], dict(self.anchors[index][1])
-        elif trial_number is not None:
-            fixed = dict(self.study.trials[trial_number].params)
-        elif self.config.sampler == "anchored" and is_neighbour(index, n_finished := self.slots.n_finished()):
-            space = open_space(self.config.space)
-            fixed = neighbour(space, self._centre(space, n_finished), sampler_seed(seed, index, attempt))
-        return Slot(
-            index,
-            attempt,
-            sampler_seed(seed, index, attempt),
-            training_seed(seed, index),
-            fixed,
-            anchor,
-            trial_number,
-            candidate,
+    def _epoch_ended(self, running: _Running, message: EpochEnded) -> None:
+        trial, epoch = running.asked.trial, message.record.epoch
+        try:
+            value = self._patiently(lambda: self._report(running, message.record))
+            if message.asks:
+                prune = self._patiently(trial.should_prune)
+                self._executor.answer(message.key, not prune)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            self._lost(running)
+            return
+        self._progress.epoch(running.asked.claim.slot, epoch, value)
+
+    def _report(self, running: _Running, record: EpochRecord) -> float:
+        assert record.val_accuracy is not None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # it was reported before an error of the storage
+            running.asked.trial.report(record.val_accuracy, record.epoch)
+        running.curve[record.epoch :] = [asdict(record)]
+        running.asked.trial.set_user_attr("curve", running.curve)
+        return record.val_accuracy
+
+    def _over(self, running: _Running, message: Ended | Failed | Died) -> None:
+        """Writes how a trial ended. Every step may be done twice, after an error that left open whether it was done."""
+        try:
+            self._patiently(lambda: self._describe(running, message))
+        except optuna.exceptions.UpdateFinishedTrialError:
+            self._lost(running)
+            return
+        slot, number = running.asked.claim.slot, running.asked.trial.number
+        if isinstance(message, Ended):
+            value = running.curve[-1]["val_accuracy"]
+            result: dict[str, Any] = {"state": TrialState.PRUNED} if message.stopped else {"values": value}
+            self._patiently(lambda: self._study.tell(number, **result, skip_if_finished=True))
+            self._patiently(lambda: self._slots.finish(running.asked.claim))
+            self._forget(running.work)
+            self._failures_in_a_row = self._infeasible_in_a_row = 0
+            self._progress.finished(slot, number, value, self._reason(running) * message.stopped, message.wall_s)
+            return
+        if isinstance(message, Failed):
+            self._forget(running.work)  # it would fail again from there
+        elif message.traceback:
+            self._progress.write(message.traceback)
+        self._patiently(lambda: fail_trial(self._study, self._storage, number, message.reason, Outcome.FAILED))
+        self._patiently(lambda: self._slots.failed(running.asked.claim, number))
+        self._progress.failed(slot, message.reason)
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
+            raise StudyFailed(f"{self._failures_in_a_row} trials failed in a row; the last: {message.reason}")
+
+    def _describe(self, running: _Running, message: Ended | Failed | Died) -> None:
+        if isinstance(message, Died):
+            return
+        trial = running.asked.trial
+        for name, value in {**message.memory, "wall_s": message.wall_s}.items():
+            trial.set_user_attr(name, value)
+        if isinstance(message, Ended):
+            trial.set_user_attr("outcome", Outcome.PRUNED if message.stopped else Outcome.COMPLETE)
+            if message.stopped:
+                trial.set_user_attr("reason", self._reason(running))
+            attach(trial, self._plan.out / "artifacts", message.pictures)
+
+    def _reason(self, running: _Running) -> str:
+        return f"pruned after epoch {len(running.curve)} of {self._config.epochs}"
+
+    def _infeasible(self, asked: Asked) -> None:
+        fail_trial(self._study, self._storage, asked.trial.number, asked.reason, Outcome.INFEASIBLE)
+        self._slots.failed(asked.claim, None)
+        self._progress.failed(asked.claim.slot, asked.reason)
+        self._infeasible_in_a_row += 1
+        if self._infeasible_in_a_row >= MAX_INFEASIBLE_IN_A_ROW:
+            raise StudyFailed(f"{self._infeasible_in_a_row} samples in a row broke a limit; the last: {asked.reason}")
+
+    def _lost(self, running: _Running) -> None:
+        """Somebody else has the slot now, or ended the trial: what was done for it here does not count."""
+        self._running.pop(running.work.key, None)
+        self._executor.withdraw(running.work.key)
+        self._progress.write(
+            f"slot {running.asked.claim.slot}: another process took it over while this one was away; nothing is stored"
         )
 
-    def _centre(self, space: SearchSpace, n_finished: int) -> Params:
-        """The point whose neighbour is drawn: the default during the start-up, then the best trial."""
-        from study.search.sampling import N_STARTUP_TRIALS
-        from study.storage.database import best_trial
-
-        if n_finished >= N_STARTUP_TRIALS:
-            with contextlib.suppress(UserError):  # none is complete yet
-                return best_trial(self.study).params
-        return space.anchors(self.config.limits)["default"]
-
-    def _wait(self, busy: list[Worker]) -> None:
-        handles: dict[Any, Worker] = {}
-        for worker in busy:
-            handles[worker.connection] = worker
-            handles[worker.process.sentinel] = worker
-        ready = mp_connection.wait(list(handles), timeout=1.0)
-        for worker in {id(handles[handle]): handles[handle] for handle in ready}.values():
-            self._listen(worker)
-        self.progress.tick()
-
-    def _listen(self, worker: Worker) -> None:
-        from study.search.workers import Crashed, Ended, Epoch, Started
-
-        crash = None
-        try:
-            while worker.connection.poll():
-                message = worker.connection.recv()
-                if isinstance(message, Started):
-                    worker.trial_number = message.trial_number
-                elif isinstance(message, Epoch):
-                    self.progress.epoch(worker.slot, message.epoch, message.val_accuracy)
-                elif isinstance(message, Ended):
-                    self._ended(worker, message)
-                elif isinstance(message, Crashed):
-                    crash = message
-        except (EOFError, ConnectionResetError):
-            pass
-        if not worker.process.is_alive() and worker.slot is not None and not worker.connection.closed:
-            if crash is not None:
-                self.progress.write(crash.traceback)
-            self._died(worker, crash.traceback.strip().splitlines()[-1] if crash else worker.death())
-
-    def _ended(self, worker: Worker, ended: Ended) -> None:
-        slot = worker.slot
-        assert slot is not None
-        worker.slot = None
-        self.progress.ended(slot.index, ended)
-        if ended.state != "FAIL":
-            self.failures_in_a_row = self.infeasible_in_a_row = 0
-            self.slots.finish(slot.index)
-        elif ended.infeasible:
-            self.slots.failed(slot.index, None)
-            self.infeasible_in_a_row += 1
-            if self.infeasible_in_a_row >= MAX_INFEASIBLE_IN_A_ROW:
-                raise StudyFailed(
-                    f"{self.infeasible_in_a_row} samples in a row broke a limit; the last: {ended.reason}"
-                )
-        else:
-            self.slots.failed(slot.index, ended.trial_number)
-            self._count_failure(ended.reason)
-
-    def _died(self, worker: Worker, reason: str) -> None:
-        """A worker is gone: its trial fails with the reason, its slot is run again by another one."""
-        from study.storage.slots import fail_trial
-
-        slot = worker.slot
-        assert slot is not None
-        worker.slot = None
-        self.workers.remove(worker)
-        worker.stop()
-        trial = self._running_trial(worker, slot.index)
-        if trial is not None and trial.state.is_finished() and trial.state.name != "FAIL":
-            self.slots.finish(slot.index)  # it died after its result was stored
-            self.progress.n_finished += 1
+    def _tick(self) -> None:
+        """Now and then: prolongs the leases, and takes over what others left."""
+        self._progress.tick()
+        if time.monotonic() - self._renewed < RENEW_S:
             return
-        if trial is not None and not trial.state.is_finished():
-            fail_trial(self.study, trial, reason)
-        self.progress.write(f"slot {slot.index}: failed: {reason}")
-        if trial is None:  # the slot was never begun: the next worker runs it as this one should have
-            self.slots.interrupted(slot.index, slot.repeats)
-        else:
-            reusable = self.slots.reusable(trial)
-            self.slots.failed(slot.index, slot.repeats if reusable is None else reusable)
-        self._count_failure(reason)
+        held = {each.asked.claim: each for each in [*self._running.values(), *self._ready]}
+        for claim in self._patiently(lambda: self._slots.renew(held)):
+            self._ready = [each for each in self._ready if each is not held[claim]]
+            self._lost(held[claim])
+        if self._patiently(lambda: self._slots.others_work(held)):
+            self._reconcile()
+        self._renewed = time.monotonic()
 
-    def _running_trial(self, worker: Worker, slot: int) -> Any:
-        trials = self.study.get_trials(deepcopy=False)
-        if worker.trial_number is not None:
-            return trials[worker.trial_number]
-        running = [trial for trial in trials if trial.user_attrs.get("slot") == slot and not trial.state.is_finished()]
-        return running[-1] if running else None
+    def _reconcile(self) -> bool:
+        """Whether there is a slot to claim again."""
+        held = [each.asked.claim for each in [*self._running.values(), *self._ready]]
+        return bool(self._patiently(lambda: self._slots.reconcile(held, self._asker.parked)))
 
-    def _count_failure(self, reason: str) -> None:
-        self.failures_in_a_row += 1
-        if self.failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
-            raise StudyFailed(f"{self.failures_in_a_row} trials failed in a row; the last: {reason}")
+    def _patiently(self, operation: Callable[[], T]) -> T:
+        """Does `operation`, again and again while the storage does not answer; workers go on training meanwhile."""
+        deadline, pause = time.monotonic() + OUTAGE_S, 0.5
+        while True:
+            try:
+                return operation()
+            except STORAGE_ERRORS as error:
+                if time.monotonic() > deadline or self._interrupted.raised:
+                    raise
+                if pause == 0.5:
+                    cause = str(error.__cause__ or error).splitlines()[0]
+                    self._progress.write(f"the storage does not answer ({cause}): waiting for at most {OUTAGE_S:.0f} s")
+            time.sleep(pause)
+            pause = min(5.0, 2 * pause)
+
+    def _forget(self, work: Work) -> None:
+        with contextlib.suppress(OSError):
+            work.checkpoint.unlink(missing_ok=True)
 
     def _shut_down(self) -> None:
-        """Stops all workers; what they ran is run again from its start by the next call."""
-        from study.storage.slots import fail_trial
-
-        for worker in self.workers:
-            slot = worker.slot
-            worker.stop()
-            if slot is None:
-                continue
-            trial = self._running_trial(worker, slot.index)
-            if trial is not None and trial.state.name in ("COMPLETE", "PRUNED"):
-                self.slots.finish(slot.index)
-                continue
-            if trial is not None and not trial.state.is_finished():
-                fail_trial(self.study, trial, "interrupted")
-            reusable = self.slots.reusable(trial)
-            self.slots.interrupted(slot.index, slot.repeats if reusable is None else reusable)
-        self.progress.close()
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """A SIGTERM ends a run as cleanly as Ctrl-C."""
-
-    def interrupt(signum: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _uninterruptible() -> Iterator[None]:
-    """The moment in which workers are stopped and slots freed must not be cut short by a second Ctrl-C."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        """Lets workers save their progress; what they ran is gone on with by the next call."""
+        with self._interrupted.ignored():  # must not be cut short by a second Ctrl-C
+            with contextlib.suppress(*STORAGE_ERRORS):  # then the next call finds out
+                for message in self._executor.close():
+                    running = self._running.get(message.key)
+                    if running is not None and isinstance(message, Ended):
+                        self._over(self._running.pop(message.key), message)
+                    elif running is not None and isinstance(message, EpochEnded):
+                        self._report(running, message.record)
+                for running in [*self._running.values(), *self._ready]:
+                    number = running.asked.trial.number
+                    fail_trial(self._study, self._storage, number, "interrupted", Outcome.INTERRUPTED)
+                    self._slots.interrupted(running.asked.claim, number)
+                self._asker.put_back()
+            self._progress.close()

@@ -9,14 +9,12 @@ from typing import Any
 
 from search_spaces import SearchSpace, UnknownSpaceError, get_space
 from search_spaces.constraints import Limits
+from study.data.augmentation import AUGMENTATION_ORDER
 from study.data.cifar10 import SPLIT_SEED
 from study.errors import UserError
 
 DEFAULT_TARGET = 0.85
 """Test accuracy to pass, where the user names no other: the brief's."""
-
-AUGMENTATION_ORDER = "affine,dropout,crop,flip"
-"""The order of `study.data.augmentation`, its moves last; another order is another study."""
 
 
 @dataclass(frozen=True)

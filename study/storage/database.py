@@ -7,10 +7,9 @@ will write already holds the lock.
 
 from __future__ import annotations
 
-import json
 import shlex
-import warnings
-from collections.abc import Mapping
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from study.storage.config import StudyConfig
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 METRIC = "val_accuracy"
 LOCK_TIMEOUT_S = 60
-HEARTBEAT_S = 60
 
 
 def hide_password(url: str) -> str:
@@ -50,6 +48,14 @@ def retrain_command(storage: str | None, name: str, out: str | None) -> str:
     if out:
         words.append(f"--out {shlex.quote(out)}")
     return " ".join(words)
+
+
+def command_of(module: str, argv: Sequence[str] | None, storage: str | None) -> str:
+    """What the user typed, fit to print: a password in the URL `storage` is left out."""
+    words = sys.argv[1:] if argv is None else argv
+    if storage:
+        words = [word.replace(storage, hide_password(storage)) for word in words]
+    return shlex.join(["python", "-m", module, *words])
 
 
 def dashboard_command(url: str, artifacts: Path) -> str:
@@ -91,11 +97,7 @@ def open_storage(url: str, must_exist: bool = False) -> optuna.storages.RDBStora
             raise UserError(f"--storage must be a file or a server, which workers can share: {url!r} is in memory.")
         _check_sqlite_file(Path(parsed.database), must_exist)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats
-            storage = optuna.storages.RDBStorage(
-                url, engine_kwargs=kwargs, heartbeat_interval=HEARTBEAT_S, grace_period=5 * HEARTBEAT_S
-            )
+        storage = optuna.storages.RDBStorage(url, engine_kwargs=kwargs)
         if is_sqlite:
             _lock_early(storage.engine)
         storage.get_all_studies()
@@ -134,18 +136,33 @@ def config_of(study: optuna.Study) -> StudyConfig:
     return StudyConfig.from_json(stored)
 
 
+def storage_of(study: optuna.Study) -> optuna.storages.BaseStorage:
+    """Where a loaded study is stored. The one private name of Optuna's that we read: a study does not say otherwise."""
+    return study._storage
+
+
+def is_ours(trial: FrozenTrial) -> bool:
+    """Whether this program made it: people add trials of their own to a study."""
+    return isinstance(trial.user_attrs.get("slot"), int)
+
+
+def has_result(trial: FrozenTrial) -> bool:
+    """Whether it is a complete or pruned trial of ours."""
+    return trial.state in FINISHED and is_ours(trial) and "candidate" in trial.user_attrs
+
+
 def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Complete and pruned trials, by number."""
-    return study.get_trials(deepcopy=False, states=FINISHED)
+    """Our complete and pruned trials, by number."""
+    return [trial for trial in study.get_trials(deepcopy=False, states=FINISHED) if has_result(trial)]
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial:
-    """The complete trial with the highest validation accuracy.
+    """Our complete trial with the highest validation accuracy.
 
     Raises:
         UserError: None is complete yet.
     """
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    complete = [trial for trial in finished_trials(study) if trial.state == TrialState.COMPLETE]
     if not complete:
         raise UserError(f"The study {study.study_name!r} has no complete trial yet. Run python -m study.run first.")
     return max(complete, key=lambda trial: (trial.value, -trial.number))
@@ -170,53 +187,6 @@ def get_trial(study: optuna.Study, number: int) -> FrozenTrial:
 def candidate_of(trial: FrozenTrial) -> Candidate:
     """The candidate stored with a trial."""
     return Candidate.from_json(trial.user_attrs["candidate"])
-
-
-def study_attributes(study: optuna.Study, prefix: str) -> dict[str, Any]:
-    """The study's system attributes whose names begin with `prefix`.
-
-    Optuna reads all of them or none, and the dashboard keeps every trial's note there: at thousands of
-    trials that takes a second.
-    """
-    backend = getattr(study._storage, "_backend", None)
-    if not isinstance(backend, optuna.storages.RDBStorage):
-        found = study._storage.get_study_system_attrs(study._study_id)
-        return {key: value for key, value in found.items() if key.startswith(prefix)}
-    table = sqlalchemy.table("study_system_attributes", *map(sqlalchemy.column, ("study_id", "key", "value_json")))
-    wanted = sqlalchemy.select(table.c.key, table.c.value_json).where(
-        table.c.study_id == study._study_id, table.c.key.startswith(prefix, autoescape=True)
-    )
-    with backend.engine.connect() as connection:
-        rows = connection.execute(wanted).all()
-    # SQLite's LIKE takes A for a.
-    return {key: json.loads(value) for key, value in rows if key.startswith(prefix)}
-
-
-def set_attributes(trial: optuna.Trial, user: Mapping[str, Any], constraints: Mapping[str, float]) -> None:
-    """Stores user attributes and constraints of a running trial in one transaction, instead of one each.
-
-    Args:
-        trial: The trial.
-        user: What `trial.set_user_attr` would be given; none of them may be stored yet.
-        constraints: What `trial.set_constraint` would be given; likewise.
-    """
-    backend = getattr(trial.study._storage, "_backend", None)
-    if not isinstance(backend, optuna.storages.RDBStorage):
-        for name, value in user.items():
-            trial.set_user_attr(name, value)
-        for name, value in constraints.items():
-            trial.set_constraint(name, value)
-        return
-    system = {f"constraints:{name}": value for name, value in constraints.items()}
-    with backend.engine.begin() as connection:
-        for name, attributes in (("trial_user_attributes", user), ("trial_system_attributes", system)):
-            table = sqlalchemy.table(name, *map(sqlalchemy.column, ("trial_id", "key", "value_json")))
-            rows = [
-                {"trial_id": trial._trial_id, "key": key, "value_json": json.dumps(value)}
-                for key, value in attributes.items()
-            ]
-            if rows:
-                connection.execute(sqlalchemy.insert(table), rows)
 
 
 def checkpoint_sqlite(storage: optuna.storages.RDBStorage) -> None:

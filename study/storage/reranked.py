@@ -14,12 +14,14 @@ def rerank_name(study_name: str) -> str:
 
 
 def find_rerank(study: optuna.Study) -> optuna.Study | None:
-    """The re-ranking of `study`, if it has a finished trial."""
+    """The re-ranking of `study`, if it has a complete trial."""
     import optuna
 
-    name = rerank_name(study.study_name)
-    if name not in optuna.get_all_study_names(study._storage):
+    from study.storage.database import finished_trials, storage_of
+
+    name, storage = rerank_name(study.study_name), storage_of(study)
+    if name not in optuna.get_all_study_names(storage):
         return None
-    found = optuna.load_study(study_name=name, storage=study._storage)
-    complete = found.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    found = optuna.load_study(study_name=name, storage=storage)
+    complete = any(trial.state == optuna.trial.TrialState.COMPLETE for trial in finished_trials(found))
     return found if complete and "given" in found.user_attrs else None

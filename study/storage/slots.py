@@ -1,19 +1,26 @@
 """Trial slots: `--trials N` means exactly N finished trials, whoever works on them and however often.
 
-A study is N slots, 0 to N - 1. A slot is claimed in one transaction in a table beside Optuna's, run
-by one worker at a time, and finished once. What became of a run decides what follows:
+A study is N slots, 0 to N - 1, in a table beside Optuna's. A slot is claimed in one transaction, worked on by one
+supervisor at a time, and finished once. What became of it decides what follows:
 
     finished     COMPLETE or PRUNED; never run again
     interrupted  run again with its stored parameters and seed
     failed       run again once with the same parameters, then with a new sample
+
+A claim is a lease: it ends unless it is renewed, and a number that grows with every claim of a slot (its fence)
+keeps a supervisor that was away for too long from writing over the one that took its place (Kleppmann 2016, "How to do
+distributed locking").
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import socket
-import warnings
-from collections.abc import Sequence
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +29,11 @@ import optuna
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
-from study.storage.database import FINISHED
+from study.storage.database import has_result, is_ours
+from study.storage.outcome import Outcome
+
+LEASE_S = 180.0
+"""Longer than an outage of the storage that must be survived (`study.search.supervisor.OUTAGE_S`)."""
 
 _metadata = sa.MetaData()
 _slots = sa.Table(
@@ -31,26 +42,37 @@ _slots = sa.Table(
     sa.Column("study_id", sa.Integer, primary_key=True),
     sa.Column("slot", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("state", sa.String(16), nullable=False),  # running, open, finished
-    sa.Column("attempt", sa.Integer, nullable=False, default=0),
-    sa.Column("failures", sa.Integer, nullable=False, default=0),
+    sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("failures", sa.Integer, nullable=False, server_default="0"),
     sa.Column("trial_number", sa.Integer),  # whose parameters to use again
     sa.Column("owner", sa.String(255)),
+    sa.Column("fence", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("expires", sa.Float),  # seconds since 1970 by the database's clock
+    sa.Column("queued", sa.Integer, nullable=False, server_default="0"),  # a waiting trial of the user's
 )
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A slot that is now ours to run.
+    """A slot that is ours to run.
 
     Attributes:
         slot: Its index.
+        fence: Grows with every claim of the slot.
         attempt: How often its parameters were sampled anew before.
-        trial_number: The trial whose parameters to use again, if any.
+        repeats: The trial whose parameters to use again, if any.
+        queued: It is for a trial that the user put into Optuna's queue.
+        ordinal: Its index among the slots that are not for such trials.
+        fresh: Nobody claimed it before.
     """
 
     slot: int
-    attempt: int
-    trial_number: int | None
+    fence: int
+    attempt: int = 0
+    repeats: int | None = None
+    queued: bool = False
+    ordinal: int = 0
+    fresh: bool = False
 
 
 def process_owner(pid: int | None = None) -> str:
@@ -63,117 +85,175 @@ class SlotTable:
     """The slots of one study."""
 
     def __init__(self, study: optuna.Study, storage: optuna.storages.RDBStorage) -> None:
-        self._study = study
-        self._study_id = study._study_id
-        self._engine = storage.engine
-        _metadata.create_all(self._engine, checkfirst=True)
+        self._study, self._storage, self._engine = study, storage, storage.engine
+        self._study_id = storage.get_study_id_from_name(study.study_name)
+        _make_table(self._engine)
         self._owner = process_owner()
 
-    def claim(self, n_slots: int) -> Claim | None:
-        """Takes the lowest slot below `n_slots` that nobody runs and that is not finished."""
+    def claim(self, n_slots: int, queued: bool = False) -> Claim | None:
+        """Takes the lowest slot below `n_slots` that nobody runs and that is not finished.
+
+        Args:
+            n_slots: Slots of the study.
+            queued: Take one that was never claimed, for a trial from Optuna's queue.
+        """
         while True:
             rows = self._rows()
-            waiting = [row for row in rows.values() if row.state == "open" and row.slot < n_slots]
+            waiting = [row for row in rows.values() if row.state == "open" and row.slot < n_slots and not queued]
+            lease = {"state": "running", "owner": self._owner, "expires": self._expiry()}
             try:
                 with self._engine.begin() as connection:
                     if waiting:
                         row = min(waiting, key=lambda row: row.slot)
-                        taken = connection.execute(
-                            self._where(row.slot)
-                            .where(_slots.c.state == "open")
-                            .values(state="running", owner=self._owner)
-                        )
-                        if taken.rowcount == 1:
-                            return Claim(row.slot, row.attempt, row.trial_number)
-                        continue
-                    free = max(rows, default=-1) + 1
-                    if free >= n_slots:
-                        return None
-                    connection.execute(
-                        _slots.insert().values(
-                            study_id=self._study_id,
-                            slot=free,
-                            state="running",
-                            attempt=0,
-                            failures=0,
-                            owner=self._owner,
-                        )
-                    )
-                    return Claim(free, 0, None)
+                        unchanged = self._where(row.slot, row.fence).where(_slots.c.state == "open")
+                        if connection.execute(unchanged.values(**lease, fence=row.fence + 1)).rowcount != 1:
+                            continue
+                        claim = Claim(row.slot, row.fence + 1, row.attempt, row.trial_number, bool(row.queued))
+                    else:
+                        free = max(rows, default=-1) + 1
+                        if free >= n_slots:
+                            return None
+                        new = {"study_id": self._study_id, "slot": free, "fence": 1, "queued": int(queued)}
+                        connection.execute(_slots.insert().values(**new, **lease))
+                        claim = Claim(free, 1, queued=queued, fresh=True)
+                    return self._with_ordinal(connection, claim)
             except sa.exc.IntegrityError:  # another process took the free slot first
                 continue
 
-    def finish(self, slot: int) -> None:
-        """The slot has its COMPLETE or PRUNED trial."""
-        self._set(slot, state="finished", owner=None)
+    def set_queued(self, claim: Claim, queued: bool) -> Claim:
+        """The claim, now for a trial from Optuna's queue, or no longer."""
+        with self._engine.begin() as connection:
+            connection.execute(self._where(claim.slot, claim.fence).values(queued=int(queued)))
+            return self._with_ordinal(connection, dataclasses.replace(claim, queued=queued))
 
-    def interrupted(self, slot: int, trial_number: int | None) -> None:
+    def finish(self, claim: Claim) -> bool:
+        """The slot has its COMPLETE or PRUNED trial. False, here and below: it is no longer ours; nothing is done."""
+        return self._leave(claim, state="finished")
+
+    def interrupted(self, claim: Claim, trial_number: int | None) -> bool:
         """The slot is to be run again as it was."""
-        self._set(slot, state="open", owner=None, trial_number=trial_number)
+        return self._leave(claim, state="open", trial_number=trial_number)
 
-    def failed(self, slot: int, trial_number: int | None) -> None:
+    def failed(self, claim: Claim, trial_number: int | None) -> bool:
         """The slot is to be run again: once as it was, then with a new sample."""
-        row = self._rows()[slot]
-        if row.failures == 0 and trial_number is not None:
-            self._set(slot, state="open", owner=None, trial_number=trial_number, failures=1)
-        else:
-            self._set(slot, state="open", owner=None, trial_number=None, failures=0, attempt=row.attempt + 1)
+        row = self._rows().get(claim.slot)
+        if row is not None and row.failures == 0 and trial_number is not None:
+            return self._leave(claim, state="open", trial_number=trial_number, failures=1)
+        anew = {"trial_number": None, "failures": 0, "attempt": claim.attempt + 1, "queued": 0}
+        return self._leave(claim, state="open", **anew)
 
-    def n_finished(self, n_slots: int | None = None) -> int:
-        """Finished slots, of the first `n_slots` if given."""
+    def renew(self, claims: Iterable[Claim]) -> list[Claim]:
+        """Prolongs our leases; returns those of `claims` that are no longer ours."""
+        mine = sa.and_(_slots.c.study_id == self._study_id, _slots.c.owner == self._owner, _slots.c.state == "running")
+        with self._engine.begin() as connection:
+            connection.execute(_slots.update().where(mine).values(expires=self._expiry()))
+            held = {tuple(row) for row in connection.execute(sa.select(_slots.c.slot, _slots.c.fence).where(mine))}
+        return [claim for claim in claims if (claim.slot, claim.fence) not in held]
+
+    def n_finished(self) -> int:
+        """Finished slots."""
         counted = (
             sa.select(sa.func.count())
             .select_from(_slots)
             .where(_slots.c.study_id == self._study_id, _slots.c.state == "finished")
         )
-        if n_slots is not None:
-            counted = counted.where(_slots.c.slot < n_slots)
         with self._engine.connect() as connection:
             return int(connection.execute(counted).scalar_one())
 
-    def recover(self) -> list[int]:
-        """Frees the slots of processes that are gone and fails the trials they left running.
+    def others_work(self, held: Collection[Claim]) -> bool:
+        """Whether a slot is claimed, by whomever, but not among `held`."""
+        running = sa.select(_slots.c.slot, _slots.c.fence).where(
+            _slots.c.study_id == self._study_id, _slots.c.state == "running"
+        )
+        with self._engine.connect() as connection:
+            return bool({tuple(row) for row in connection.execute(running)} - _names(held))
 
-        Processes of this machine are looked up; those of others are gone when their trial's
-        heartbeat is stale. Returns the freed slots.
+    def reconcile(self, held: Collection[Claim] = (), keep: Collection[int] = ()) -> list[int]:
+        """Makes slots and trials agree, whatever happened to either, and frees the slots of those who are gone.
+
+        A process of this machine is gone when it does not exist, another when its lease has ended. Trials may have
+        been deleted with their study, copied from another one, or left running by a kill; slots may be those of a
+        study that was deleted and whose id was given out again.
+
+        Args:
+            held: Our claims; another one of this process is one whose answer was lost.
+            keep: Running trials without a slot that are ours.
+
+        Returns:
+            The freed slots.
         """
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            optuna.storages.fail_stale_trials(self._study)
-        trials = self._study.get_trials(deepcopy=False)
+        rows, now = self._all_rows()
+        trials = self._study.get_trials(deepcopy=False)  # after the rows: a finished slot's trial is among them
+        of_slot: dict[int, list[FrozenTrial]] = defaultdict(list)
+        for trial in trials:
+            if is_ours(trial):
+                of_slot[trial.user_attrs["slot"]].append(trial)
+        alive = self._alive(rows, now, held)
         freed = []
-        for row in self._rows().values():
-            if row.state != "running" or row.owner == self._owner:
+        for slot in range(max([*rows, *of_slot], default=-1) + 1):
+            row, tried = rows.get(slot), of_slot[slot]
+            if slot in alive:
                 continue
-            mine = [
-                trial
-                for trial in trials
-                if trial.user_attrs.get("slot") == row.slot
-                and trial.user_attrs.get("attempt", row.attempt) == row.attempt
-            ]
-            last = mine[-1] if mine else None
-            if last is not None and last.state in FINISHED:
-                self.finish(row.slot)
-                continue
-            if self._is_local(row.owner):
-                gone = not _alive(row.owner)
-            else:
-                # The failed trial that the slot is to repeat says nothing about who repeats it.
-                gone = last is not None and last.state == TrialState.FAIL and last.number != row.trial_number
-            if gone:
-                if last is not None and last.state == TrialState.RUNNING:
-                    fail_trial(self._study, last, "interrupted: its process is gone")
-                reusable = self.reusable(last)
-                self.interrupted(row.slot, row.trial_number if reusable is None else reusable)
-                freed.append(row.slot)
+            done = any(has_result(trial) for trial in tried)
+            if row is not None and row.state == ("finished" if done else "open"):
+                known = row.trial_number is None or row.trial_number in [trial.number for trial in tried]
+                if done or known:
+                    continue
+            again = next((trial.number for trial in reversed(tried) if "candidate" in trial.user_attrs), None)
+            if row is not None and row.state == "running" and not done:
+                freed.append(slot)
+                if tried and not self._began(row, tried):
+                    again = row.trial_number  # what it was to run stays as it was
+            state = {"state": "finished" if done else "open", "owner": None, "trial_number": None if done else again}
+            if not tried:
+                state |= {"attempt": 0, "failures": 0, "queued": 0}
+            self._put(slot, row, state)
+        self._fail_orphans(trials, held, keep)
         return freed
 
-    def reusable(self, trial: FrozenTrial | None) -> int | None:
-        """The number of `trial` if all its parameters were sampled, so that it can be run again."""
-        return trial.number if trial is not None and "candidate" in trial.user_attrs else None
+    @staticmethod
+    def _began(row: Any, tried: Sequence[FrozenTrial]) -> bool:
+        """Whether the last claim of the slot got as far as a trial with all its parameters."""
+        attrs = tried[-1].user_attrs
+        return "candidate" in attrs and attrs.get("attempt", row.attempt) == row.attempt
 
-    def _is_local(self, owner: str) -> bool:
-        return owner.split("/")[0] == self._owner.split("/")[0]
+    def _put(self, slot: int, row: Any, values: dict[str, Any]) -> None:
+        with self._engine.begin() as connection, contextlib.suppress(sa.exc.IntegrityError):
+            if row is None:
+                connection.execute(_slots.insert().values(study_id=self._study_id, slot=slot, **values))
+            else:  # unless somebody else was faster
+                unchanged = self._where(slot, row.fence).where(_slots.c.state == row.state)
+                connection.execute(unchanged.values(**values, fence=row.fence + 1))
+
+    def _fail_orphans(self, trials: Sequence[FrozenTrial], held: Collection[Claim], keep: Collection[int]) -> None:
+        """Fails the running trials that nobody works on."""
+        rows, now = self._all_rows()  # after the trials: the claim of every trial among them
+        alive = self._alive(rows, now, held)
+        others = any(rows[slot].owner != self._owner for slot in alive)
+        for trial in trials:
+            if trial.state != TrialState.RUNNING or trial.number in keep:
+                continue
+            slot = trial.user_attrs.get("slot")
+            if slot is None and others:
+                continue  # one of them may be about to say whose it is
+            if slot in alive and trial.user_attrs.get("fence", rows[slot].fence) == rows[slot].fence:
+                continue
+            fail_trial(
+                self._study, self._storage, trial.number, "interrupted: its process is gone", Outcome.INTERRUPTED
+            )
+
+    def _alive(self, rows: Mapping[int, Any], now: float, held: Collection[Claim]) -> set[int]:
+        """The slots that somebody works on."""
+        ours, host = _names(held), self._owner.split("/")[0]
+
+        def lives(row: Any) -> bool:
+            if row.owner == self._owner:
+                return (row.slot, row.fence) in ours
+            if row.owner and row.owner.split("/")[0] == host:
+                return _process_lives(row.owner)
+            return row.expires is not None and row.expires > now
+
+        return {slot for slot, row in rows.items() if row.state == "running" and lives(row)}
 
     def _rows(self) -> dict[int, Any]:
         """The slots that are not finished, and the last one, after which the next free one comes.
@@ -186,35 +266,83 @@ class SlotTable:
             _slots.c.study_id == self._study_id, sa.or_(_slots.c.state != "finished", _slots.c.slot == last)
         )
         with self._engine.connect() as connection:
-            found: Sequence[Any] = connection.execute(wanted).all()
-        return {row.slot: row for row in found}
+            return {row.slot: row for row in connection.execute(wanted)}
 
-    def _where(self, slot: int) -> Any:
-        return _slots.update().where(_slots.c.study_id == self._study_id, _slots.c.slot == slot)
+    def _all_rows(self) -> tuple[dict[int, Any], float]:
+        """All slots, and the time by the database's clock."""
+        with self._engine.connect() as connection:
+            found = connection.execute(sa.select(_slots).where(_slots.c.study_id == self._study_id)).all()
+            return {row.slot: row for row in found}, float(connection.execute(sa.select(self._now())).scalar_one())
 
-    def _set(self, slot: int, **values: Any) -> None:
+    def _now(self) -> sa.ColumnElement[float]:
+        """Now, by the clock that all supervisors share: the server's, or this machine's for a file."""
+        dialect = self._engine.dialect.name
+        if dialect == "postgresql":
+            return sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Float)
+        if dialect in ("mysql", "mariadb"):
+            return sa.cast(sa.func.unix_timestamp(sa.func.now(6)), sa.Float)
+        return sa.literal(time.time(), sa.Float)
+
+    def _expiry(self) -> sa.ColumnElement[float]:
+        return self._now() + LEASE_S
+
+    def _where(self, slot: int, fence: int) -> Any:
+        return _slots.update().where(
+            _slots.c.study_id == self._study_id, _slots.c.slot == slot, _slots.c.fence == fence
+        )
+
+    def _with_ordinal(self, connection: sa.Connection, claim: Claim) -> Claim:
+        before = sa.select(sa.func.count()).where(
+            _slots.c.study_id == self._study_id, _slots.c.slot < claim.slot, _slots.c.queued == 1
+        )
+        return dataclasses.replace(claim, ordinal=claim.slot - int(connection.execute(before).scalar_one()))
+
+    def _leave(self, claim: Claim, **values: Any) -> bool:
         with self._engine.begin() as connection:
-            connection.execute(self._where(slot).values(**values))
+            mine = self._where(claim.slot, claim.fence).where(_slots.c.state == "running")
+            return bool(connection.execute(mine.values(owner=None, **values)).rowcount == 1)
 
 
-def fail_trial(study: optuna.Study, trial: FrozenTrial, reason: str) -> None:
-    """Ends a trial that nobody works on any more, with the reason."""
-    study._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
-    study.tell(trial.number, state=TrialState.FAIL)
+def _names(claims: Iterable[Claim]) -> set[tuple[int, int]]:
+    return {(claim.slot, claim.fence) for claim in claims}
 
 
-def _alive(owner: str) -> bool:
+def fail_trial(
+    study: optuna.Study, storage: optuna.storages.BaseStorage, number: int, reason: str, outcome: Outcome
+) -> None:
+    """Ends a trial that nobody works on any more, with the reason. Does nothing if it has ended."""
+    study_id = storage.get_study_id_from_name(study.study_name)
+    trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
+    with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+        storage.set_trial_user_attr(trial_id, "reason", reason)
+        storage.set_trial_user_attr(trial_id, "outcome", outcome)
+        study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+
+
+def _make_table(engine: sa.Engine) -> None:
+    """Makes the table, or adds the columns that an older one lacks."""
+    _metadata.create_all(engine, checkfirst=True)
+    known = {column["name"] for column in sa.inspect(engine).get_columns(_slots.name)}
+    for column in _slots.columns:
+        if column.name not in known:
+            definition = sa.schema.CreateColumn(column).compile(dialect=engine.dialect)
+            # Another process may be faster by a moment.
+            with contextlib.suppress(sa.exc.OperationalError, sa.exc.ProgrammingError), engine.begin() as connection:
+                connection.exec_driver_sql(f"ALTER TABLE {_slots.name} ADD COLUMN {definition}")
+
+
+def _process_lives(owner: str) -> bool:
     """Whether a process of this machine is still the one that `owner` names."""
     pid = int(owner.split("/")[2])
-    if not Path("/proc/self").exists():
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
+    if Path("/proc/self").exists():
+        return process_owner(pid) == owner
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
         return True
-    return process_owner(pid) == owner
+    return True
 
 
 def _boot_id() -> str:

@@ -1,39 +1,47 @@
 """Where an interrupted training goes on: its progress in a file, its snapshots in files beside it.
 
-A snapshot never changes, so it is written once, and a checkpoint stays small however many there are.
+A snapshot never changes, so it is written once, and a checkpoint stays small however many there are. Torch is imported
+where one is written: commands that plan a training import this for its name.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from study.errors import StudyFailed
+from search_spaces.architecture import identifier
+from search_spaces.candidate import Candidate
+from study.data.augmentation import AUGMENTATION_ORDER
+from study.errors import StudyFailed, first_line
+from study.machine.files import DamagedFileError, read_tensors, replaced
+from study.training.records import Progress, TrainingConfig
 
-if TYPE_CHECKING:
-    from study.training.records import Progress
+
+def checkpoint_name(candidate: Candidate, config: TrainingConfig, n_train: int, *more: str) -> str:
+    """Names a checkpoint by everything that its training depends on: `more` is what the others do not tell."""
+    what = [
+        candidate.to_json(),
+        config.epochs,
+        config.seed,
+        config.precision,
+        config.n_snapshots,
+        n_train,
+        AUGMENTATION_ORDER,
+        *more,
+    ]
+    return f"{candidate.candidate_id}-seed{config.seed}-{identifier(what)}"
 
 
 def load_progress(file: Path) -> Progress | None:
     """The progress saved in `file`; None if there is none or it cannot be read."""
-    import pickle
-
-    import torch
-
-    from study.training.records import Progress
-
     if not file.exists():
         return None
     try:
-        # On the CPU: what it was trained on may be busy, or elsewhere.
-        data = torch.load(file, map_location="cpu", weights_only=True)
-        snapshots = {
-            epoch: torch.load(_snapshot(file, epoch), map_location="cpu", weights_only=True)
-            for epoch in data["snapshots"]
-        }
+        data = read_tensors(file)
+        snapshots = {epoch: read_tensors(_snapshot(file, epoch)) for epoch in data["snapshots"]}
         return Progress.from_dict({**data, "snapshots": snapshots})
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, TypeError, KeyError) as error:
-        print(f"{file.name} cannot be read ({str(error).splitlines()[0]}): this seed starts anew", flush=True)
+    except (DamagedFileError, KeyError, TypeError) as error:  # the last two: whole, but of another version
+        print(f"{file.name} cannot be read ({first_line(error)}): this training starts anew", flush=True)
         return None
 
 
@@ -64,11 +72,8 @@ def _snapshot(file: Path, epoch: int) -> Path:
 def _save(content: dict[str, Any], file: Path) -> None:
     import torch
 
-    temporary = file.with_suffix(".tmp")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, temporary)
-        temporary.replace(file)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
+        with replaced(file, lasting=True) as temporary:
+            torch.save(content, temporary)
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch's, of a file that it cannot write
         raise StudyFailed(f"the checkpoint {file} cannot be written: {error}. The one before is kept.") from error

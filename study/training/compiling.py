@@ -9,17 +9,16 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from search_spaces.architecture import identifier
 from study.data.batches import Batch
-from study.errors import CaptureFailed, first_line
+from study.errors import first_line
 from study.machine import cache
 from study.machine.hardware import hardware, versions
-from study.training.step import CapturedStep, Step, step_seconds
+from study.training.step import AnyStep, Step, ready, step_seconds
 
 EXPECTED_GAIN = {"cpu": 0.1, "cuda": 0.3}
 """Share of a step that compiling is assumed to save until it is measured."""
@@ -53,7 +52,7 @@ class Gain:
 
 def fastest(
     step: Step, example: Batch, n_steps: int, architecture_id: str, decided: bool | None = None
-) -> tuple[Callable[..., None], bool]:
+) -> tuple[AnyStep, bool]:
     """`step`, on a GPU captured, compiled if `n_steps` of it pay for that; and whether it is compiled.
 
     Args:
@@ -66,65 +65,56 @@ def fastest(
     Raises:
         CaptureFailed: See `CapturedStep`.
     """
-    plain, again = _ready(step, example)
-    if n_steps == 0 or decided is False or not (decided or _may_pay(step, example, again, n_steps, architecture_id)):
+    plain = ready(step, example)
+    if n_steps == 0 or decided is False or not (decided or _may_pay(plain, example, n_steps, architecture_id)):
         return plain, False
     try:
         if decided:  # nothing is left to measure
-            step.compile()
-            return _ready(step, example)[0], True
-        compiled, found = _compiled(step, example, architecture_id, step_seconds(step, again))
-    except CaptureFailed:
-        raise
-    except Exception as error:  # a compiler that is missing or fails costs speed, never the training
+            return ready(compiled(step), example), True
+        faster, gain = _tried(step, example, architecture_id, step_seconds(plain, example))
+    except (RuntimeError, OSError, ImportError) as error:
+        # A compiler that is missing or fails, which torch tells as RuntimeErrors, costs speed, never the training.
         print(f"not compiled: {first_line(error)}", file=sys.stderr)
-    else:
-        if found.compiled_s < found.plain_s:
-            return compiled, True
-    step.forward = step.network
-    return plain, False
-
-
-def _may_pay(step: Step, example: Batch, again: Callable[[], None], n_steps: int, architecture_id: str) -> bool:
-    """By what is known of the network here, else by what is expected."""
-    gain = _known(_name(step, example, architecture_id))
-    if gain is None and n_steps < LEAST_STEPS:
-        return False
-    return (gain or Gain.expected(step_seconds(step, again, 2), step.settings.device)).pays(n_steps)
+        return plain, False
+    return (faster, True) if gain.compiled_s < gain.plain_s else (plain, False)
 
 
 def measured(step: Step, example: Batch, architecture_id: str) -> Gain:
-    """What compiling `step` brings and costs here; trainings of the same network will know it. Leaves it compiled.
+    """What compiling `step` brings and costs here; trainings of the same network will know it.
 
     Raises:
         CaptureFailed: See `CapturedStep`.
     """
-    _, again = _ready(step, example)
-    return _compiled(step, example, architecture_id, step_seconds(step, again))[1]
+    return _tried(step, example, architecture_id, step_seconds(ready(step, example), example))[1]
 
 
-def _compiled(step: Step, example: Batch, architecture_id: str, plain_s: float) -> tuple[Callable[..., None], Gain]:
+def compiled(step: Step) -> Step:
+    """`step` with its network compiled, as one graph, when it is first called."""
+    torch.compiler.reset()  # each network starts its own count of recompilations
+    return dataclasses.replace(step, forward=torch.compile(step.state.network, fullgraph=True))
+
+
+def _may_pay(plain: AnyStep, example: Batch, n_steps: int, architecture_id: str) -> bool:
+    """By what is known of the network here, else by what is expected."""
+    gain = _known(_name(plain, example, architecture_id))
+    if gain is None and n_steps < LEAST_STEPS:
+        return False
+    return (gain or Gain.expected(step_seconds(plain, example, 2), plain.settings.device)).pays(n_steps)
+
+
+def _tried(step: Step, example: Batch, architecture_id: str, plain_s: float) -> tuple[AnyStep, Gain]:
+    """`step` compiled and ready, and what was measured of it, which is kept."""
     started = time.perf_counter()
-    step.compile()
-    compiled, again = _ready(step, example)
-    with step.unchanged():
-        again()
+    faster = ready(compiled(step), example)
+    with step.state.unchanged():
+        faster(example, 0.01, 0.5)
     compile_s = time.perf_counter() - started
-    found = Gain(plain_s, step_seconds(step, again), compile_s)
-    cache.keep(_name(step, example, architecture_id), dataclasses.asdict(found))
-    return compiled, found
+    gain = Gain(plain_s, step_seconds(faster, example), compile_s)
+    cache.keep(_name(step, example, architecture_id), dataclasses.asdict(gain))
+    return faster, gain
 
 
-def _ready(step: Step, example: Batch) -> tuple[Callable[..., None], Callable[[], None]]:
-    """How `step` is called with a batch, and how it is repeated on `example`."""
-    if step.settings.device == "cuda":
-        captured = CapturedStep(step, example)
-        return captured, captured.replay
-    mix = torch.ones(())
-    return step, lambda: step.run(example, 0.5, mix)
-
-
-def _name(step: Step, example: Batch, architecture_id: str) -> str:
+def _name(step: AnyStep, example: Batch, architecture_id: str) -> str:
     settings = step.settings
     where = [hardware(settings.device), versions(), settings.precision, torch.get_num_threads()]
     return f"compiled-{identifier([*where, architecture_id, len(example[1])])}"
@@ -133,5 +123,5 @@ def _name(step: Step, example: Batch, architecture_id: str) -> str:
 def _known(name: str) -> Gain | None:
     try:
         return Gain(**cache.recall(name))
-    except TypeError:  # nothing, or something else
+    except TypeError:  # nothing was kept, or another version kept it
         return None

@@ -9,9 +9,38 @@ from torch.nn import functional as F
 
 from study.data.batches import normalise
 from study.data.cifar10 import Images
+from study.errors import TrialFailed
+from study.model.network import Network, folded
+from study.training.records import TrainingConfig
 from study.training.step import autocast
 
 EVALUATION_BATCH = 500
+GLANCE = 5
+"""Where nothing depends on an epoch's validation, one of so many images is enough."""
+
+
+class Validation:
+    """What a training with the rate `lr` is validated on, kept on its device."""
+
+    def __init__(self, images: Images, config: TrainingConfig, lr: float) -> None:
+        self._config, self._labels, self._lr = config, images.labels, lr
+        self._pixels = tensor_of(images).to(config.device)
+
+    def __call__(self, averaged: Network, epoch: int) -> tuple[float, float, int]:
+        """Mean loss and accuracy of the averaged network after `epoch`, and the number of images they are of.
+
+        Raises:
+            TrialFailed: It gives NaN or infinity.
+        """
+        config = self._config
+        whole = config.whole_validations is None or epoch in config.whole_validations
+        every = 1 if whole else GLANCE
+        labels = np.array(self._labels[::every])
+        found = logits_of(folded(averaged), self._pixels[::every], config.device, config.precision)
+        if not bool(torch.isfinite(found).all()):
+            raise TrialFailed(f"diverged: the averaged network gives NaN after epoch {epoch} (lr={self._lr:.4g})")
+        loss = F.cross_entropy(found, torch.from_numpy(labels))
+        return float(loss), accuracy(found.numpy(), labels), len(labels)
 
 
 def evaluate(network: nn.Module, images: Images, device: str, precision: str = "float32") -> tuple[float, np.ndarray]:
@@ -22,7 +51,7 @@ def evaluate(network: nn.Module, images: Images, device: str, precision: str = "
     """
     network = network.to(memory_format=torch.channels_last)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        found = logits_of(network, torch.from_numpy(np.array(images.pixels)), device, precision)
+        found = logits_of(network, tensor_of(images), device, precision)
     loss = F.cross_entropy(found, torch.from_numpy(np.array(images.labels)))
     return float(loss), found.numpy()
 
@@ -40,3 +69,8 @@ def logits_of(network: nn.Module, pixels: torch.Tensor, device: str, precision: 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     """Share of rows whose largest logit is the label's."""
     return float((logits.argmax(1) == labels).mean())
+
+
+def tensor_of(images: Images) -> torch.Tensor:
+    """A copy of the pixels, uint8 [N, H, W, 3], which may be a read-only map."""
+    return torch.from_numpy(np.array(images.pixels))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any
 
-import numpy as np
 import torch
-from torch.nn import functional as F
 
 from search_spaces.candidate import Candidate, Optimisation
 from study.data.augmentation import AugmentedBatches, EpochOrder, mixing_weight, needs_albumentations, training_order
@@ -18,15 +18,15 @@ from study.data.batches import Batch, batches
 from study.data.cifar10 import Images
 from study.errors import TrialFailed
 from study.machine import heap
-from study.model.network import Network, build, folded, use_native_depthwise
+from study.model.network import Network
 from study.training.compiling import fastest
-from study.training.evaluation import accuracy, logits_of
-from study.training.optimizers import make_optimizer
+from study.training.evaluation import Validation, tensor_of
 from study.training.records import EpochRecord, Progress, Trained, TrainingConfig
-from study.training.step import Ema, Step, StepSettings, step_seconds
+from study.training.state import TrainState, to_cpu
+from study.training.step import AnyStep, Step, StepSettings, step_seconds
 
-GLANCE = 5
-"""Where nothing depends on an epoch's validation, one of so many images is enough."""
+OnEpoch = Callable[[EpochRecord], None]
+OnCheckpoint = Callable[[Callable[[], Progress]], None]
 
 
 def train(
@@ -34,9 +34,9 @@ def train(
     images: Images,
     config: TrainingConfig,
     validation: Images | None = None,
-    on_epoch: Callable[[EpochRecord], None] | None = None,
+    on_epoch: OnEpoch | None = None,
     resume: Progress | None = None,
-    on_checkpoint: Callable[[Callable[[], Progress]], None] | None = None,
+    on_checkpoint: OnCheckpoint | None = None,
     teacher: Network | None = None,
 ) -> Trained:
     """Trains `candidate` on `images`.
@@ -82,48 +82,52 @@ def learning_rate(optimisation: Optimisation, step: int, n_steps: int) -> float:
 
 
 class Training:
+    """One candidate's training: its state, its step, and where it stands.
+
+    Attributes:
+        step: The plain one.
+        train_on: What trains on a batch: `step`, or what `prepare` made of it.
+    """
+
     def __init__(
         self,
         candidate: Candidate,
         images: Images,
         config: TrainingConfig,
-        validation: Images | None,
+        validation: Images | None = None,
         teacher: Network | None = None,
     ) -> None:
-        self.candidate, self.images, self.config, self.validation = candidate, images, config, validation
+        self.candidate, self.images, self.config = candidate, images, config
         if config.device == "cpu":
             heap.keep()
-        network = use_native_depthwise(build(candidate.architecture, config.seed), config.native_depthwise)
-        self.network = network.to(config.device).to(memory_format=torch.channels_last)
-        o = candidate.optimisation
-        self.optimizer = make_optimizer(self.network, o)
-        self.steps_per_epoch = len(EpochOrder(len(images), o.batch_size, config.seed, 0))
+        optimisation, augmentation = candidate.optimisation, candidate.augmentation
+        self.steps_per_epoch = len(EpochOrder(len(images), optimisation.batch_size, config.seed, 0))
         self.n_steps = self.steps_per_epoch * config.epochs
-        self.ema = Ema(self.network, config.ema_half_life * self.steps_per_epoch)
-        on_gpu = config.device == "cuda"
-        resident = on_gpu and not needs_albumentations(candidate.augmentation)
+        self.state = TrainState.initial(candidate, config, self.steps_per_epoch)
+        self.network, self.ema, self.optimizer = self.state.network, self.state.ema, self.state.optimizer
+        resident = config.device == "cuda" and not needs_albumentations(augmentation)
         if teacher is not None:
             teacher = teacher.to(config.device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
         self.step = Step(
+            self.state,
+            StepSettings(config.device, config.precision, optimisation.label_smoothing, augmentation.mixup > 0),
             self.network,
-            self.ema,
-            self.optimizer,
-            StepSettings(config.device, config.precision, o.label_smoothing, candidate.augmentation.mixup > 0),
-            _pixels(images).to(config.device) if resident else None,
+            tensor_of(images).to(config.device) if resident else None,
             teacher,
         )
-        self.train_on: Callable[..., None] = self.step
-        self.val_pixels = None if validation is None else _pixels(validation).to(config.device)
+        self.train_on: AnyStep = self.step
+        self.validation = None if validation is None else Validation(validation, config, optimisation.lr)
         self.progress = Progress()
 
     def run(
         self,
-        on_epoch: Callable[[EpochRecord], None] | None,
-        resume: Progress | None,
-        on_checkpoint: Callable[[Callable[[], Progress]], None] | None,
+        on_epoch: OnEpoch | None = None,
+        resume: Progress | None = None,
+        on_checkpoint: OnCheckpoint | None = None,
     ) -> Trained:
+        """See `train`."""
         if resume is not None:
-            self._restore(resume)
+            self.go_on_from(resume)
         self.prepare()  # before the loaders start: they must not disturb it
         progress = self.progress
         with contextlib.closing(self.batches(progress.epoch, progress.batch)) as source:
@@ -131,12 +135,12 @@ class Training:
                 record = self._epoch(epoch, source, on_checkpoint)
                 progress.records.append(record)
                 if self.config.keeps_snapshot(epoch):
-                    progress.snapshots[epoch] = _to_cpu(self.ema.network.state_dict())
+                    progress.snapshots[epoch] = to_cpu(self.ema.network.state_dict())
                 progress.epoch, progress.batch, progress.sums = epoch + 1, 0, {}
                 if on_epoch is not None:
                     on_epoch(record)
                 if on_checkpoint is not None:
-                    on_checkpoint(self._capture)
+                    on_checkpoint(self.checkpoint)
         return Trained(self.ema.network, progress.records, progress.snapshots, bool(progress.compiled))
 
     def prepare(self) -> None:
@@ -147,58 +151,47 @@ class Training:
             return
         self.network.train()
         left = self.n_steps - progress.epoch * self.steps_per_epoch - progress.batch
-        decided = None if on_gpu else progress.compiled
         self.train_on, progress.compiled = fastest(
             self.step,
             self.example(),
             left if config.compiled else 0,
             self.candidate.architecture.architecture_id,
-            decided,
+            decided=None if on_gpu else progress.compiled,
         )
 
     def seconds_a_step(self) -> float:
         """Of the step as `prepare` left it, on a batch of zeros; leaves no trace."""
-        example = tuple(tensor.to(self.config.device) for tensor in self.example())
-        return step_seconds(self.step, lambda: self.train_on(example, 0.01, 0.5))
+        return step_seconds(self.train_on, self.example())
 
-    def _epoch(
-        self, epoch: int, source: Iterator[Batch], on_checkpoint: Callable[[Callable[[], Progress]], None] | None
-    ) -> EpochRecord:
-        o, progress, step = self.candidate.optimisation, self.progress, self.step
-        started, waited = time.perf_counter(), 0.0
-        before = progress.sums or {"loss": 0.0, "correct": 0.0, "seen": 0.0, "wall_s": 0.0, "wait_s": 0.0}
-        step.sums.copy_(torch.tensor([before["loss"], before["correct"]], dtype=torch.float64))
-        seen, lr = before["seen"], 0.0
+    def _epoch(self, epoch: int, source: Iterator[Batch], on_checkpoint: OnCheckpoint | None) -> EpochRecord:
+        optimisation, progress, sums = self.candidate.optimisation, self.progress, self.state.sums
+        begun = progress.sums
+        watch = _Watch(begun)
+        sums.copy_(torch.tensor([begun.get("loss", 0.0), begun.get("correct", 0.0)], dtype=torch.float64))
+        seen, lr = begun.get("seen", 0.0), 0.0
         self.network.train()
         for number in range(progress.batch, self.steps_per_epoch):
-            asked = time.perf_counter()
-            batch = next(source)
-            waited += time.perf_counter() - asked
+            with watch.waiting():
+                batch = next(source)
             position = epoch * self.steps_per_epoch + number
-            lr = learning_rate(o, position, self.n_steps)
+            lr = learning_rate(optimisation, position, self.n_steps)
             mix = mixing_weight(self.candidate.augmentation, self.config.seed, position, self.n_steps)
             self.train_on(batch, lr, self.ema.weight(position), mix)
             seen += len(batch[1])
             if on_checkpoint is not None and number + 1 < self.steps_per_epoch:
                 progress.batch = number + 1
-                progress.sums = {
-                    # On the device until _capture reads them, if it is called at all.
-                    "loss": step.sums[0],  # type: ignore[dict-item]
-                    "correct": step.sums[1],  # type: ignore[dict-item]
-                    "seen": seen,
-                    "wall_s": before["wall_s"] + time.perf_counter() - started,
-                    "wait_s": before["wait_s"] + waited,
-                }
-                on_checkpoint(self._capture)
-        loss_sum, n_correct = step.sums.tolist()
+                # Tensors on the device until `checkpoint` reads them, if it is called at all.
+                on_device: Any = {"loss": sums[0], "correct": sums[1]}
+                progress.sums = {**on_device, "seen": seen, "wall_s": watch.wall_s, "wait_s": watch.wait_s}
+                on_checkpoint(self.checkpoint)
+        loss_sum, n_correct = sums.tolist()
         if not math.isfinite(loss_sum):
-            raise TrialFailed(f"diverged: the training loss became {loss_sum} in epoch {epoch} (lr={o.lr:.4g})")
-        val_loss, val_accuracy, n_val = None, None, 0
-        trained = time.perf_counter()
-        if self.validation is not None:
-            whole = self.config.whole_validations is None or epoch in self.config.whole_validations
-            val_loss, val_accuracy, n_val = self._validate(epoch, 1 if whole else GLANCE)
-        wall = before["wall_s"] + time.perf_counter() - started
+            lr_told = f"lr={optimisation.lr:.4g}"
+            raise TrialFailed(f"diverged: the training loss became {loss_sum} in epoch {epoch} ({lr_told})")
+        trained_s = watch.wall_s
+        validated = (None, None, 0) if self.validation is None else self.validation(self.ema.network, epoch)
+        val_loss, val_accuracy, n_val = validated
+        wall_s = watch.wall_s
         return EpochRecord(
             epoch=epoch,
             train_loss=loss_sum / seen,
@@ -206,23 +199,11 @@ class Training:
             val_loss=val_loss,
             val_accuracy=val_accuracy,
             lr=lr,
-            wall_s=wall,
-            wait_frac=(before["wait_s"] + waited) / wall,
-            val_frac=(time.perf_counter() - trained) / wall,
+            wall_s=wall_s,
+            wait_frac=watch.wait_s / wall_s,
+            val_frac=(wall_s - trained_s) / wall_s,
             n_val=n_val,
         )
-
-    def _validate(self, epoch: int, every: int) -> tuple[float, float, int]:
-        """Mean loss and accuracy of the averaged weights on one of `every` images, and the number of these."""
-        assert self.validation is not None
-        assert self.val_pixels is not None
-        pixels, labels = self.val_pixels[::every], np.array(self.validation.labels[::every])
-        found = logits_of(folded(self.ema.network), pixels, self.config.device, self.config.precision)
-        if not bool(torch.isfinite(found).all()):
-            lr = self.candidate.optimisation.lr
-            raise TrialFailed(f"diverged: the averaged network gives NaN after epoch {epoch} (lr={lr:.4g})")
-        loss = F.cross_entropy(found, torch.from_numpy(labels))
-        return float(loss), accuracy(found.numpy(), labels), len(labels)
 
     def batches(self, first_epoch: int, first_batch: int = 0) -> Generator[Batch]:
         """All batches from there to the end of the training: an epoch's first ones are made during validation."""
@@ -239,33 +220,36 @@ class Training:
             return labels.clone(), labels, moves
         return torch.zeros((n, *self.images.pixels.shape[1:]), dtype=torch.uint8), labels, moves
 
-    def _capture(self) -> Progress:
-        progress = self.progress
-        return Progress(
-            epoch=progress.epoch,
-            batch=progress.batch,
-            network=_to_cpu(self.network.state_dict()),
-            ema=_to_cpu(self.ema.network.state_dict()),
-            optimizer=copy.deepcopy(self.optimizer.state_dict()),
-            sums={name: float(value) for name, value in progress.sums.items()},
-            records=list(progress.records),
-            snapshots=dict(progress.snapshots),
-            compiled=progress.compiled,
+    def checkpoint(self) -> Progress:
+        """Where the training stands, as a copy that it leaves alone."""
+        progress = dataclasses.replace(
+            self.progress,
+            sums={name: float(value) for name, value in self.progress.sums.items()},
+            records=list(self.progress.records),
+            snapshots=dict(self.progress.snapshots),
         )
+        self.state.copy_to(progress)
+        return progress
 
-    def _restore(self, progress: Progress) -> None:
-        self.progress = progress = copy.deepcopy(progress)  # training goes on in place
-        self.network.load_state_dict(progress.network)
-        self.ema.network.load_state_dict(progress.ema)
-        self.optimizer.load_state_dict(progress.optimizer)
-        for group in self.optimizer.param_groups:
-            if "capturable" in group:  # stored as it was where the training began
-                group["capturable"] = self.config.device == "cuda"
+    def go_on_from(self, progress: Progress) -> None:
+        """Stands where `checkpoint` was called."""
+        self.progress = copy.deepcopy(progress)  # training goes on in place
+        self.state.load(self.progress)
 
 
-def _pixels(images: Images) -> torch.Tensor:
-    return torch.from_numpy(np.array(images.pixels))
+class _Watch:
+    """Seconds of an epoch, and those in which it waited for batches; goes on from where the epoch was interrupted."""
 
+    def __init__(self, begun: Mapping[str, float]) -> None:
+        self._started = time.perf_counter() - begun.get("wall_s", 0.0)
+        self.wait_s = begun.get("wait_s", 0.0)
 
-def _to_cpu(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+    @property
+    def wall_s(self) -> float:
+        return time.perf_counter() - self._started
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.wait_s += time.perf_counter() - started

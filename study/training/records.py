@@ -1,14 +1,15 @@
-"""How a training is described, what it leaves, and where it stands."""
+"""How a training is described, what it leaves, and where it stands. Imports no torch: plans are made without it."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from study.model.layers import DepthwiseClass
-from study.model.network import Network
+    from study.model.layers import DepthwiseClass
+    from study.model.network import Network
 
 
 @dataclass(frozen=True)

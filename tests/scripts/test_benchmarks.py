@@ -71,7 +71,7 @@ def test_operations(benchmark_options: Options, monkeypatch: pytest.MonkeyPatch)
     params = {**small.anchors(Limits())["default"], "depth_1": 2, "depth_2": 2, "batch_size": 64}
     candidate = small.decode(params, Limits(max_params=12_000)).candidate
     training = operations.training(candidate)
-    counted = operations.operations(operations.step_of(training))
+    counted = operations.operations(operations.step_of(training.step, training.example()))
     convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in training.network.modules())
     # The classifier's map is a single pixel, which oneDNN leaves to another kernel.
     assert counted["aten::mkldnn_convolution"] in (convolutions, convolutions - 1)
@@ -84,7 +84,7 @@ def test_operations(benchmark_options: Options, monkeypatch: pytest.MonkeyPatch)
 def test_a_step_of_muon_is_few_operations() -> None:
     best = get_space("best")
     training = operations.training(best.decode(best.anchors(Limits())["default"], Limits()).candidate)
-    operations.step_of(training)()
+    operations.step_of(training.step, training.example())()
     assert 15 < operations.muon_operations(training) <= operations.GOAL_MUON
 
 

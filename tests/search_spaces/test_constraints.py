@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from search_spaces.architecture import Architecture, Conv, Residual
-from search_spaces.constraints import Clock, Constraint, InfeasibleError, Limits, certify, check
+from search_spaces.constraints import Clock, Constraint, InfeasibleError, Limits, certify, check, limit_rows
 from search_spaces.cost import CostModel, Work
 from search_spaces.reference import REFERENCE_ARCHITECTURE
 
@@ -175,3 +175,23 @@ def test_certify_raises_every_broken_limit() -> None:
         "depthwise_separable_convolution",
     ]
     assert "receptive field 3, not above 44" in str(caught.value)
+
+
+def test_limit_rows_say_every_limit_in_force_and_how_far_it_is() -> None:
+    assert [(row.label, row.required) for row in limit_rows(Limits())] == [
+        ("Parameters", "< 200,000"),
+        ("Receptive field, pooling not counted", "> 44"),
+        ("Dilated convolutions", "at least 1"),
+        ("Depthwise separable convolutions", "at least 1"),
+        ("Outer taps of padded dilated convolutions", "inside their map"),
+        ("Pooling", "none but the global average"),
+    ]
+    limits = Limits(max_params=175_000, max_macs=90_000_000, max_epoch_s=40.0)
+    rows = {row.name: row for row in limit_rows(limits, REFERENCE_ARCHITECTURE, _clock(image_s=0.25))}
+    assert list(rows) == [c.name for c in check(REFERENCE_ARCHITECTURE, limits, _clock())]
+    assert (rows["parameters"].value, rows["parameters"].distance) == ("175,696", "-697 left")
+    assert rows["parameters"].met is False
+    assert (rows["receptive_field"].value, rows["receptive_field"].distance) == ("47", "2 pixels to spare")
+    assert rows["macs"].met is True
+    assert (rows["epoch_s"].value, rows["epoch_s"].distance) == ("32.0 s", "8.0 s left")
+    assert limit_rows(limits, REFERENCE_ARCHITECTURE)[-1].met is None  # nobody could predict it

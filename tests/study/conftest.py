@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
-from study.data.cifar10 import FOLDER, load_test, load_train
+from study.data.cifar10 import FOLDER, Images, load_test, load_train
 
 N_TRAIN, N_TEST = 6_000, 300
 """Enough for the fixed 5,000 to validate on and 1,000 to train on."""
@@ -18,7 +18,9 @@ N_TRAIN, N_TEST = 6_000, 300
 
 @pytest.fixture(scope="session")
 def _made_cifar10(
-    tmp_path_factory: pytest.TempPathFactory, decoding: Callable[[pytest.MonkeyPatch], None]
+    tmp_path_factory: pytest.TempPathFactory,
+    decoding: Callable[[pytest.MonkeyPatch], None],
+    making: Callable[..., Images],
 ) -> dict[str, str]:
     """Environment in which every process finds made images where the data set would be.
 
@@ -32,20 +34,14 @@ def _made_cifar10(
         (folder / name).write_bytes(b"made")
     environment = {"STUDY_DATA": str(root / "data"), "XDG_CACHE_HOME": str(root / "cache")}
 
-    class Made:
-        def __init__(self, root: str, train: bool) -> None:
-            rng = np.random.default_rng(int(train))
-            self.targets = [index % 10 for index in range(N_TRAIN if train else N_TEST)]
-            colours = np.random.default_rng(7).integers(0, 256, (10, 1, 1, 3))
-            noise = rng.normal(0, 30, (len(self.targets), 32, 32, 3))
-            self.data = np.clip(colours[self.targets] + noise, 0, 255).astype(np.uint8)
+    def made(root: str, train: bool) -> SimpleNamespace:
+        images = making(N_TRAIN if train else N_TEST, noise=30, seed=int(train))
+        return SimpleNamespace(data=images.pixels, targets=images.labels)
 
     with pytest.MonkeyPatch.context() as patch:
-        import torchvision.datasets
-
         for name, value in environment.items():
             patch.setenv(name, value)
-        patch.setattr(torchvision.datasets, "CIFAR10", Made)
+        patch.setattr("torchvision.datasets.CIFAR10", made)
         decoding(patch)
         assert len(load_train()) == N_TRAIN
         assert len(load_test()) == N_TEST

@@ -93,9 +93,9 @@ def test_trial(out: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert (facts["trial"], facts["slot"], facts["state"], facts["val_accuracy"]) == (0, 0, "COMPLETE", 0.75)
     assert facts["candidate_id"] == REFERENCE.candidate_id
     facts = described(capsys, "--trial", "1", "--storage", f"sqlite:///{out}/study.db")
-    assert (facts["state"], facts["val_accuracy"]) == ("PRUNED", None)
+    assert (facts["state"], facts["outcome"], facts["val_accuracy"]) == ("PRUNED", "pruned", None)
     main(["--trial", "0", "--out", out])
-    assert "Trial 0 of dilated (COMPLETE, validation accuracy 0.7500)" in capsys.readouterr().out
+    assert "Trial 0 of dilated, validation accuracy 75.00%: candidate" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

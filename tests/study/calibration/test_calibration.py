@@ -14,7 +14,7 @@ import pytest
 
 from search_spaces.architecture import Architecture
 from search_spaces.cost import Work
-from study.calibration import prices as calibration
+from study.calibration import measuring, prices
 from study.calibration.prices import Calibration, DepthwisePrice
 from study.errors import CaptureFailed, StudyFailed, UserError
 from study.machine.hardware import hardware, resolve_device
@@ -36,14 +36,15 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         made["precisions"].add(precision)
         return float(made["native" if native else "channels_last"].get(which, 2e-12 if native else 1e-12))
 
-    monkeypatch.setattr(calibration, "hardware", lambda device: {"device": device, "gpu": "made"})
-    monkeypatch.setattr(calibration, "_seconds_per_image", of_network)
-    monkeypatch.setattr(calibration, "_depthwise_seconds", of_depthwise)
+    for module in (measuring, prices):
+        monkeypatch.setattr(module, "hardware", lambda device: {"device": device, "gpu": "made"})
+    monkeypatch.setattr(measuring, "_seconds_per_image", of_network)
+    monkeypatch.setattr(measuring, "_depthwise_seconds", of_depthwise)
     return made
 
 
 def test_a_gpu_trains_in_bfloat16_unasked(gpu: dict[str, Any]) -> None:
-    found = calibration._measure("cuda")
+    found = measuring.measure("cuda")
     assert found.precision == "bfloat16"
     assert gpu["precisions"] == {"bfloat16"}
     assert found.cost.dense_mac_s == pytest.approx(1e-12, rel=0.2)
@@ -53,7 +54,7 @@ def test_every_class_of_depthwise_convolutions_takes_its_faster_kernels(gpu: dic
     slow, engineless, lost = (7, True, 32), (5, True, 16), (7, False, 8)
     gpu["channels_last"] |= {slow: 2e-10, engineless: math.inf, lost: math.inf}
     gpu["native"] |= {lost: math.inf}
-    found = calibration._measure("cuda")
+    found = measuring.measure("cuda")
     assert found.native_depthwise == {slow, engineless}
     assert {(p.kernel, p.dilated, p.side) for p in found.depthwise} == set(
         itertools.product((3, 5, 7), (False, True), (32, 16, 8))
@@ -63,20 +64,20 @@ def test_every_class_of_depthwise_convolutions_takes_its_faster_kernels(gpu: dic
 
 
 def test_a_network_that_cannot_run_is_left_out(gpu: dict[str, Any]) -> None:
-    params = [network.params for network in calibration._probes()]
+    params = [network.params for network in measuring._probes()]
     gpu["failing"] = set(params[1:])
-    found = calibration._measure("cuda")
+    found = measuring.measure("cuda")
     assert found.cost.dense_mac_s + found.cost.activation_s + found.cost.operation_s > 0
     gpu["failing"] = set(params)
     with pytest.raises(StudyFailed, match="no network of the calibration could be trained"):
-        calibration._measure("cuda")
+        measuring.measure("cuda")
 
 
 def test_a_kernel_that_is_missing_costs_its_figure_alone(capsys: pytest.CaptureFixture[str]) -> None:
     def refuse() -> None:
         raise RuntimeError("GET was unable to find an engine")
 
-    assert calibration._fastest_seconds("cpu", refuse, "this kernel") == math.inf
+    assert measuring._fastest_seconds("cpu", refuse, "this kernel") == math.inf
     assert "not measured: this kernel: RuntimeError: GET was unable to find an engine" in capsys.readouterr().err
 
 
@@ -109,11 +110,11 @@ def test_a_capture_that_fails_is_left_out_by_another_process(
             if which == (5, True, 16) and native:
                 raise CaptureFailed("operation not permitted")
 
-        return calibration._fastest_seconds("cpu", step, f"depthwise {which} {native}")
+        return measuring._fastest_seconds("cpu", step, f"depthwise {which} {native}")
 
-    monkeypatch.setattr(calibration, "ProcessPoolExecutor", HerePool)
-    monkeypatch.setattr(calibration, "_depthwise_seconds", spoils)
-    found = calibration.calibrate("cuda")
+    monkeypatch.setattr(prices, "ProcessPoolExecutor", HerePool)
+    monkeypatch.setattr(measuring, "_depthwise_seconds", spoils)
+    found = prices.calibrate("cuda")
     assert tries == [frozenset(), {"depthwise (5, True, 16) True"}]
     (price,) = [p for p in found.depthwise if (p.kernel, p.dilated, p.side) == (5, True, 16)]
     assert price.native_s == math.inf
@@ -121,15 +122,15 @@ def test_a_capture_that_fails_is_left_out_by_another_process(
 
 
 def test_slow_steps_are_repeated_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = itertools.count(step=calibration.SLICE_S)
-    monkeypatch.setattr(calibration.time, "perf_counter", lambda: float(next(clock)))
+    clock = itertools.count(step=measuring.SLICE_S)
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: float(next(clock)))
     calls: list[int] = []
-    calibration._fastest_seconds("cpu", lambda: calls.append(1), "calls")
+    measuring._fastest_seconds("cpu", lambda: calls.append(1), "calls")
     assert len(calls) == 1 + 2  # one warms up
-    monkeypatch.setattr(calibration.time, "perf_counter", lambda: 0.0)
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: 0.0)
     calls.clear()
-    calibration._fastest_seconds("cpu", lambda: calls.append(1), "calls")
-    assert len(calls) == 1 + calibration.N_TIMED
+    measuring._fastest_seconds("cpu", lambda: calls.append(1), "calls")
+    assert len(calls) == 1 + measuring.N_TIMED
 
 
 def test_it_is_measured_once_and_damage_is_mended(user_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,18 +149,18 @@ def test_it_is_measured_once_and_damage_is_mended(user_cache: Path, monkeypatch:
         def submit(self, _: Any, device: str, spoiled: frozenset[str]) -> Any:
             measured.append(device)
             price = DepthwisePrice(3, False, 32, 1e-12, math.inf)
-            cost = calibration.CostModel(1e-12, 1e-12, 1e-12, 1e-10, 0.0, 0.0, device)
+            cost = measuring.CostModel(1e-12, 1e-12, 1e-12, 1e-10, 0.0, 0.0, device)
             found = Calibration(device, hardware(device), "float32", cost, 0.1, (price,))
             return type("Done", (), {"result": lambda self: found})()
 
-    monkeypatch.setattr(calibration, "ProcessPoolExecutor", MadePool)
-    first = calibration.calibrate("cpu")
-    assert calibration.calibrate("cpu") == first
+    monkeypatch.setattr(prices, "ProcessPoolExecutor", MadePool)
+    first = prices.calibrate("cpu")
+    assert prices.calibrate("cpu") == first
     assert measured == ["cpu"]
     (file,) = user_cache.rglob("calibration-*.json")
     for damage in ("{", "[]", "null", '{"device": "cpu"}', file.read_text().replace("depthwise_mac_s", "other")):
         file.write_text(damage)
-        assert calibration.calibrate("cpu") == first
+        assert prices.calibrate("cpu") == first
     assert measured == ["cpu"] * 6
 
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import multiprocessing
 import pickle
-import shlex
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -22,12 +17,9 @@ from study.data.augmentation import (
     compose,
     mixing_weight,
     needs_albumentations,
-    training_order,
 )
-from study.data.batches import AHEAD, batches, place
+from study.data.batches import place
 from study.data.cifar10 import MEAN, Images
-from study.errors import TrialFailed
-from study.machine.paths import REPOSITORY
 
 NONE = Augmentation(flip_p=0.0, crop_padding=0)
 ALL = Augmentation(0.5, 4, 0.5, 0.1, 0.1, 10.0, 0.5, 8)
@@ -100,92 +92,6 @@ def test_a_batch_does_not_depend_on_those_before_it() -> None:
     assert np.array_equal(late, _augment(ALL, 64, batch=3))
     copied = pickle.loads(pickle.dumps(AugmentedBatches(_gradient(64), ALL, 3)))
     assert np.array_equal(late, _images(copied[BatchSpec(0, 3, np.arange(64))]))
-
-
-ORDER = (112, 16, 11, 2)
-"""Images, batch size, seed, epochs."""
-
-
-def _batches(
-    device: str, n_loaders: int, epoch: int = 0, batch: int = 0, augmentation: Augmentation = ALL
-) -> list[list[bytes]]:
-    source = AugmentedBatches(_gradient(112), augmentation, seed=11)
-    with contextlib.closing(batches(source, training_order(*ORDER, epoch, batch), device, n_loaders)) as found:
-        return [[tensor.numpy().tobytes() for tensor in given] for given in found]
-
-
-# The loaders of a GPU need none to make their batches.
-@pytest.mark.parametrize(("device", "n_loaders"), [("cpu", 1), ("cpu", 2), ("cpu", 20), ("cuda", 0), ("cuda", 2)])
-def test_batches_are_the_same_whoever_makes_them(device: str, n_loaders: int) -> None:
-    alone = _batches("cpu", 0)
-    assert len(alone) == 14
-    assert len({pixels for pixels, *_ in alone}) == 14
-    before = {child.pid for child in multiprocessing.active_children()}
-    assert _batches(device, n_loaders) == alone
-    assert _batches(device, n_loaders, 1, 3) == alone[10:]
-    assert {child.pid for child in multiprocessing.active_children()} <= before
-
-
-@pytest.mark.parametrize("n_loaders", [0, 2])
-def test_a_gpu_holds_images_that_only_move(n_loaders: int) -> None:
-    """It is given their rows, and makes the same images of them."""
-    moving = Augmentation(flip_p=0.5, crop_padding=4)
-    images = torch.from_numpy(_gradient(112).pixels)
-    rows = _batches("cuda", n_loaders, augmentation=moving)
-    pixels = _batches("cpu", n_loaders, augmentation=moving)
-    for (given, labels, moves), (made, *rest) in zip(rows, pixels, strict=True):
-        assert [labels, moves] == rest
-        row, move = (torch.from_numpy(np.frombuffer(raw, np.int64).copy()) for raw in (given, moves))
-        drawn = torch.from_numpy(np.frombuffer(made, np.uint8).copy().reshape(16, 32, 32, 3))
-        assert torch.equal(place(images, row, move.view(-1, 3)), place(drawn, torch.arange(16), move.view(-1, 3)))
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_helper_that_dies_fails_the_trial(device: str) -> None:
-    before = set(multiprocessing.active_children())
-    found = batches(AugmentedBatches(_gradient(112), ALL, 11), training_order(*ORDER), device, 2)
-    next(found)
-    for child in set(multiprocessing.active_children()) - before:
-        child.kill()
-    with pytest.raises(TrialFailed, match=r"a process that augments died \(exit code -9\)"):
-        list(found)
-    assert set(multiprocessing.active_children()) <= before
-
-
-def test_batches_ahead_are_kept_apart() -> None:
-    """Many more than the helpers have in hand, kept by whoever takes them."""
-    order = list(training_order(112, 4, 2, 1))
-    assert len(order) > 3 * AHEAD
-    source = AugmentedBatches(_gradient(112), ALL, 11)
-    kept = list(batches(source, order, "cuda", 2))
-    for (pixels, labels, moves), spec in zip(kept, order, strict=True):
-        assert np.array_equal(pixels, source.pixels(spec))
-        assert np.array_equal(labels, source.labels(spec))
-        assert np.array_equal(moves, source.moves(spec))
-
-
-SMALL_SHM = """
-import numpy as np, os
-from search_spaces.candidate import Augmentation
-from study.data.augmentation import AugmentedBatches, training_order
-from study.data.batches import batches
-from study.data.cifar10 import Images
-free = os.statvfs("/dev/shm")
-assert free.f_bavail * free.f_frsize <= 2**20
-images = Images(np.zeros((4096, 32, 32, 3), np.uint8), np.zeros(4096, np.int64))
-source = AugmentedBatches(images, Augmentation(dropout_p=0.5), 0)
-print(sum(len(labels) for _, labels, _ in batches(source, training_order(4096, 256, 0, 2), "cuda", 3)))
-"""
-
-
-def test_a_small_dev_shm_is_enough() -> None:
-    """Containers have 64 MiB of it by default; here it is one, in a mount namespace of its own."""
-    command = "mount -t tmpfs -o size=1m tmpfs /dev/shm && exec " + shlex.join([sys.executable, "-c", SMALL_SHM])
-    if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
-        pytest.skip("this user may make no mount namespace")
-    done = subprocess.run(["unshare", "-m", "sh", "-c", command], capture_output=True, text=True, cwd=REPOSITORY)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["8192"]
 
 
 def test_flips_are_uncorrelated_with_crops() -> None:

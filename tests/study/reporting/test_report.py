@@ -27,13 +27,12 @@ from optuna.trial import FrozenTrial, TrialState
 from search_spaces import get_space
 from search_spaces.constraints import Limits, check
 from search_spaces.space import Choice, Dimension, Integer
-from study.command_line import wording
 from study.errors import UserError
 from study.machine.paths import REPOSITORY
-from study.reporting import figures as report_figures
 from study.reporting import page as report_page
 from study.reporting import report
-from study.reporting.parameters import at_bound
+from study.reporting.facts import outcome, read_facts
+from study.reporting.sections import at_bound
 from study.storage.config import StudyConfig
 from study.storage.database import open_storage
 
@@ -183,7 +182,7 @@ def test_counts_every_kind_of_trial(rich: tuple[str, str]) -> None:
     }
     # 14 whole trials and 3 halves of 17 possible ones; the failed trial's epoch is told apart.
     assert row(figures, "Epochs spent of possible (91%)")[1] == "93 of 102"
-    assert "spent 1 more epochs" in figures
+    assert "spent 1 more epoch." in figures
     assert row(figures, "Time of all trials")[1] == "31 min"
 
 
@@ -324,7 +323,7 @@ def test_importances_find_what_decides() -> None:
         dropout = rng.uniform(0, 0.6)
         trials.append(made_trial(slot, 0.9 - dropout, dropout_p=dropout))
     study = made_study(trials)
-    shares = report_figures.importances(study, report_figures.read_records(study))
+    shares = read_facts(study, Path("nowhere")).shares
     assert next(iter(shares)) == "dropout_p"
     assert sum(shares.values()) == pytest.approx(1)
     assert set(shares) == set(SPACE.dimensions)
@@ -432,17 +431,118 @@ def test_html_loads_nothing(rich: tuple[str, str]) -> None:
     assert [address for address in page.addresses if address != "data:,"] == []
     assert sum("plotly.js v" in script for script in page.scripts) == 1
     assert rich[1].count("<style>") == 1
-    assert "@import" not in report_page._CSS
-    assert "url(" not in report_page._CSS
+    style = rich[1].split("<style>")[1].split("</style>")[0]
+    assert "@import" not in style
+    assert "url(" not in style
     assert {"history", "curves", "importance", "size", "parallel", "slice-0", "slice-5"} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
 
 
-def test_names_are_escaped(tmp_path: Path) -> None:
-    reason = "<script>alert(1)</script> | and a bar"
-    html, markdown = report.write_report(made_study([failed_trial(0, reason)]), tmp_path)
-    assert "<script>alert" not in html.read_text()
-    assert "\\| and a bar" in markdown.read_text()
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+class _Elements(HTMLParser):
+    """Every element, each attribute's name, and the words that are shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found |= {tag, *(name for name, _ in attrs)}
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def evil_trial(slot: int) -> FrozenTrial:
+    """A complete trial all of whose words, and the name of whose parameter, are markup."""
+    name = f"</script>{EVIL}"
+    distributions = {name: CategoricalDistribution((f"{EVIL}|a", f"{EVIL}|b")), "x": FloatDistribution(0, 1)}
+    attrs: dict[str, Any] = {"slot": slot, "anchor": EVIL, "candidate_id": f"{EVIL}|", "repairs": [f"{EVIL}\n## x"]}
+    return optuna.create_trial(
+        value=slot / 20,
+        params={name: f"{EVIL}|{'ab'[slot % 2]}", "x": slot / 20},
+        distributions=distributions,
+        intermediate_values={0: slot / 20},
+        user_attrs={**attrs, "params": 1000 + slot},
+    )
+
+
+def test_words_of_a_study_are_text(tmp_path: Path) -> None:
+    study = optuna.create_study(study_name=EVIL, direction="maximize")
+    study.set_user_attr("config", CONFIG.to_json())
+    study.set_user_attr("hardware", {f"{EVIL}|device": f"{EVIL}|\n[x](javascript:alert(1))"})
+    study.set_user_attr("created", EVIL)
+    study.add_trials([evil_trial(slot) for slot in range(12)])
+    study.add_trial(failed_trial(12, f"<script>alert(1)</script> | and a bar {EVIL}"))
+    html_file, markdown_file = report.write_report(study, tmp_path)
+    html, markdown = html_file.read_text(), markdown_file.read_text()
+
+    page = _Elements()
+    page.feed(html)
+    assert not page.found & {"img", "onerror"}
+    assert page.words.count(EVIL) >= 2  # title and heading, as they are
+    assert EVIL not in html
+    assert "<script>alert" not in html
+    assert "\\u003cimg" not in html  # plotly would take it for markup of a label
+    assert EVIL not in markdown
+    assert "<script>" not in markdown
+    assert "](" not in markdown
+    assert "\n## x" not in markdown
+    assert "\\| and a bar" in markdown
+    for table in re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
+
+
+@pytest.mark.parametrize(
+    ("state", "attrs", "expected"),
+    [
+        (TrialState.COMPLETE, {"outcome": "complete"}, "complete"),
+        (TrialState.PRUNED, {"outcome": "pruned"}, "pruned"),
+        (TrialState.FAIL, {"outcome": "infeasible"}, "infeasible"),
+        (TrialState.PRUNED, {"outcome": "infeasible"}, "infeasible"),
+        (TrialState.FAIL, {"outcome": "failed", "reason": "interrupted, says somebody"}, "failed"),
+        (TrialState.FAIL, {"outcome": "interrupted", "reason": "infeasible, says somebody"}, "interrupted"),
+        # Older studies: no attribute.
+        (TrialState.COMPLETE, {}, "complete"),
+        (TrialState.PRUNED, {"reason": "pruned after epoch 3 of 6"}, "pruned"),
+        (TrialState.FAIL, {"reason": "infeasible: 230,000 parameters"}, "infeasible"),
+        (TrialState.FAIL, {"reason": "interrupted: its process is gone"}, "interrupted"),
+        (TrialState.FAIL, {"reason": "diverged"}, "failed"),
+        (TrialState.FAIL, {}, "failed"),
+        # Written, and then something else happened before Optuna was told: the state knows better.
+        (TrialState.FAIL, {"outcome": "complete"}, "failed"),
+        (TrialState.FAIL, {"outcome": "pruned", "reason": "interrupted"}, "interrupted"),
+        (TrialState.RUNNING, {"outcome": "complete"}, "running"),
+        (TrialState.WAITING, {}, "waiting"),
+        (TrialState.FAIL, {"outcome": ["nonsense"]}, "failed"),
+    ],
+)
+def test_outcome(state: TrialState, attrs: dict[str, Any], expected: str) -> None:
+    value = 0.5 if state == TrialState.COMPLETE else None
+    assert outcome(optuna.create_trial(state=state, value=value, user_attrs=attrs)) == expected
+
+
+def test_outcome_of_older_studies_by_broken_constraints() -> None:
+    assert outcome(optuna.create_trial(state=TrialState.FAIL, constraints={"parameters": 1.0})) == "infeasible"
+
+
+def test_trials_of_others_are_told_and_count_nowhere(rich: tuple[str, str], tmp_path: Path) -> None:
+    x = {"x": FloatDistribution(0, 1)}
+    copied = made_trial(1, 0.99)
+    foreign = [
+        optuna.create_trial(value=0.999, params={"x": 0.5}, distributions=x),
+        optuna.create_trial(value=0.99, params=copied.params, distributions=copied.distributions),
+        optuna.create_trial(state=TrialState.FAIL, user_attrs={"reason": "mine"}),
+        optuna.create_trial(state=TrialState.PRUNED, intermediate_values={700: 0.3}),
+    ]
+    study = made_study([*rich_trials(), *foreign])
+    markdown = report_page.to_markdown(report.build_page(study, tmp_path))
+    line = "Not counted: 4 trials that this program did not make.\n\n"
+    assert markdown.count(line) == 1
+    assert markdown.replace(line, "") == rich[0]
 
 
 def test_a_full_disk_keeps_the_older_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -464,22 +564,3 @@ def test_a_full_disk_keeps_the_older_report(tmp_path: Path, monkeypatch: pytest.
 def test_a_foreign_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no configuration"):
         report.write_report(optuna.create_study(), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (None, "-"),
-        (0, "0 s"),
-        (42.4, "42 s"),
-        (59.9, "1 min"),
-        (200, "3 min 20 s"),
-        (3599, "1 h 0 min"),
-        (600, "10 min"),
-        (120, "2 min"),
-        (4325, "1 h 12 min"),
-        (183_600, "2 d 3 h"),
-    ],
-)
-def test_duration(seconds: float | None, text: str) -> None:
-    assert wording.duration(seconds) == text

@@ -7,13 +7,13 @@ import warnings
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from search_spaces import DEFAULT_SPACE, SPACES, get_space
+from search_spaces import DEFAULT_SPACE, SPACES, SearchSpace, get_space
 from search_spaces.constraints import Limits
 from search_spaces.space import Real
 from study.errors import UserError
@@ -21,17 +21,23 @@ from study.search.plan import PRUNERS, SAMPLERS
 from study.search.pruning import compared_epochs, default_pruner, make_pruner
 from study.search.sampling import (
     CHANGED_SHARE,
+    FORGOTTEN_AT_ONCE,
     MAX_COMPARED,
+    N_BEST,
     N_STARTUP_TRIALS,
-    SlotSampler,
+    Draws,
     check_names,
+    compared,
+    distributions,
+    fixed_sampler,
     make_sampler,
     neighbour,
     sampler_seed,
-    suggest,
     training_seed,
 )
-from study.storage.database import open_storage
+from study.storage.database import finished_trials, open_storage
+
+SPACE = get_space(DEFAULT_SPACE)
 
 EPOCHS = 9  # the first three never prune
 
@@ -141,7 +147,7 @@ def test_halving_compares_after_a_half() -> None:
     assert compared_epochs("halving", 1) == (0,)
 
 
-# A slot of a study in miniature: what study.search.workers does, with made values instead of training.
+# A slot of a study in miniature, with made values instead of training.
 
 
 def value_of(params: dict[str, Any]) -> float:
@@ -149,9 +155,13 @@ def value_of(params: dict[str, Any]) -> float:
 
 
 def run_slot(study: optuna.Study, sampler: str, slot: int, attempt: int = 0, fail: bool = False) -> dict[str, Any]:
-    study.sampler = make_sampler(sampler, sampler_seed(7, slot, attempt))
-    trial = study.ask()
-    params = suggest(trial, get_space(DEFAULT_SPACE))
+    """As a supervisor that was started for this slot draws it."""
+    params = Draws(SPACE, sampler).draw(finished_trials(study), sampler_seed(7, slot, attempt))
+    study.sampler = fixed_sampler(params)
+    trial = study.ask(distributions(SPACE))
+    assert trial.params == params
+    trial.set_user_attr("slot", slot)
+    trial.set_user_attr("candidate", {})
     if fail:
         study.tell(trial, state=TrialState.FAIL)
     else:
@@ -247,16 +257,15 @@ def fixed_points() -> list[tuple[str, Any]]:
     return points
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_fixed_parameters_are_returned_exactly(sampler: str) -> None:
+def test_fixed_parameters_are_returned_exactly() -> None:
     for name, params in fixed_points():
-        study = new_study(sampler=make_sampler(sampler, 3, params))
+        space = get_space(name)
+        study = new_study(sampler=fixed_sampler(params))
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # Optuna only warns of a value outside its distribution
-            trial = study.ask()
-            drawn = suggest(trial, get_space(name))
+            drawn = study.ask(distributions(space)).params
         assert drawn == dict(params)
-        assert list(drawn) == list(get_space(name).dimensions)
+        assert list(drawn) == list(space.dimensions)
         assert {name: type(value) for name, value in drawn.items()} == {
             name: type(value) for name, value in params.items()
         }
@@ -265,22 +274,20 @@ def test_fixed_parameters_are_returned_exactly(sampler: str) -> None:
 def test_fixed_parameters_come_back_from_the_storage_unchanged(tmp_path: Path) -> None:
     study = new_study(storage=open_storage(f"sqlite:///{tmp_path / 'study.db'}"))
     drawn = run_slot(study, "tpe", 0)
-    study.sampler = make_sampler("tpe", 99, study.trials[0].params)
-    assert suggest(study.ask(), get_space(DEFAULT_SPACE)) == drawn
+    study.sampler = fixed_sampler(study.trials[0].params)
+    assert study.ask(distributions(SPACE)).params == drawn
 
 
 @pytest.mark.parametrize("name", SPACES)
 def test_every_parameter_has_one_fixed_distribution(name: str) -> None:
+    space = get_space(name)
+    assert list(distributions(space)) == list(space.dimensions)
     study = new_study(sampler=make_sampler("random", 0))
-    seen = []
     for _ in range(5):
-        trial = study.ask()
-        suggest(trial, get_space(name))
-        seen.append(study.trials[trial.number].distributions)
-    assert all(distributions == seen[0] for distributions in seen)
-    for number in range(len(seen)):
-        study.tell(number, 0.5)
-    assert set(optuna.search_space.intersection_search_space(study.trials)) == set(get_space(name).dimensions)
+        study.tell(study.ask(distributions(space)), 0.5)
+    assert set(optuna.search_space.intersection_search_space(study.trials)) == set(space.dimensions)
+    for trial in study.trials:
+        assert all(space.dimensions[name].contains(value) for name, value in trial.params.items())
 
 
 @pytest.mark.parametrize(
@@ -316,54 +323,87 @@ def test_every_other_combination_is_allowed() -> None:
         check_names(sampler, default_pruner(sampler))  # what a study gets that names no pruner
 
 
-def test_a_kept_sampler_draws_what_fresh_ones_draw() -> None:
+# Draws in a copy of the study
+
+
+def test_draws_are_those_of_a_fresh_sampler_on_the_study_itself() -> None:
     """Over slots, with pruned and failed trials and one that runs beside them."""
-    space = get_space("dilated")
-
-    def samples(kept: SlotSampler | None) -> list[dict[str, Any]]:
-        study = optuna.create_study(direction="maximize")
-        rng, found = random.Random(0), []
-        beside = None
-        for slot in range(40):
-            study.sampler = make_sampler("tpe", 1000 + slot, None, kept)
-            trial = study.ask()
-            found.append(suggest(trial, space))
-            value = rng.random()
-            trial.report(value, 0)
-            trial.set_constraint("params", -1.0)
-            if slot % 7 == 3:
-                study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            elif slot % 3 == 1:
-                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-            elif slot % 5 == 0:  # ends one slot later, as with two workers
-                if beside is not None:
-                    study.tell(*beside)
-                beside = (trial, value)
-            else:
-                study.tell(trial, value)
-        return found
-
-    kept = SlotSampler()
-    assert samples(kept) == samples(None)
-    assert len(kept._rows) > 25  # it did keep them: Optuna still asks where it is overridden
-    assert make_sampler("tpe", 1, None, kept) is kept
+    draws = Draws(SPACE, "tpe")
+    study = optuna.create_study(direction="maximize")
+    rng, beside = random.Random(0), None
+    for slot in range(40):
+        drawn = draws.draw(study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)), 1000 + slot)
+        study.sampler = make_sampler("tpe", 1000 + slot)
+        trial = study.ask(distributions(SPACE))
+        assert trial.params == drawn, slot
+        value = rng.random()
+        trial.report(value, 0)
+        if slot % 7 == 3:
+            study.tell(trial, state=TrialState.FAIL)
+        elif slot % 3 == 1:
+            study.tell(trial, state=TrialState.PRUNED)
+        elif slot % 5 == 0:  # ends one slot later, as with two workers
+            if beside is not None:
+                study.tell(*beside)
+            beside = (trial, value)
+        else:
+            study.tell(trial, value)
 
 
-def test_a_kept_sampler_leaves_others_alone() -> None:
-    kept = SlotSampler()
-    assert isinstance(make_sampler("random", 1, None, kept), optuna.samplers.RandomSampler)
-    assert isinstance(make_sampler("tpe", 1, {"lr": 0.1}, kept), optuna.samplers.PartialFixedSampler)
+def many(n: int) -> list[FrozenTrial]:
+    """Trials of a study in one dimension; the best is the first, every third was pruned."""
+    study = optuna.create_study(direction="maximize")
+    x = {"x": optuna.distributions.FloatDistribution(0.0, 1.0)}
+    for number in range(n):
+        value, state = 1.0 - number / n, TrialState.PRUNED if number % 3 == 2 else TrialState.COMPLETE
+        trial = optuna.create_trial(
+            state=state, params={"x": value}, distributions=x, value=None if state == TrialState.PRUNED else value
+        )
+        study.add_trial(trial)
+    return study.get_trials(deepcopy=False)
 
 
-def test_a_kept_sampler_compares_with_the_newest_trials() -> None:
-    kept, study = SlotSampler(), optuna.create_study(direction="maximize")
-    distributions = {"x": optuna.distributions.FloatDistribution(0.0, 1.0)}
-    study.add_trials(
-        [
-            optuna.create_trial(params={"x": (n + 0.5) / 1500}, distributions=distributions, value=float(n))
-            for n in range(1500)
-        ]
-    )
-    rows = kept._get_internal_repr(study.get_trials(), dict(distributions), study)
-    assert len(rows["x"]) == MAX_COMPARED == 1000
-    assert rows["x"].min() > 500 / 1500
+def test_of_many_trials_the_best_and_the_newest_are_compared() -> None:
+    trials = many(MAX_COMPARED + 2 * FORGOTTEN_AT_ONCE)
+    assert compared(trials[:MAX_COMPARED]) == trials[:MAX_COMPARED]
+    for n in (MAX_COMPARED + 1, MAX_COMPARED + FORGOTTEN_AT_ONCE):
+        seen = compared(trials[:n])
+        assert len(seen) == N_BEST + n - FORGOTTEN_AT_ONCE <= MAX_COMPARED + N_BEST
+        assert seen[N_BEST:] == trials[FORGOTTEN_AT_ONCE:n]
+        assert [trial.number for trial in seen[:N_BEST]] == [i for i in range(2 * N_BEST) if i % 3 != 2][:N_BEST]
+
+
+def test_a_restart_does_not_change_what_is_drawn_from_many_trials() -> None:
+    class Line:
+        dimensions: ClassVar = {"x": Real(0.0, 1.0)}
+
+    trials = many(MAX_COMPARED + 8)
+    going_on = Draws(cast(SearchSpace, Line()), "tpe")
+    for n in range(MAX_COMPARED - 4, MAX_COMPARED + 8, 2):  # over the edge where old ones are forgotten
+        drawn = going_on.draw(trials[:n], n)
+        assert drawn == Draws(cast(SearchSpace, Line()), "tpe").draw(trials[:n], n)
+        assert 0 <= drawn["x"] <= 1
+
+
+# Trials that were cut off
+
+
+def test_a_trial_that_was_cut_off_after_the_rung_counts_once() -> None:
+    study = optuna.create_study(direction="maximize", pruner=make_pruner("halving", 6))
+    [rung, _] = cast(tuple[int, ...], compared_epochs("halving", 6))
+
+    def reach(value: float, end: TrialState | None) -> bool:
+        trial = study.ask()
+        for epoch in range(rung + 1):
+            trial.report(value, epoch)
+        prune = trial.should_prune()
+        if end is not None:
+            study.tell(trial, value if end == TrialState.COMPLETE else None, state=end)
+        return prune
+
+    for value in (0.1, 0.2, 0.3):
+        reach(value, TrialState.PRUNED if value < 0.3 else TrialState.COMPLETE)
+    for _ in range(20):  # a good one is killed again and again after the rung
+        assert not reach(0.5, TrialState.FAIL)
+    assert not reach(0.4, None)  # the best of four that live; with each of them counted it would be behind twenty
+    assert reach(0.2, None)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import optuna
 import pytest
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
-from study.storage.database import HEARTBEAT_S, checkpoint_sqlite, open_storage
-from study.storage.slots import Claim, SlotTable, process_owner
+from study.storage.database import checkpoint_sqlite, open_storage
+from study.storage.slots import LEASE_S, Claim, SlotTable, process_owner
 
 
 @pytest.fixture(scope="module")
@@ -87,26 +89,37 @@ def on_another_host(owner: str) -> str:
     return "/".join(["elsewhere", *owner.split("/")[1:]])
 
 
-def start_trial(study: optuna.Study, slot: int, attempt: int = 0, candidate: bool = True) -> optuna.Trial:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna wants heartbeats to come from study.optimize
-        trial = study.ask()
-    trial.set_user_attr("slot", slot)
-    trial.set_user_attr("attempt", attempt)
+def start_trial(study: optuna.Study, slot: int, attempt: int = 0, candidate: bool = True, **more: Any) -> optuna.Trial:
+    trial = study.ask()
+    for name, value in {"slot": slot, "attempt": attempt, **more}.items():
+        trial.set_user_attr(name, value)
     if candidate:
         trial.suggest_float("lr", 0.0, 1.0)
         trial.set_user_attr("candidate", {})
     return trial
 
 
-def beat(storage: optuna.storages.RDBStorage, trial: optuna.Trial, seconds_ago: float) -> None:
-    """Writes a heartbeat that is so old."""
-    storage.record_heartbeat(trial._trial_id)
-    with storage.engine.begin() as connection:
-        connection.execute(
-            sa.text("UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, :shift) WHERE trial_id = :trial"),
-            {"shift": f"-{seconds_ago} seconds", "trial": trial._trial_id},
-        )
+def finish_trial(study: optuna.Study, slot: int) -> optuna.Trial:
+    trial = start_trial(study, slot)
+    study.tell(trial, 0.5)
+    return trial
+
+
+def let_leases_end(slots: SlotTable) -> None:
+    """As if nobody had renewed any for long enough."""
+    with slots._engine.begin() as connection:
+        connection.execute(sa.text("UPDATE small_cnn_study_slots SET expires = expires - :s"), {"s": LEASE_S + 1})
+
+
+def brief(claim: Claim | None) -> tuple[int, int, int | None] | None:
+    """Slot, attempt and the trial to repeat."""
+    return None if claim is None else (claim.slot, claim.attempt, claim.repeats)
+
+
+def take(slots: SlotTable, n_slots: int) -> Claim:
+    claim = slots.claim(n_slots)
+    assert claim is not None
+    return claim
 
 
 def state_of(study: optuna.Study, trial: optuna.Trial) -> FrozenTrial:
@@ -117,71 +130,59 @@ def state_of(study: optuna.Study, trial: optuna.Trial) -> FrozenTrial:
 
 
 def test_slots_are_claimed_in_order_and_never_beyond_n(slots: SlotTable) -> None:
-    assert [slots.claim(3) for _ in range(4)] == [Claim(0, 0, None), Claim(1, 0, None), Claim(2, 0, None), None]
-    assert slots.claim(5) == Claim(3, 0, None)
+    assert [brief(slots.claim(3)) for _ in range(4)] == [(0, 0, None), (1, 0, None), (2, 0, None), None]
+    assert brief(slots.claim(5)) == (3, 0, None)
 
 
 def test_a_finished_slot_is_never_claimed_again(slots: SlotTable) -> None:
-    for slot in range(2):
-        assert slots.claim(2) is not None
-        slots.finish(slot)
+    for _ in range(2):
+        assert slots.finish(take(slots, 2))
     assert slots.claim(2) is None
-    assert slots.claim(3) == Claim(2, 0, None)
+    assert brief(slots.claim(3)) == (2, 0, None)
 
 
 def test_an_interrupted_slot_comes_first_and_keeps_its_trial(slots: SlotTable) -> None:
-    for _ in range(3):
-        slots.claim(10)
-    slots.interrupted(1, trial_number=17)
-    assert slots.claim(10) == Claim(1, 0, 17)
-    assert slots.claim(10) == Claim(3, 0, None)
+    claims = [take(slots, 10) for _ in range(3)]
+    assert slots.interrupted(claims[1], trial_number=17)
+    assert brief(slots.claim(10)) == (1, 0, 17)
+    assert brief(slots.claim(10)) == (3, 0, None)
 
 
 def test_an_interruption_is_no_failure(slots: SlotTable) -> None:
-    slots.claim(1)
-    for _ in range(5):
-        slots.interrupted(0, 4)
-        assert slots.claim(1) == Claim(0, 0, 4)
+    for repeats in (None, *[4] * 5):
+        claim = take(slots, 1)
+        assert brief(claim) == (0, 0, repeats)
+        slots.interrupted(claim, 4)
 
 
 def test_a_failed_slot_runs_once_more_as_it_was_then_with_a_new_sample(slots: SlotTable) -> None:
-    seen = [slots.claim(1)]
-    for trial_number in (5, 6, 7, 8):
-        slots.failed(0, trial_number)
-        seen.append(slots.claim(1))
-    assert seen == [Claim(0, 0, None), Claim(0, 0, 5), Claim(0, 1, None), Claim(0, 1, 7), Claim(0, 2, None)]
+    seen = []
+    for trial_number in (5, 6, 7, 8, 9):
+        claim = take(slots, 1)
+        seen.append(brief(claim))
+        slots.failed(claim, trial_number)
+    assert seen == [(0, 0, None), (0, 0, 5), (0, 1, None), (0, 1, 7), (0, 2, None)]
 
 
 def test_a_failure_without_parameters_draws_new_ones_at_once(slots: SlotTable) -> None:
-    slots.claim(1)
-    slots.failed(0, None)
-    assert slots.claim(1) == Claim(0, 1, None)
+    slots.failed(take(slots, 1), None)
+    assert brief(slots.claim(1)) == (0, 1, None)
 
 
 def test_an_interruption_between_failures_does_not_hide_the_first(slots: SlotTable) -> None:
-    slots.claim(1)
-    slots.failed(0, 5)
-    slots.claim(1)
-    slots.interrupted(0, 6)
-    assert slots.claim(1) == Claim(0, 0, 6)
-    slots.failed(0, 7)
-    assert slots.claim(1) == Claim(0, 1, None)
-
-
-def test_n_finished_counts_finished_slots_below_n(slots: SlotTable) -> None:
-    for slot in range(4):
-        slots.claim(10)
-        if slot != 1:
-            slots.finish(slot)
-    slots.failed(1, None)
-    assert slots.n_finished() == 3
-    assert [slots.n_finished(n) for n in range(5)] == [0, 1, 1, 2, 3]
+    slots.failed(take(slots, 1), 5)
+    slots.interrupted(take(slots, 1), 6)
+    claim = take(slots, 1)
+    assert brief(claim) == (0, 0, 6)
+    slots.failed(claim, 7)
+    assert brief(slots.claim(1)) == (0, 1, None)
 
 
 def test_studies_in_one_storage_do_not_share_slots(slots: SlotTable, storage: optuna.storages.RDBStorage) -> None:
     other = SlotTable(optuna.create_study(study_name="other", storage=storage), storage)
-    assert slots.claim(1) == other.claim(1) == Claim(0, 0, None)
-    slots.finish(0)
+    claims = [take(slots, 1), take(other, 1)]
+    assert [brief(claim) for claim in claims] == [(0, 0, None)] * 2
+    slots.finish(claims[0])
     assert (slots.n_finished(), other.n_finished()) == (1, 0)
 
 
@@ -189,40 +190,188 @@ def test_a_slot_taken_between_look_and_claim_is_not_taken_twice(
     slots: SlotTable, later: SlotTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = slots._rows
-    raced: list[Claim | None] = []
+    raced: list[Claim] = []
+    n_races = 2
 
     def rows_then_race() -> dict[int, object]:
         seen = rows()
-        if len(raced) < 2:
-            raced.append(later.claim(10))
+        if len(raced) < n_races:
+            raced.append(take(later, 10))
         return seen
 
     monkeypatch.setattr(slots, "_rows", rows_then_race)
     taken = slots.claim(10)
-    assert [claim.slot for claim in raced if claim] == [0, 1]
-    assert taken == Claim(2, 0, None)
-    later.interrupted(0, 3)
-    later.interrupted(1, 4)
-    raced.clear()
-    raced.append(None)  # one race more, for an open slot
-    assert slots.claim(10) == Claim(1, 0, 4)
-    assert raced[1] == Claim(0, 0, 3)
+    assert [claim.slot for claim in raced] == [0, 1]
+    assert brief(taken) == (2, 0, None)
+    for claim, trial_number in zip(raced, (3, 4), strict=True):
+        later.interrupted(claim, trial_number)
+    n_races = 3  # one race more, for an open slot
+    assert brief(slots.claim(10)) == (1, 0, 4)
+    assert brief(raced[2]) == (0, 0, 3)
 
 
 def test_finished_slots_are_not_read_again(slots: SlotTable) -> None:
     # Thousands of them must not make every further trial wait.
     for slot in range(40):
-        slots.claim(100)
-        if slot not in (7, 30):
-            slots.finish(slot)
-    slots.interrupted(30, 12)
+        claim = take(slots, 100)
+        if slot == 30:
+            thirty = claim
+        elif slot != 7:
+            slots.finish(claim)
+    slots.interrupted(thirty, 12)
     assert sorted(slots._rows()) == [7, 30, 39]
-    assert slots.claim(100) == Claim(30, 0, 12)
-    assert slots.claim(100) == Claim(40, 0, None)
-    slots.finish(40)
+    assert brief(slots.claim(100)) == (30, 0, 12)
+    last = take(slots, 100)
+    assert last.slot == 40
+    slots.finish(last)
     assert slots.claim(41) is None
-    assert slots.claim(42) == Claim(41, 0, None)
+    assert brief(slots.claim(42)) == (41, 0, None)
     assert slots.n_finished() == 39
+
+
+def test_waiting_trials_take_slots_of_their_own_that_others_do_not_count(slots: SlotTable) -> None:
+    first = take(slots, 5)
+    queued = slots.claim(5, queued=True)
+    assert queued is not None
+    assert (queued.slot, queued.queued, queued.ordinal, queued.fresh) == (1, True, 1, True)
+    third = take(slots, 5)
+    assert [(claim.slot, claim.ordinal) for claim in (first, third)] == [(0, 0), (2, 1)]
+    assert slots.set_queued(queued, False) == dataclasses.replace(queued, queued=False)
+    assert take(slots, 5).ordinal == 3
+    slots.interrupted(queued, 9)
+    again = take(slots, 5)
+    assert (again.slot, again.queued, again.fresh, again.repeats) == (1, False, False, 9)
+    assert slots.claim(5, queued=True) is not None
+    assert slots.claim(5, queued=True) is None  # all five are begun
+
+
+# Leases
+
+
+def test_a_lease_that_ended_is_taken_over_and_its_old_owner_writes_nothing_more(
+    study: optuna.Study, slots: SlotTable, later: SlotTable
+) -> None:
+    owned_by(slots, "elsewhere/boot/1/1")
+    claim = take(slots, 1)
+    trial = start_trial(study, 0, fence=claim.fence)
+    let_leases_end(slots)
+    assert later.reconcile() == [0]
+    assert slots.renew([claim]) == [claim]
+    assert not slots.finish(claim)
+    taken = take(later, 1)
+    assert brief(taken) == (0, 0, trial.number)
+    assert taken.fence > claim.fence
+    assert not slots.finish(claim)
+    assert not slots.failed(claim, trial.number)
+    assert not slots.interrupted(claim, trial.number)
+    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+        trial.report(0.5, 0)
+    assert later.finish(taken)
+    assert later.n_finished() == 1
+
+
+def test_a_lease_that_is_renewed_lasts(slots: SlotTable, later: SlotTable) -> None:
+    owned_by(slots, "elsewhere/boot/1/1")
+    claim = take(slots, 1)
+    let_leases_end(slots)
+    assert slots.renew([claim]) == []  # nobody took it meanwhile
+    assert later.reconcile() == []
+    assert slots.finish(claim)
+
+
+def test_a_lease_does_not_follow_the_clock_of_this_machine(
+    slots: SlotTable, later: SlotTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the database has a clock of its own; on a file this machine's is the only one."""
+    postgres = SimpleNamespace(dialect=SimpleNamespace(name="postgresql"))
+    monkeypatch.setattr(slots, "_engine", postgres)
+    assert "clock_timestamp()" in str(slots._expiry().compile())
+
+
+def test_a_table_of_an_older_version_gets_the_columns_that_it_lacks(
+    study: optuna.Study, storage: optuna.storages.RDBStorage
+) -> None:
+    with storage.engine.begin() as connection:
+        for column in ("fence", "expires", "queued"):
+            connection.exec_driver_sql(f"ALTER TABLE small_cnn_study_slots DROP COLUMN {column}")
+        connection.exec_driver_sql(
+            "INSERT INTO small_cnn_study_slots (study_id, slot, state, attempt, failures, trial_number, owner) VALUES "
+            "(1, 0, 'finished', 0, 0, NULL, NULL), (1, 1, 'running', 0, 0, NULL, 'elsewhere/b/1/1')"
+        )
+    finish_trial(study, 0)
+    slots = SlotTable(study, storage)
+    assert slots.reconcile() == [1]
+    assert slots.n_finished() == 1
+    assert brief(slots.claim(3)) == (1, 0, None)
+
+
+# What happened to the trials
+
+
+def test_slots_of_a_deleted_study_are_not_those_of_the_one_that_gets_its_id(
+    study: optuna.Study, slots: SlotTable, storage: optuna.storages.RDBStorage
+) -> None:
+    for slot in range(3):
+        claim = take(slots, 5)
+        finish_trial(study, slot)
+        slots.finish(claim)
+    optuna.delete_study(study_name="slots", storage=storage)
+    again = optuna.create_study(study_name="slots", storage=storage, direction="maximize")
+    table = SlotTable(again, storage)
+    assert table._study_id == slots._study_id  # else there is nothing to test
+    assert table.reconcile() == []
+    assert table.n_finished() == 0
+    assert [brief(table.claim(4)) for _ in range(5)] == [(0, 0, None), (1, 0, None), (2, 0, None), (3, 0, None), None]
+
+
+def test_a_copied_study_keeps_what_was_finished(
+    study: optuna.Study, slots: SlotTable, storage: optuna.storages.RDBStorage
+) -> None:
+    for slot in range(4):
+        claim = take(slots, 5)
+        if slot == 2:
+            left = start_trial(study, slot)
+        else:
+            finish_trial(study, slot)
+            slots.finish(claim)
+    optuna.copy_study(from_study_name="slots", from_storage=storage, to_storage=storage, to_study_name="copy")
+    copy = SlotTable(optuna.load_study(study_name="copy", storage=storage), storage)
+    copy.reconcile()
+    assert copy.n_finished() == 3
+    assert brief(copy.claim(5)) == (2, 0, left.number)
+    assert brief(copy.claim(5)) == (4, 0, None)
+
+
+def test_foreign_trials_count_for_nothing(study: optuna.Study, slots: SlotTable) -> None:
+    study.add_trial(optuna.create_trial(value=0.99))
+    study.add_trial(optuna.create_trial(value=0.99, user_attrs={"slot": "first"}))
+    slots.reconcile()
+    assert slots.n_finished() == 0
+    assert brief(slots.claim(1)) == (0, 0, None)
+
+
+def test_a_running_trial_without_a_slot_is_failed_unless_somebody_may_be_about_to_name_it(
+    study: optuna.Study, slots: SlotTable, later: SlotTable
+) -> None:
+    nameless, parked = study.ask(), study.ask()
+    owned_by(slots, "elsewhere/boot/1/1")
+    claim = take(slots, 1)
+    later.reconcile(keep=[parked.number])
+    assert state_of(study, nameless).state == TrialState.RUNNING
+    slots.finish(claim)
+    later.reconcile(keep=[parked.number])
+    assert state_of(study, nameless).state == TrialState.FAIL
+    assert state_of(study, parked).state == TrialState.RUNNING
+
+
+def test_a_running_trial_of_an_earlier_claim_is_failed(study: optuna.Study, slots: SlotTable, later: SlotTable) -> None:
+    claim = take(slots, 1)
+    lost = start_trial(study, 0, fence=claim.fence)
+    slots.interrupted(claim, lost.number)
+    claim = take(slots, 1)
+    live = start_trial(study, 0, fence=claim.fence)
+    later.reconcile([claim])
+    assert [state_of(study, trial).state for trial in (lost, live)] == [TrialState.FAIL, TrialState.RUNNING]
 
 
 # Recovery
@@ -233,7 +382,7 @@ def test_a_live_process_keeps_its_slot(
 ) -> None:
     owned_by(slots, process.owner).claim(1)
     trial = start_trial(study, 0)
-    assert later.recover() == []
+    assert later.reconcile() == []
     assert later.claim(1) is None
     assert state_of(study, trial).state == TrialState.RUNNING
 
@@ -245,11 +394,13 @@ def test_the_slot_of_a_dead_process_is_run_again_with_its_parameters(
     owned_by(slots, process.owner).claim(2)
     trial = start_trial(study, 0)
     process.kill(reap)
-    assert later.recover() == [0]
+    assert later.reconcile() == [0]
     assert state_of(study, trial).state == TrialState.FAIL
     assert state_of(study, trial).user_attrs["reason"].startswith("interrupted")
-    assert later.claim(2) == Claim(0, 0, trial.number)
-    assert later.recover() == []  # ours now
+    claim = take(later, 2)
+    assert brief(claim) == (0, 0, trial.number)
+    assert later.reconcile([claim]) == []  # ours now
+    assert later.reconcile() == [0]  # unless its answer was lost
 
 
 @pytest.mark.parametrize("part", [1, 3], ids=["boot", "start time"])
@@ -260,8 +411,8 @@ def test_a_process_number_that_means_another_process_now_is_dead(
     parts[part] = "12345678"
     owned_by(slots, "/".join(parts)).claim(1)
     trial = start_trial(study, 0)
-    assert later.recover() == [0]
-    assert later.claim(1) == Claim(0, 0, trial.number)
+    assert later.reconcile() == [0]
+    assert brief(later.claim(1)) == (0, 0, trial.number)
 
 
 @pytest.mark.parametrize("state", [TrialState.COMPLETE, TrialState.PRUNED])
@@ -272,7 +423,7 @@ def test_a_trial_that_finished_before_its_process_died_is_not_run_again(
     trial = start_trial(study, 0)
     study.tell(trial, 0.5 if state == TrialState.COMPLETE else None, state=state)
     process.kill()
-    assert later.recover() == []
+    assert later.reconcile() == []
     assert later.n_finished() == 1
     assert later.claim(1) is None
 
@@ -282,8 +433,8 @@ def test_a_process_that_died_before_its_trial_began_leaves_a_slot_as_new(
 ) -> None:
     owned_by(slots, process.owner).claim(1)
     process.kill()
-    assert later.recover() == [0]
-    assert later.claim(1) == Claim(0, 0, None)
+    assert later.reconcile() == [0]
+    assert brief(later.claim(1)) == (0, 0, None)
 
 
 def test_a_trial_that_died_while_it_was_sampled_is_sampled_again(
@@ -292,36 +443,36 @@ def test_a_trial_that_died_while_it_was_sampled_is_sampled_again(
     owned_by(slots, process.owner).claim(1)
     start_trial(study, 0, candidate=False)
     process.kill()
-    assert later.recover() == [0]
-    assert later.claim(1) == Claim(0, 0, None)
+    assert later.reconcile() == [0]
+    assert brief(later.claim(1)) == (0, 0, None)
 
 
 def test_a_trial_that_died_before_its_stored_parameters_were_read_keeps_them(
     study: optuna.Study, slots: SlotTable, later: SlotTable, process: Process
 ) -> None:
-    owned_by(slots, process.owner).claim(1)
+    claim = take(owned_by(slots, process.owner), 1)
     first = start_trial(study, 0)
     study.tell(first, state=TrialState.FAIL)
-    slots.interrupted(0, first.number)
-    assert slots.claim(1) == Claim(0, 0, first.number)
+    slots.interrupted(claim, first.number)
+    assert brief(slots.claim(1)) == (0, 0, first.number)
     start_trial(study, 0, candidate=False)
     process.kill()
-    assert later.recover() == [0]
-    assert later.claim(1) == Claim(0, 0, first.number)
+    assert later.reconcile() == [0]
+    assert brief(later.claim(1)) == (0, 0, first.number)
 
 
 def test_a_new_sample_that_never_began_is_not_replaced_by_the_failed_one(
     study: optuna.Study, slots: SlotTable, later: SlotTable, process: Process
 ) -> None:
-    owned_by(slots, process.owner).claim(1)
+    claim = take(owned_by(slots, process.owner), 1)
     for _ in range(2):
         failed = start_trial(study, 0)
         study.tell(failed, state=TrialState.FAIL)
-        slots.failed(0, failed.number)
-        slots.claim(1)
+        slots.failed(claim, failed.number)
+        claim = take(slots, 1)
     process.kill()
-    assert later.recover() == [0]
-    assert later.claim(1) == Claim(0, 1, None)
+    assert later.reconcile() == [0]
+    assert brief(later.claim(1)) == (0, 1, None)
 
 
 def test_recovery_touches_no_other_slot(
@@ -329,66 +480,46 @@ def test_recovery_touches_no_other_slot(
 ) -> None:
     owned_by(slots, process.owner)
     for slot in range(3):
-        slots.claim(5)
+        claim = take(slots, 5)
         if slot != 1:
-            study.tell(start_trial(study, slot), 0.5)
-            slots.finish(slot)
+            finish_trial(study, slot)
+            slots.finish(claim)
     trial = start_trial(study, 1)
-    later.claim(5)
+    held = take(later, 5)
     ours = start_trial(study, 3)
     process.kill()
-    assert later.recover() == [1]
-    assert later.claim(5) == Claim(1, 0, trial.number)
-    assert later.claim(5) == Claim(4, 0, None)
+    assert later.reconcile([held]) == [1]
+    assert brief(later.claim(5)) == (1, 0, trial.number)
+    assert brief(later.claim(5)) == (4, 0, None)
     assert state_of(study, ours).state == TrialState.RUNNING
 
 
 # Another machine, whose processes cannot be looked up
 
 
-def test_another_machine_with_a_fresh_heartbeat_keeps_its_slot(
-    study: optuna.Study, storage: optuna.storages.RDBStorage, slots: SlotTable, later: SlotTable, process: Process
+def test_another_machine_keeps_its_slot_as_long_as_its_lease(
+    study: optuna.Study, slots: SlotTable, later: SlotTable, process: Process
 ) -> None:
     owned_by(slots, on_another_host(process.owner)).claim(1)
     trial = start_trial(study, 0)
-    beat(storage, trial, seconds_ago=2 * HEARTBEAT_S)
     process.kill()  # a process of that number here says nothing
-    assert later.recover() == []
+    assert later.reconcile() == []
     assert later.claim(1) is None
     assert state_of(study, trial).state == TrialState.RUNNING
-
-
-def test_another_machine_with_a_stale_heartbeat_loses_its_slot(
-    study: optuna.Study, storage: optuna.storages.RDBStorage, slots: SlotTable, later: SlotTable, process: Process
-) -> None:
-    owned_by(slots, on_another_host(process.owner)).claim(1)
-    trial = start_trial(study, 0)
-    beat(storage, trial, seconds_ago=6 * HEARTBEAT_S)
-    assert later.recover() == [0]
+    let_leases_end(slots)
+    assert later.reconcile() == [0]
     assert state_of(study, trial).state == TrialState.FAIL
-    assert later.claim(1) == Claim(0, 0, trial.number)
+    assert brief(later.claim(1)) == (0, 0, trial.number)
 
 
 def test_another_machine_that_finished_its_trial_is_believed(
     study: optuna.Study, slots: SlotTable, later: SlotTable, process: Process
 ) -> None:
     owned_by(slots, on_another_host(process.owner)).claim(1)
-    study.tell(start_trial(study, 0), 0.5)
-    assert later.recover() == []
+    finish_trial(study, 0)
+    let_leases_end(slots)
+    assert later.reconcile() == []
     assert later.n_finished() == 1
-
-
-def test_another_machine_that_is_about_to_repeat_a_failed_trial_keeps_its_slot(
-    study: optuna.Study, slots: SlotTable, later: SlotTable, process: Process
-) -> None:
-    # Its worker starts for seconds; the last trial of the slot is the failed one until then.
-    owned_by(slots, on_another_host(process.owner)).claim(1)
-    failed = start_trial(study, 0)
-    study.tell(failed, state=TrialState.FAIL)
-    slots.failed(0, failed.number)
-    assert slots.claim(1) == Claim(0, 0, failed.number)
-    assert later.recover() == []
-    assert later.claim(1) is None
 
 
 def test_a_process_is_named_by_host_boot_number_and_start() -> None:

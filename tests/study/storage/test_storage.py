@@ -29,8 +29,6 @@ from study.storage.database import (
     hide_password,
     open_storage,
     open_study,
-    set_attributes,
-    study_attributes,
 )
 from study.storage.slots import SlotTable
 
@@ -120,7 +118,7 @@ while (claim := slots.claim(int(sys.argv[2]))) is not None:
     trial.set_user_attr("slot", claim.slot)
     trial.suggest_float("x", 0, 1)
     study.tell(trial, 0.5)
-    slots.finish(claim.slot)
+    slots.finish(claim)
     print(claim.slot, flush=True)
 """
 
@@ -300,11 +298,14 @@ def study() -> optuna.Study:
 def test_the_best_trial_is_the_first_of_the_highest_complete_ones(study: optuna.Study) -> None:
     with pytest.raises(UserError, match=r"no complete trial yet\. Run python -m study\.run"):
         best_trial(study)
-    study.add_trial(optuna.create_trial(state=TrialState.PRUNED, intermediate_values={0: 0.99}))
+    ours: dict[str, object] = {"slot": 0, "candidate": {}}
+    study.add_trial(optuna.create_trial(state=TrialState.PRUNED, intermediate_values={0: 0.99}, user_attrs=ours))
     with pytest.raises(UserError, match="no complete trial yet"):
         best_trial(study)
     for value in (0.4, 0.6, 0.6, 0.5):
-        study.add_trial(trial_with(value, TrialState.COMPLETE))
+        study.add_trial(trial_with(value, TrialState.COMPLETE, **ours))
+    for attrs in ({}, {"slot": 1}, {"slot": "x", "candidate": {}}):  # somebody else's
+        study.add_trial(trial_with(0.99, TrialState.COMPLETE, **attrs))
     assert best_trial(study).number == 3
     assert [trial.number for trial in finished_trials(study)] == [1, 2, 3, 4, 5]
 
@@ -322,48 +323,3 @@ def test_a_trial_is_chosen_by_a_number_that_exists_and_has_a_candidate(study: op
 def test_a_study_without_trials_says_so() -> None:
     with pytest.raises(UserError, match="no trial"):
         get_trial(optuna.create_study(study_name="empty"), 0)
-
-
-def test_attributes_of_a_study_are_read_by_the_beginning_of_their_names(file: Path) -> None:
-    opened = open_storage(url_of(file))
-    stored = optuna.load_study(study_name="made", storage=opened)
-    other = optuna.create_study(study_name="other", storage=opened)
-    in_memory = optuna.create_study()
-    for each in (stored, other, in_memory):
-        names = ("note:1:a", "note:1:b", "note:11:a", "NOTE:1:c", "note:_:d", "x")
-        for name in names if each is not other else ("note:1:of another study",):
-            each._storage.set_study_system_attr(each._study_id, name, {"is": name})
-    for each in (stored, in_memory):
-        assert study_attributes(each, "note:1:") == {
-            "note:1:a": {"is": "note:1:a"},
-            "note:1:b": {"is": "note:1:b"},
-        }
-        assert set(study_attributes(each, "note:_")) == {"note:_:d"}  # LIKE would take any letter for _
-        assert study_attributes(each, "none") == {}
-
-
-def test_attributes_of_a_trial_are_stored_at_once_as_optuna_stores_them(file: Path) -> None:
-    opened = open_storage(url_of(file))
-    stored = optuna.load_study(study_name="made", storage=opened)
-    for study in (stored, optuna.create_study(direction="maximize")):
-        trial = study.ask()
-        set_attributes(trial, {"slot": 3, "candidate": {"a": [1, 2.5, None]}}, {"params": -1.5})
-        set_attributes(trial, {}, {"field": 2.0})
-        trial.set_user_attr("slot", 4)  # Optuna's own way still replaces them
-        study.tell(trial, 0.5)
-        [found] = study.get_trials()
-        assert found.user_attrs == {"slot": 4, "candidate": {"a": [1, 2.5, None]}}
-        assert found.constraints == {"params": -1.5, "field": 2.0}
-
-
-def test_attributes_of_a_trial_come_whole_or_not_at_all(file: Path) -> None:
-    opened = open_storage(url_of(file))
-    study = optuna.load_study(study_name="made", storage=opened)
-    trial = study.ask()
-    with pytest.raises(TypeError):
-        set_attributes(trial, {"slot": 3, "candidate": object()}, {"params": -1.0})
-    set_attributes(trial, {"slot": 3}, {})
-    with pytest.raises(sa.exc.IntegrityError):
-        set_attributes(trial, {"new": 1, "slot": 4}, {"params": -1.0})
-    [found] = study.get_trials()
-    assert (found.user_attrs, found.constraints) == ({"slot": 3}, {})

@@ -19,7 +19,7 @@ from study.training import compiling
 from study.training.compiling import EXPECTED_COMPILE_S, EXPECTED_GAIN, Gain, fastest
 from study.training.loop import Training, train
 from study.training.records import TrainingConfig
-from study.training.step import CapturedStep
+from study.training.step import CapturedStep, Step
 
 MOVED = Augmentation(0.5, 2)
 SMALL = Limits(max_params=12_000)
@@ -53,8 +53,8 @@ class Compiler:
                 raise RuntimeError("no compiler")
             return lambda x: network(x)
 
-        def seconds(step: Any, again: Any, n: int = 0) -> float | None:
-            return plain_s if step.forward is step.network else compiled_s
+        def seconds(step: Any, example: Any, n: int = 0) -> float | None:
+            return plain_s if step.forward is step.state.network else compiled_s
 
         monkeypatch.setattr(torch, "compile", compiled)
         monkeypatch.setattr(compiling, "step_seconds", seconds)
@@ -84,9 +84,10 @@ def test_a_network_is_compiled_where_that_pays(
     training = made(tiny_images)
     before = {name: tensor.clone() for name, tensor in training.network.state_dict().items()}
     train_on, compiled = fastest(training.step, training.example(), n_steps, "some network")
-    assert train_on is training.step
     assert bool(compiler.n_calls) == compiles
-    assert compiled == keeps == (training.step.forward is not training.network)
+    assert compiled == keeps == (train_on is not training.step)
+    assert isinstance(train_on, Step)
+    assert keeps == (train_on.forward is not training.network)
     assert all(torch.equal(before[name], tensor) for name, tensor in training.network.state_dict().items())
 
 
@@ -134,18 +135,19 @@ def test_a_resumed_training_on_a_cpu_stays_what_it_was(
     compiler = Compiler(monkeypatch, 0.01, 0.005)
     fresh = made(tiny_images, compiled=True)
     fresh.prepare()
-    assert fresh._capture().compiled is False  # 10 steps
+    assert fresh.checkpoint().compiled is False  # 10 steps
     monkeypatch.setattr(compiling, "step_seconds", None)  # nothing is left to measure
     for decided in (True, False):
         training = made(tiny_images, compiled=True)
         training.progress.compiled = decided
         training.prepare()
-        assert training._capture().compiled is decided
-        assert (training.step.forward is training.network) is not decided
+        assert training.checkpoint().compiled is decided
+        assert isinstance(training.train_on, Step)
+        assert (training.train_on.forward is training.network) is not decided
     assert compiler.n_calls == 1
     unasked = made(tiny_images)
     unasked.prepare()
-    assert unasked._capture().compiled is None
+    assert unasked.checkpoint().compiled is None
 
 
 @pytest.mark.parametrize("name", ["best", "dilated", "separable", "multiscale"])
@@ -182,9 +184,8 @@ def test_a_compiled_step_updates_as_an_eager_one(made_graphs: None, optimizer: s
     found = []
     for compiled in (False, True):
         training = made(Images(pixels, labels.astype(np.int64)), of, precision="float32")
-        if compiled:
-            training.step.compile()
-        training.train_on = CapturedStep(training.step, training.example())
+        step = compiling.compiled(training.step) if compiled else training.step
+        training.train_on = CapturedStep(step, training.example())
         record = training.run(None, None, None).records[0]
         found.append((record.train_loss, training.ema.network.state_dict()))
     (plain_loss, plain), (loss, weights) = found

@@ -143,7 +143,7 @@ def test_no_step_waits_for_the_device(images: Images) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.cuda.synchronize()
-    assert torch.isfinite(each.step.sums).all()
+    assert torch.isfinite(each.state.sums).all()
 
 
 def test_interrupted_and_resumed_goes_on(images: Images) -> None:

@@ -33,14 +33,14 @@ CANDIDATE = Candidate(TINY, Augmentation(0.5, 2), Optimisation(lr=0.05, batch_si
 def training(images: Images, epochs: int = 2, resume: Training | None = None) -> Training:
     found = Training(CANDIDATE, images, TrainingConfig(epochs, seed=5, precision="float32"), images)
     if resume is not None:
-        found._restore(resume._capture())
+        found.go_on_from(resume.checkpoint())
     found.network.train()
     return found
 
 
 def state(of: Training) -> list[torch.Tensor]:
     momenta = [s["momentum_buffer"] for s in of.optimizer.state.values() if "momentum_buffer" in s]
-    tensors = [*of.network.state_dict().values(), *of.ema.network.state_dict().values(), of.step.sums, *momenta]
+    tensors = [*of.network.state_dict().values(), *of.ema.network.state_dict().values(), of.state.sums, *momenta]
     return [tensor.clone() for tensor in tensors]
 
 
@@ -99,13 +99,13 @@ def test_timing_a_step_leaves_no_trace(tiny_images: Images) -> None:
     source = begun.batches(0)
     begun.step(next(source), 0.05, 0.5)
     before, rate = state(begun), begun.optimizer.param_groups[0]["lr"]
-    batch, calls = next(source), []
+    calls = []
 
-    def again() -> None:
+    def noted(pixels: torch.Tensor) -> torch.Tensor:
         calls.append(1)
-        begun.step(batch, 0.1, 0.5)
+        return begun.network(pixels)
 
-    assert step_seconds(begun.step, again, 3) > 0
+    assert step_seconds(dataclasses.replace(begun.step, forward=noted), next(source), 3) > 0
     assert len(calls) == 4
     assert all(torch.equal(a, b) for a, b in zip(before, state(begun), strict=True))
     assert begun.optimizer.param_groups[0]["lr"] == rate
@@ -145,8 +145,8 @@ def test_a_capture_that_fails_is_not_taken_for_a_failed_trial(
 def test_sums_are_of_the_whole_epoch(tiny_images: Images) -> None:
     alone = training(tiny_images, epochs=1)
     record = alone.run(None, None, None).records[0]
-    assert record.train_accuracy == float(alone.step.sums[1]) / 200
-    assert record.train_loss == pytest.approx(float(alone.step.sums[0]) / 200)
+    assert record.train_accuracy == float(alone.state.sums[1]) / 200
+    assert record.train_loss == pytest.approx(float(alone.state.sums[0]) / 200)
     assert 0 < record.train_accuracy < 1
 
 
@@ -172,7 +172,7 @@ def test_mixing_is_of_images_and_of_losses(tiny_images: Images) -> None:
             for weight, target in ((mix, labels), (1 - mix, labels.flip(0)))
         )
         made.step(batch, 0.01, 0.5, mix)
-        assert float(made.step.sums[0]) / len(labels) == pytest.approx(float(expected.detach()), rel=1e-5)
+        assert float(made.state.sums[0]) / len(labels) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 def test_a_captured_step_mixes_with_the_weight_of_every_call(tiny_images: Images, made_graphs: None) -> None:
@@ -185,7 +185,7 @@ def test_a_captured_step_mixes_with_the_weight_of_every_call(tiny_images: Images
         source = made.batches(0)
         for mix in (1.0, 0.6, 0.8):
             train_on(next(source), 0.01, 0.5, mix)
-        found.append(float(made.step.sums[0]))
+        found.append(float(made.state.sums[0]))
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 

@@ -24,7 +24,7 @@ from study.model.network import build, folded
 from study.training.evaluation import accuracy, evaluate
 from study.training.loop import Training, learning_rate, train
 from study.training.records import EpochRecord, Progress, Trained, TrainingConfig
-from study.training.step import Ema
+from study.training.state import Ema
 
 TINY = Architecture(
     (

@@ -1,0 +1,172 @@
+"""A worker trains what it is told and nothing else: it opens no storage and knows no Optuna."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from study.command_line.wording import percent
+from study.data.cifar10 import Images, load_train, search_split
+from study.errors import CaptureFailed, StudyFailed, TrialFailed, first_line
+from study.executors.messages import Died, Ended, EpochEnded, Failed, Work, WorkerSetup
+from study.machine import heap
+from study.machine.hardware import memory
+from study.machine.processes import end_with_parent
+from study.reporting.pictures import curve_png
+from study.training.checkpoints import load_progress, save_progress
+from study.training.loop import train
+from study.training.records import EpochRecord, Progress
+
+
+class _Stopped(Exception):
+    """The supervisor wants this training to end here."""
+
+
+class _Leave:
+    """Whether this process was asked to save what it does and end."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # so is the end of its terminal
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def __call__(self) -> bool:
+        return self._asked
+
+    def _ask(self, signum: int, frame: Any) -> None:
+        self._asked = True
+
+
+def main(connection: Connection, setup: WorkerSetup) -> None:
+    """Serves one supervisor until that is gone or ends this process."""
+    leave = _Leave()
+    end_with_parent()
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the supervisor is gone
+        _serve(connection, setup, leave)
+
+
+def _serve(connection: Connection, setup: WorkerSetup, leave: Callable[[], bool]) -> None:
+    torch.set_num_threads(setup.n_threads)
+    everything = load_train(setup.data)
+    for_training, for_validation = search_split(everything.labels, setup.train_images, setup.val_images)
+    images, validation = everything.take(for_training), everything.take(for_validation)
+    while not leave():
+        work: Work = connection.recv()
+
+        def tell(record: EpochRecord, work: Work = work) -> bool:
+            asks = record.epoch in work.asks_after
+            connection.send(EpochEnded(work.key, record, asks))
+            return bool(connection.recv()) if asks else True
+
+        try:
+            connection.send(run(work, images, validation, tell, setup.checkpoint_s, leave))
+        except CaptureFailed as error:  # another worker takes this one's place, see there
+            connection.send(Died(work.key, f"a CUDA graph could not be captured: {error}"))
+            raise SystemExit(1) from None
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise
+        except Exception as error:  # a bug: told, and the process ends with it
+            connection.send(Died(work.key, first_line(error), traceback.format_exc()))
+            raise SystemExit(1) from None
+        _tidy(setup.device)
+
+
+def run(
+    work: Work,
+    images: Images,
+    validation: Images,
+    tell: Callable[[EpochRecord], bool],
+    checkpoint_s: float,
+    leave: Callable[[], bool] = lambda: False,
+) -> Ended | Failed:
+    """Trains `work` to its end, from its checkpoint if there is one.
+
+    Args:
+        work: What.
+        images, validation: What to train and to validate on.
+        tell: Hears of every epoch, those before an interruption first; whether to go on after it.
+        checkpoint_s: Seconds between two checkpoints.
+        leave: Whether to save the progress and end this process.
+
+    Raises:
+        CaptureFailed: This process must train no more.
+        SystemExit: `leave` says so; the progress is saved.
+    """
+    started = saved = time.monotonic()
+    before = memory(work.config.device)  # what the trials before left behind
+    records: list[EpochRecord] = []
+    complained = False
+
+    def on_epoch(record: EpochRecord) -> None:
+        records.append(record)
+        if not tell(record):
+            raise _Stopped
+
+    def on_checkpoint(capture: Callable[[], Progress]) -> None:
+        nonlocal saved, complained
+        if not leave() and time.monotonic() - saved < checkpoint_s:
+            return
+        try:
+            save_progress(capture(), work.checkpoint)
+        except StudyFailed as error:  # a trial is worth more than its checkpoint
+            if not complained:
+                print(f"{work.title}: {error} It goes on without.", file=sys.stderr, flush=True)
+            complained = True
+        saved = time.monotonic()
+        if leave():
+            raise SystemExit(0)
+
+    resume = load_progress(work.checkpoint)
+    earlier_s = 0.0 if resume is None else sum(record.wall_s for record in resume.records)
+
+    def wall_s() -> float:
+        return earlier_s + time.monotonic() - started
+
+    stopped = False
+    try:
+        for record in () if resume is None else resume.records:
+            on_epoch(record)
+        train(work.candidate, images, work.config, validation, on_epoch, resume, on_checkpoint)
+    except _Stopped:
+        stopped = True
+    except TrialFailed as error:
+        return Failed(work.key, str(error), wall_s(), before)
+    return Ended(work.key, stopped, wall_s(), before, _pictures(work, records, stopped))
+
+
+def _pictures(work: Work, records: Sequence[EpochRecord], stopped: bool) -> dict[str, bytes]:
+    last = records[-1]
+    outcome = f"{'pruned' if stopped else 'done'} after epoch {last.epoch + 1}"
+    accuracy = "" if last.val_accuracy is None else f", validation accuracy {percent(last.val_accuracy, 2)}"
+    try:
+        return {"curve.png": curve_png([asdict(each) for each in records], f"{work.title}: {outcome}{accuracy}")}
+    except ImportError as error:
+        _do_without(f"curves ({first_line(error)})")
+        return {}
+
+
+@functools.cache
+def _do_without(what: str) -> None:
+    """Says once what optuna-dashboard will not show."""
+    print(f"optuna-dashboard will show no {what}. The study goes on without.", file=sys.stderr, flush=True)
+
+
+def _tidy(device: str) -> None:
+    """Hands freed memory back to the system and to those who share the device."""
+    gc.collect()
+    if device == "cuda":
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()
+    heap.give_back()

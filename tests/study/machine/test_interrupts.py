@@ -1,0 +1,101 @@
+"""A wish to stop is noted once, passed on where it must be, and leaves no handler behind."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from study.machine import interrupts
+from study.machine.interrupts import SIGNALS, InterruptFlag
+
+
+@pytest.fixture(autouse=True)
+def _own_handlers() -> Iterator[None]:
+    """None of them may end the tests, and all must be back at the end."""
+
+    def unexpected(signum: int, frame: object) -> None:
+        raise AssertionError(f"signal {signum} was not taken")
+
+    before = {number: signal.signal(number, unexpected) for number in SIGNALS}
+    yield
+    found = [signal.getsignal(number) for number in SIGNALS]
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert all(handler in (unexpected, signal.SIG_IGN) for handler in found)
+
+
+class Child:
+    n_told = 0
+
+    def terminate(self) -> None:
+        self.n_told += 1
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_only_raises_the_flag(number: int) -> None:
+    flag = InterruptFlag()
+    with flag:
+        assert not flag.raised
+        signal.raise_signal(number)
+        assert flag.raised
+        signal.raise_signal(number)  # the same wish, passed on as well
+    assert flag.raised
+
+
+def test_a_second_wish_is_obeyed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(InterruptFlag, "TOGETHER_S", -1.0)  # any later signal is another wish
+    with InterruptFlag():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("number", "passes_on", "told"),
+    [(signal.SIGTERM, True, 1), (signal.SIGHUP, True, 1), (signal.SIGINT, True, 0), (signal.SIGTERM, False, 0)],
+)
+def test_children_are_told_of_what_comes_to_one_process(
+    number: int, passes_on: bool, told: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = Child()
+    monkeypatch.setattr(interrupts.multiprocessing, "active_children", lambda: [child])
+    with InterruptFlag(passes_on):
+        for _ in range(2):
+            signal.raise_signal(number)
+    assert child.n_told == told
+
+
+def test_another_thread_changes_no_handler() -> None:
+    found = []
+
+    def enter() -> None:
+        flag = InterruptFlag()
+        with flag:
+            found.append([signal.getsignal(number) for number in SIGNALS])
+        found.append(flag.raised)
+
+    before = [signal.getsignal(number) for number in SIGNALS]
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert found == [before, False]
+
+
+def test_nohup_stays_in_force() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    flag = InterruptFlag()
+    with flag:
+        signal.raise_signal(signal.SIGHUP)
+    assert not flag.raised
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_a_flag_may_be_entered_again() -> None:
+    flag = InterruptFlag()
+    for _ in range(2):
+        with flag:
+            signal.raise_signal(signal.SIGTERM)
+    assert flag.raised

@@ -1,0 +1,201 @@
+"""What a slot is given to train: known points, neighbours, samples, what the user put into the queue."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from stage import CONFIG, COST, Stage
+
+from search_spaces import get_space
+from search_spaces.constraints import Limits
+from search_spaces.dilated import DilatedSpace
+from search_spaces.space import Decoded
+from study.data import cifar10
+from study.errors import UserError
+from study.search.asking import Asked
+from study.search.creation import anchors, refuse_impossible
+from study.search.plan import Given
+from study.search.sampling import N_STARTUP_TRIALS, sampler_seed, training_seed
+
+SPACE = get_space("dilated")
+
+
+def ask(stage: Stage, n_slots: int = 100) -> Asked:
+    claim = stage.slots.claim(n_slots)
+    assert claim is not None
+    return stage.asker().ask(claim)
+
+
+def test_the_anchors_come_first_and_are_run_as_they_are(stage: Stage) -> None:
+    stage.play(["complete"] * 3, trials=3)
+    known = dict(SPACE.anchors(Limits()))
+    assert [asked.anchor for asked in stage.asked] == [*known, None]
+    assert stage.attributes("anchor") == [*known, None]
+    assert [trial.params for trial in stage.trials()[:2]] == [dict(params) for params in known.values()]
+
+
+@pytest.mark.parametrize("max_params", [1_200, 1_500, 2_000, 3_000, 5_000])
+def test_tight_limits_are_either_refused_or_leave_anchors(max_params: int) -> None:
+    config = dataclasses.replace(CONFIG, limits=Limits(max_params=max_params))
+    try:
+        refuse_impossible(SPACE, config, COST)
+    except UserError:
+        return
+    anchors(SPACE, config, COST)
+
+
+def test_an_anchored_study_starts_near_the_default_and_returns_to_the_best(empty_study: Path, tmp_path: Path) -> None:
+    stage = Stage(Path(shutil.copy(empty_study, tmp_path)), dataclasses.replace(CONFIG, sampler="anchored"))
+    # The last neighbour of the default fails twice and is drawn anew, still near it.
+    n_start = N_STARTUP_TRIALS
+    script = ["complete", "complete", "pruned", "complete", *["pruned"] * (n_start - 5), "failed", "failed"]
+    assert stage.play([*script, *["pruned"] * 5], trials=n_start + 4) == "done"
+    default = SPACE.anchors(Limits())["default"]
+    params = [asked.trial.params for asked in stage.asked]
+    best = params[0]  # of equal ones the first
+
+    def n_changed(found: Mapping[str, Any], centre: Mapping[str, Any]) -> int:
+        return sum(found[name] != centre[name] for name in centre)
+
+    near = params[stage.n_anchors : n_start + 2]
+    assert near[-3] == near[-2] != near[-1]
+    assert all(1 <= n_changed(each, default) <= len(default) / 2 for each in near)
+    after = params[n_start + 2 :]
+    assert [asked.claim.slot for asked in stage.asked[n_start + 2 :]] == [10, 11, 12, 13]
+    assert [n_changed(each, best) <= len(best) / 2 for each in after] == [True, False, True, False]
+
+
+def test_a_trial_stores_all_that_the_report_and_the_retrain_read(stage: Stage) -> None:
+    asked = ask(stage)
+    attrs = asked.trial.user_attrs
+    assert set(attrs) == {
+        "slot", "attempt", "fence", "anchor", "params", "receptive_field", "receptive_field_with_pool", "macs",
+        "n_dilated_reductions", "candidate", "candidate_id", "architecture_id", "repairs", "training_seed",
+        "sampler_seed", "predicted_s", "versions",
+    }  # fmt: skip
+    assert (attrs["slot"], attrs["attempt"]) == (0, 0)
+    assert (attrs["training_seed"], attrs["sampler_seed"]) == (training_seed(0, 0), sampler_seed(0, 0, 0))
+    assert asked.seed == attrs["training_seed"]
+    assert asked.candidate is not None
+    assert attrs["candidate_id"] == asked.candidate.candidate_id
+    assert asked.trial.constraints
+    assert all(value <= 0 for value in asked.trial.constraints.values())
+
+
+def test_a_repeated_trial_is_the_same_with_another_number(stage: Stage) -> None:
+    first = ask(stage)
+    stage.study.tell(first.trial, state=TrialState.FAIL)
+    stage.slots.interrupted(first.claim, first.trial.number)
+    again = ask(stage)
+    assert again.trial.number != first.trial.number
+    assert (again.candidate, again.seed, again.anchor) == (first.candidate, first.seed, first.anchor)
+
+
+class WideSpace(DilatedSpace):
+    """Every candidate breaks a limit that its decoder forgets."""
+
+    def decode(self, params: Any, limits: Limits, clock: Any = None) -> Decoded:
+        return super().decode(params, Limits(), clock)
+
+
+def test_what_breaks_a_limit_is_not_handed_on(
+    empty_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(CONFIG, limits=Limits(max_params=10_000))
+    stage = Stage(Path(shutil.copy(empty_study, tmp_path)), config)
+    monkeypatch.setattr("study.search.asking.open_space", lambda name: WideSpace())
+    asked = ask(stage)
+    assert asked.candidate is None
+    assert asked.reason.startswith("infeasible: ")
+    assert asked.trial.constraints["parameters"] > 0
+    assert "candidate" not in asked.trial.user_attrs
+
+
+def test_given_candidates_are_trained_whatever_the_limits_are_now(empty_study: Path, tmp_path: Path) -> None:
+    params = dict(SPACE.anchors(Limits())["default"])
+    candidate = SPACE.decode(SPACE.sample(random.Random(1)), Limits()).candidate
+    given = [Given("trial 7", params, candidate.to_json())]
+    stage = Stage(Path(shutil.copy(empty_study, tmp_path)), given=given)
+    for attempt in range(3):
+        asked = ask(stage, 1)
+        assert (asked.candidate, asked.anchor, asked.trial.params) == (candidate, "trial 7", params)
+        stage.study.tell(asked.trial, state=TrialState.FAIL)
+        stage.slots.failed(asked.claim, asked.trial.number if attempt else None)
+
+
+def test_no_test_image_is_ever_asked_for(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> None:
+        raise AssertionError("a search asked for images")
+
+    monkeypatch.setattr(cifar10, "load_test", refuse)
+    monkeypatch.setattr(cifar10, "load_train", refuse)
+    assert stage.play(["complete"], trials=1) == "done"
+
+
+# The user's own trials in Optuna's queue
+
+
+def a_point(seed: int = 5) -> dict[str, Any]:
+    return SPACE.sample(random.Random(seed))
+
+
+def test_a_waiting_trial_comes_first_as_what_it_is(stage: Stage) -> None:
+    stage.study.enqueue_trial(a_point(), user_attrs={"mine": True})
+    assert stage.play(["complete"] * 4, trials=4) == "done"
+    first, second, third, _ = stage.trials()
+    assert first.params == a_point()
+    assert (first.user_attrs["mine"], first.user_attrs["queued"], first.user_attrs["slot"]) == (True, True, 0)
+    assert "anchor" not in first.user_attrs
+    assert [second.user_attrs["anchor"], third.user_attrs["anchor"]] == list(SPACE.anchors(Limits()))
+    assert stage.executor.works[0].asks_after  # like any other sample
+
+
+def test_one_that_comes_later_takes_the_next_slot(stage: Stage) -> None:
+    stage.play(["complete"], trials=1)
+    stage.study.enqueue_trial({"budget_frac": 0.5})  # the rest is sampled
+    assert stage.play(["failed", "complete", "complete"], trials=3) == "done"
+    assert stage.attributes("slot") == [0, 1, 1, 2]
+    assert stage.attributes("queued") == [None, True, True, None]
+    assert [trial.params["budget_frac"] for trial in stage.trials()[1:3]] == [0.5, 0.5]
+    assert stage.attributes("anchor") == ["reference", None, None, "default"]
+
+
+def test_one_that_comes_where_a_trial_is_to_be_repeated_waits_for_a_slot(stage: Stage) -> None:
+    first = ask(stage, 1)
+    stage.study.tell(first.trial, state=TrialState.FAIL)
+    stage.slots.interrupted(first.claim, first.trial.number)
+    stage.study.enqueue_trial(a_point(), user_attrs={"mine": True})
+    assert stage.play(["complete"], trials=1) == "done"  # there is no other slot
+    complete = [trial for trial in stage.trials() if trial.state == TrialState.COMPLETE]
+    assert [trial.params for trial in complete] == [first.trial.params]
+    assert stage.trials()[-1].state == TrialState.WAITING
+    assert stage.play(["complete"], trials=2) == "done"
+    assert stage.trials()[-1].params == a_point()
+    assert stage.trials()[-1].user_attrs["mine"] is True
+
+
+@pytest.mark.parametrize("params", [{"budget_frac": 7.0}, {"stem": "none"}, {"no such": 1}])
+def test_one_that_is_not_of_the_space_is_failed_and_does_not_stop_the_study(
+    stage: Stage, params: dict[str, Any]
+) -> None:
+    known = {name: value for name, value in params.items() if name in SPACE.dimensions}
+    stage.study.enqueue_trial(params)
+    assert stage.play(["complete"] * 2, trials=2) == "done"
+    wrong = [trial for trial in stage.trials() if trial.state == TrialState.FAIL]
+    assert len(wrong) == len(known)
+    assert all(trial.user_attrs["reason"].startswith("not of the space: ") for trial in wrong)
+    assert stage.slots.n_finished() == 2
+
+
+def test_foreign_trials_are_neither_counted_nor_learned_from(stage: Stage) -> None:
+    stage.study.add_trial(optuna.create_trial(value=0.99))
+    assert stage.play(["complete"] * 3, trials=3) == "done"
+    assert stage.attributes("slot") == [None, 0, 1, 2]

@@ -1,0 +1,396 @@
+"""The supervisor, with workers that follow a script: exactly N, whatever becomes of a trial."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any, cast
+
+import optuna
+import pytest
+import sqlalchemy
+from optuna.trial import TrialState
+from stage import Stage
+
+from study.command_line.parser import run_command
+from study.errors import StudyFailed
+from study.executors.messages import EpochEnded, Message
+from study.search import supervisor as module
+from study.search.supervisor import MAX_FAILURES_IN_A_ROW, MAX_INFEASIBLE_IN_A_ROW, Supervisor
+from study.storage.slots import LEASE_S, SlotTable
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3])
+def test_it_stops_at_n(stage: Stage, jobs: int) -> None:
+    assert stage.play(["complete"] * 7, trials=7, jobs=jobs) == "done"
+    assert sorted(stage.attributes("slot")) == list(range(7))
+    assert stage.executor.most_at_once == jobs
+    assert stage.slots.n_finished() == 7
+    assert stage.play([], trials=7, jobs=jobs) == "done"
+    assert [trial.value for trial in stage.trials()] == [0.5] * 7
+
+
+def test_a_trial_tells_how_it_went(stage: Stage) -> None:
+    stage.skip_anchors()
+    assert stage.play(["complete", "pruned"], trials=stage.n_anchors + 2) == "done"
+    complete, pruned = stage.trials()[-2:]
+    assert (complete.state, complete.value, complete.user_attrs["outcome"]) == (TrialState.COMPLETE, 0.5, "complete")
+    assert (complete.user_attrs["wall_s"], complete.user_attrs["rss_mib"]) == (1.0, 100.0)
+    assert [epoch["val_accuracy"] for epoch in complete.user_attrs["curve"]] == [0.5, 0.5]
+    assert (pruned.state, pruned.user_attrs["outcome"]) == (TrialState.PRUNED, "pruned")
+    assert pruned.user_attrs["reason"] == "pruned after epoch 1 of 2"
+    assert pruned.intermediate_values == {0: 0.5}
+    assert stage.executor.answers == [False]
+    files = {file.read_bytes() for file in (stage.out / "artifacts").iterdir()}
+    assert b"picture" in files
+
+
+def test_known_points_are_never_asked_about(stage: Stage) -> None:
+    stage.play(["complete"] * 3, trials=3)
+    assert [work.asks_after for work in stage.executor.works] == [frozenset(), frozenset(), frozenset({0})]
+    assert [asked.anchor for asked in stage.asked] == ["reference", "default", None]
+
+
+def test_a_sole_worker_is_asked_for_after_every_result_and_others_ahead(stage: Stage) -> None:
+    seen: list[tuple[int, int]] = []
+    for jobs in (1, 2):
+        supervisor = stage.supervisor(["complete"] * 4, trials=4 * jobs, jobs=jobs)
+        submit = stage.executor.submit
+
+        def look(work: Any, submit: Any = submit) -> None:
+            states = [trial.state for trial in stage.trials()]
+            seen.append((states.count(TrialState.RUNNING), len(stage.executor.busy)))
+            submit(work)
+
+        stage.executor.submit = look  # type: ignore[method-assign]
+        assert supervisor.run() == "done"
+    alone, together = seen[:4], seen[4:]
+    assert alone == [(1, 0)] * 4  # nothing but itself
+    assert max(running for running, _ in together) == 3  # two that train and the next
+
+
+def test_a_failed_slot_is_repeated_once_then_drawn_anew(stage: Stage) -> None:
+    stage.skip_anchors()
+    assert stage.play(["failed", "failed", "complete"], trials=stage.n_anchors + 1) == "done"
+    assert [asked.claim.attempt for asked in stage.asked] == [0, 0, 1]
+    first, second, third = stage.trials()[-3:]
+    assert first.params == second.params != third.params
+    assert first.user_attrs["outcome"] == "failed"
+    assert first.user_attrs["reason"] == "failed"
+    assert len({asked.seed for asked in stage.asked}) == 1
+
+
+def test_an_anchor_that_cannot_be_trained_is_replaced_and_does_not_end_the_study(stage: Stage) -> None:
+    assert stage.play(["failed", "failed", "complete", "complete"], trials=2) == "done"
+    assert [asked.anchor for asked in stage.asked] == ["reference", "reference", None, "default"]
+
+
+def test_five_failures_in_a_row_end_the_run_with_the_cause(stage: Stage) -> None:
+    with pytest.raises(StudyFailed, match=f"{MAX_FAILURES_IN_A_ROW} trials failed in a row; the last: failed"):
+        stage.play(["complete", *["failed", "dies"] * 10], trials=20)
+    assert len(stage.trials()) == 1 + MAX_FAILURES_IN_A_ROW
+    assert stage.slots.n_finished() == 1
+
+
+def test_a_success_forgives_the_failures_before_it(stage: Stage) -> None:
+    stage.skip_anchors()
+    script = [*["failed"] * (MAX_FAILURES_IN_A_ROW - 1), "complete"] * 2
+    assert stage.play(script, trials=stage.n_anchors + 2) == "done"
+
+
+def test_five_failures_exit_with_1(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_command(lambda: cast(int, stage.play(["failed"] * 9, trials=20)))
+    assert caught.value.code == 1
+    assert "failed: 5 trials failed in a row" in capsys.readouterr().err
+
+
+def test_infeasible_samples_are_drawn_anew_but_not_for_ever(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MAX_INFEASIBLE_IN_A_ROW > MAX_FAILURES_IN_A_ROW
+    monkeypatch.setattr(module, "MAX_INFEASIBLE_IN_A_ROW", 4)
+    stage.skip_anchors()
+    n_before = len(stage.trials())
+    from search_spaces.constraints import Constraint, InfeasibleError
+    from study.search.asking import Asker
+
+    decode, n_refused = Asker._decode, 3
+
+    def refuse(self: Asker, *args: Any) -> Any:
+        nonlocal n_refused
+        n_refused -= 1
+        if n_refused >= 0:
+            raise InfeasibleError((Constraint("parameters", 7, "too many"),))
+        return decode(self, *args)
+
+    monkeypatch.setattr(Asker, "_decode", refuse)
+    assert stage.play(["complete"], trials=stage.n_anchors + 1) == "done"
+    assert [asked.claim.attempt for asked in stage.asked] == list(range(4))
+    refused = stage.trials()[n_before]
+    assert (refused.state, refused.user_attrs["outcome"]) == (TrialState.FAIL, "infeasible")
+    assert refused.user_attrs["reason"] == "infeasible: too many"
+    assert refused.constraints == {"parameters": 7}
+    n_refused = 9
+    with pytest.raises(StudyFailed, match="4 samples in a row broke a limit; the last: infeasible"):
+        stage.play([], trials=stage.n_anchors + 2)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason"), [("dies", "the worker was killed by SIGKILL"), ("crashes", "IndexError: a bug")]
+)
+def test_the_trial_of_a_dead_worker_fails_and_its_slot_goes_on(
+    stage: Stage, outcome: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage.skip_anchors()
+    assert stage.play([outcome, "complete"], trials=stage.n_anchors + 1) == "done"
+    dead, again = stage.trials()[-2:]
+    assert (dead.state, again.state) == (TrialState.FAIL, TrialState.COMPLETE)
+    assert dead.user_attrs["reason"] == reason
+    assert dead.params == again.params
+    first, second = stage.executor.works
+    assert first.checkpoint == second.checkpoint
+    assert f"failed: {reason}" in capsys.readouterr().err
+
+
+def test_checkpoints_go_when_their_trials_are_over(stage: Stage) -> None:
+    for outcome, left in (("dies", True), ("failed", False), ("complete", False)):
+        supervisor = stage.supervisor([outcome, "hangs"], trials=1)
+        submit = stage.executor.submit
+
+        def write(work: Any, submit: Any = submit, outcome: str = outcome) -> None:
+            if len(stage.executor.works) == 0:
+                work.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+                work.checkpoint.write_bytes(b"progress")
+            submit(work)
+
+        stage.executor.submit = write  # type: ignore[method-assign]
+        interrupt_when_silent(supervisor, stage)
+        supervisor.run()
+        assert stage.executor.works[0].checkpoint.exists() is left, outcome
+    assert not (stage.out / "checkpoints" / "trials").exists()
+
+
+# Interruptions
+
+
+def interrupt_when_silent(supervisor: Supervisor, stage: Stage, signum: int = signal.SIGINT) -> None:
+    wait = stage.executor.wait
+
+    def wait_or_interrupt(timeout_s: float) -> list[Message]:
+        said = wait(timeout_s)
+        if timeout_s and not said and stage.executor.busy:
+            os.kill(os.getpid(), signum)
+        return said
+
+    stage.executor.wait = wait_or_interrupt  # type: ignore[method-assign]
+
+
+def play_and_interrupt(stage: Stage, script: list[str], trials: int, jobs: int = 1, signum: int = signal.SIGINT) -> str:
+    supervisor = stage.supervisor(script, trials, jobs)
+    interrupt_when_silent(supervisor, stage, signum)
+    return supervisor.run()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interruption_frees_the_slots_at_work_with_their_parameters(stage: Stage, signum: int) -> None:
+    stage.skip_anchors()
+    n_trials, n_before = stage.n_anchors + 3, len(stage.trials())
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    assert play_and_interrupt(stage, ["hangs", "hangs"], n_trials, 2, signum) == "interrupted"
+    assert {number: signal.getsignal(number) for number in before} == before
+    stopped = stage.trials()[n_before:]  # the third was asked for ahead
+    assert [trial.state for trial in stopped] == [TrialState.FAIL] * 3
+    assert {(trial.user_attrs["reason"], trial.user_attrs["outcome"]) for trial in stopped} == {("interrupted",) * 2}
+    assert stage.play(["complete"] * 3, trials=n_trials) == "done"
+    again = stage.trials()[n_before + 3 :]
+    assert [trial.params for trial in again] == [trial.params for trial in stopped]
+
+
+def test_what_ends_while_workers_are_stopped_is_kept(stage: Stage) -> None:
+    stage.skip_anchors()
+    n_trials = stage.n_anchors + 1
+    assert play_and_interrupt(stage, ["ends late"], n_trials) == "interrupted"
+    assert stage.trials()[-1].state == TrialState.COMPLETE
+    assert len(stage.trials()[-1].user_attrs["curve"]) == 2
+    assert stage.play([], trials=n_trials) == "done"
+
+
+def test_interruptions_are_no_failures_and_hide_none(stage: Stage) -> None:
+    stage.skip_anchors()
+    n_trials = stage.n_anchors + 1
+    # Once as it was, then a new sample: the interruption must not bring the failed one back.
+    for script, repeats, attempt in (
+        (["starts"], False, 0),
+        (["hangs"], True, 0),
+        (["starts"], True, 0),
+        (["failed", "starts"], True, 0),
+        (["failed", "starts"], False, 1),
+        (["starts"], True, 1),
+    ):
+        assert play_and_interrupt(stage, script, n_trials) == "interrupted"
+        last = stage.asked[-1].claim
+        assert (last.repeats is not None, last.attempt) == (repeats, attempt), script
+    assert stage.play(["complete"], trials=n_trials) == "done"
+
+
+def test_the_timeout_starts_no_more_trials(stage: Stage) -> None:
+    assert stage.play([], trials=3, timeout=1e-9) == "timeout"
+    assert stage.trials() == []
+    assert stage.play(["complete"] * 3, trials=3, timeout=600) == "done"
+
+
+# Others at work on the same study
+
+
+def test_no_more_than_n_when_others_work_on_the_study(stage: Stage) -> None:
+    other = other_table(stage)
+    claims = [other.claim(10) for _ in range(3)]
+    assert claims[1] is not None
+    stage.study.add_trial(optuna.create_trial(value=0.5, user_attrs={"slot": 1, "candidate": {}}))
+    other.finish(claims[1])
+    assert stage.play(["complete"] * 2, trials=5) == "done"  # slots 0 and 2 are at work elsewhere
+    assert sorted(stage.attributes("slot")) == [1, 3, 4]
+
+
+def other_table(stage: Stage) -> SlotTable:
+    table = SlotTable(stage.study, stage.storage)
+    table._owner = "elsewhere/boot/1/1"
+    return table
+
+
+def let_leases_end(stage: Stage) -> None:
+    with stage.storage.engine.begin() as connection:
+        shift = sqlalchemy.text("UPDATE small_cnn_study_slots SET expires = expires - :s")
+        connection.execute(shift, {"s": LEASE_S + 1})
+
+
+def test_one_that_was_away_for_too_long_stores_nothing_more(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its slot was taken over meanwhile, by another that also finished it."""
+    monkeypatch.setattr(module, "RENEW_S", 0.0)
+    stage.skip_anchors()
+    n_trials, other = stage.n_anchors + 1, other_table(stage)
+    stage.slots._owner = "here/boot/1/1"  # a process that cannot be looked up
+    supervisor = stage.supervisor(["hangs"], trials=n_trials)
+    wait, taken = stage.executor.wait, []
+
+    def take_over(timeout_s: float) -> list[Message]:
+        said = wait(timeout_s)
+        if timeout_s and not said and not taken:
+            let_leases_end(stage)
+            assert other.reconcile() == [stage.n_anchors]
+            claim = other.claim(n_trials)
+            assert claim is not None
+            taken.append(claim)
+            other.finish(claim)
+        return said
+
+    stage.executor.wait = take_over  # type: ignore[method-assign]
+    assert supervisor.run() == "done"
+    assert stage.executor.withdrawn == [stage.trials()[-1].number]
+    assert stage.trials()[-1].state == TrialState.FAIL
+    assert "another process took it over" in capsys.readouterr().err
+
+
+def test_a_result_that_comes_after_the_slot_was_lost_does_not_count(stage: Stage) -> None:
+    stage.skip_anchors()
+    n_trials, other = stage.n_anchors + 1, other_table(stage)
+    stage.slots._owner = "here/boot/1/1"
+    supervisor = stage.supervisor(["complete"], trials=n_trials)
+    submit, taken = stage.executor.submit, []
+
+    def take_over(work: Any) -> None:
+        submit(work)
+        let_leases_end(stage)
+        other.reconcile()
+        taken.append(other.claim(n_trials))
+
+    stage.executor.submit = take_over  # type: ignore[method-assign]
+    assert supervisor.run() == "done"
+    assert stage.trials()[-1].state == TrialState.FAIL
+    assert stage.slots.n_finished() == stage.n_anchors
+    assert other.finish(taken[0])
+
+
+def test_what_others_left_is_taken_over_while_this_one_works(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RENEW_S", 0.0)
+    other = other_table(stage)
+    assert other.claim(2) is not None
+    let_leases_end(stage)
+    assert stage.play(["complete"] * 2, trials=2) == "done"
+    assert sorted(stage.attributes("slot")) == [0, 1]
+
+
+# A storage that does not answer
+
+
+@pytest.mark.parametrize("where", ["report", "tell", "finish", "claim", "ask", "attach"])
+def test_an_outage_of_the_storage_is_waited_for(
+    stage: Stage, where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever it strikes, before or after the write: exactly N, nothing twice, nothing left running."""
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    owner, name = {
+        "report": (optuna.Trial, "report"),
+        "tell": (optuna.Study, "tell"),
+        "finish": (SlotTable, "finish"),
+        "claim": (SlotTable, "claim"),
+        "ask": (optuna.Study, "ask"),
+        "attach": (module, "attach"),
+    }[where]
+    real, n_calls = getattr(owner, name), 0
+
+    def fail_at_times(*args: Any, **kwargs: Any) -> Any:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls % 5 == 1:
+            raise sqlalchemy.exc.OperationalError("COMMIT", {}, Exception("server closed the connection"))
+        found = real(*args, **kwargs)
+        if n_calls % 5 == 3:  # done, but its answer is lost
+            raise optuna.exceptions.StorageInternalError("server closed the connection")
+        return found
+
+    monkeypatch.setattr(owner, name, fail_at_times)
+    assert stage.play(["complete"] * 6, trials=6, jobs=2) == "done"
+    assert "the storage does not answer" in capsys.readouterr().err
+    monkeypatch.setattr(owner, name, real)
+    stage.slots.reconcile()
+    complete = [trial for trial in stage.trials() if trial.state == TrialState.COMPLETE]
+    assert sorted(trial.user_attrs["slot"] for trial in complete) == list(range(6))
+    assert stage.slots.n_finished() == 6
+    assert not [trial for trial in stage.trials() if trial.state == TrialState.RUNNING]
+
+
+def test_an_outage_that_lasts_ends_the_run(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "OUTAGE_S", 0.0)
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise sqlalchemy.exc.OperationalError("COMMIT", {}, Exception("no space left on device"))
+
+    monkeypatch.setattr(optuna.Study, "tell", fail)
+    with pytest.raises(sqlalchemy.exc.OperationalError):
+        stage.play(["complete"], trials=1)
+
+
+def test_questions_are_answered_before_results_are_written(stage: Stage) -> None:
+    stage.skip_anchors()
+    heard: list[str] = []
+    supervisor = stage.supervisor(["complete", "pruned"], trials=stage.n_anchors + 2, jobs=2)
+    for name in ("_epoch_ended", "_over"):
+        real = getattr(supervisor, name)
+
+        def note(running: Any, message: Any, real: Any = real, name: str = name) -> None:
+            heard.append("asks" if isinstance(message, EpochEnded) and message.asks else name)
+            real(running, message)
+
+        setattr(supervisor, name, note)
+    assert supervisor.run() == "done"
+    assert heard.index("asks") < heard.index("_over")
+
+
+def test_a_path_of_the_checkpoint_does_not_depend_on_the_folder_of_the_worker(stage: Stage) -> None:
+    stage.play(["complete"], trials=1)
+    assert stage.executor.works[0].checkpoint.is_absolute()
+    assert Path(stage.executor.works[0].checkpoint).is_relative_to(stage.out)
