@@ -27,18 +27,16 @@ import json
 import math
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[0]))
 
 from gpu import packing
 from study.command_line.parser import EXIT_FAILED, EXIT_INTERRUPTED, Parser, run_command
@@ -51,12 +49,11 @@ N_TRAINING = 50_000
 MOST_EPOCHS, MOST_SEEDS = 300, 5
 """Of the retrain."""
 STUDY_SHARE, LEAST_STUDY_S = 0.28, 60.0
-SMOKE_S, THROUGHPUT_S, PUBLISH_S = 90.0, 60.0, 25.0
+SMOKE_S, THROUGHPUT_S, PUBLISH_S, PACK_S = 90.0, 60.0, 25.0, 15.0
 STUDY_FIXED_S = 40.0
 """Of a study beside its trials: imports, how many trials at once, the ends of the last ones, the report."""
 RETRAIN_FIXED_S = 90.0
 """Of a retrain beside its steps: imports, capturing, compiling, the test curve, the bundle."""
-PACK_S = 15.0
 GRACE_S = 20.0
 """A step that is cut off has so long to save what it has."""
 LEAST_S = 8.0
@@ -72,7 +69,6 @@ CERTAIN = 0.8
 """Share of the measured rate that is counted on."""
 ASSUMED_RATE = 12_000.0
 """Images/s, where the smoke test could measure none."""
-
 THERE = (
     "torch torchvision numpy scipy matplotlib pillow tqdm joblib opencv-python-headless pyyaml packaging narwhals "
     "jinja2 markupsafe setuptools"
@@ -107,23 +103,23 @@ def measured_rate(smoke: dict[str, Any]) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What differs between a real run and a dry one."""
+    """What differs between a real run and a dry one: options of each command, which come last and so prevail."""
 
     device: str = "cuda"
     trials: int = N_TRIALS
-    study: tuple[str, ...] = ()
-    rerank: tuple[str, ...] = ()
-    retrain: tuple[str, ...] = ()
-    throughput: tuple[str, ...] = ("--images", "20480", "--samples", "2")
+    study: str = ""
+    rerank: str = ""
+    retrain: str = ""
+    throughput: str = "--images 20480 --samples 2"
 
 
 TINY = Size(
     device="cpu",
     trials=3,
-    study=("--train-images", "300", "--val-images", "200", "--epochs", "2", "--jobs", "1"),
-    rerank=("--top", "2", "--train-images", "300", "--val-images", "200", "--epochs", "1", "--jobs", "1"),
-    retrain=("--train-images", "300", "--epochs", "1", "--seeds", "1"),
-    throughput=("--images", "256", "--samples", "1"),
+    study="--train-images 300 --val-images 200 --epochs 2 --jobs 1",
+    rerank="--top 2 --train-images 300 --val-images 200 --epochs 1 --jobs 1",
+    retrain="--train-images 300 --epochs 1 --seeds 1",
+    throughput="--images 256 --samples 1",
 )
 
 
@@ -135,7 +131,7 @@ class Call:
         folder: Of everything that is kept.
         results: Where records are published.
         size: Real or tiny.
-        ends: On the monotonic clock; None without a budget.
+        ends: On the monotonic clock; infinite without a budget.
         total_ends: The same for all calls together.
         state: What `state.json` holds: "done" and "spent" (step -> seconds), "begun" (step -> command), "plan" (what
             was decided once; empty without a budget) and "spent_s" of all calls.
@@ -144,9 +140,13 @@ class Call:
     folder: Path
     results: Path
     size: Size
-    ends: float | None
-    total_ends: float | None
+    ends: float
+    total_ends: float
     state: dict[str, Any]
+
+    @property
+    def has_budget(self) -> bool:
+        return not math.isinf(self.ends)
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -155,15 +155,15 @@ class Call:
 
     def left(self) -> float:
         """Seconds of this call."""
-        return math.inf if self.ends is None else self.ends - time.monotonic()
+        return self.ends - time.monotonic()
 
     def total_left(self) -> float:
         """Seconds of this call and those to come."""
-        return math.inf if self.total_ends is None else self.total_ends - time.monotonic()
+        return self.total_ends - time.monotonic()
 
     def study_left(self) -> float:
         """Seconds of the study's share of all that is left when it begins."""
-        if self.ends is None:
+        if not self.has_budget:
             return math.inf
         if "study_s" not in self.plan:
             total = self.total_left()
@@ -171,100 +171,51 @@ class Call:
             self.plan.update(study_s=max(LEAST_STUDY_S, STUDY_SHARE * total), throughput_s=share)
         return float(self.plan["study_s"]) - float(self.state["spent"].get("study", 0.0))
 
-    def measured(self, name: str) -> dict[str, Any]:
-        """What a smoke test wrote."""
-        try:
-            found: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text())
-            return found
-        except (OSError, ValueError):
-            return {}
+    def rate(self, *names: str) -> float:
+        """Images/s by the latest of these smoke tests that measured any."""
+        found: dict[str, Any] = {}
+        for name in names:
+            with contextlib.suppress(OSError, ValueError):
+                found |= json.loads((self.folder / f"{name}.json").read_text())
+        return measured_rate(found)
 
-    def study(self, name: str = "best") -> list[str]:
+    def of(self, study: str) -> str:
         """The options that name a study."""
-        return ["--study-name", name, "--out", str(self.folder / "runs" / name)]
+        return f"--study-name {study} --out {shlex.quote(str(self.folder / 'runs' / study))}"
 
     def save(self) -> None:
         write_atomically(self.folder / "state.json", json.dumps(self.state, indent=1) + "\n")
 
 
-Command = Callable[[Call], list[str]]
-"""What Python is called with."""
+def study(call: Call) -> str:
+    """A search, with a budget of trials that fit it."""
+    if not call.has_budget:
+        return f"{STUDY_RUN} {{size.study}}"
+    seconds = call.study_left() - STUDY_FIXED_S
+    if "trial" not in call.plan:  # a study keeps the fidelity that it was begun with
+        call.plan["trial"] = trial_fidelity(call.rate("smoke"), seconds)
+    epochs, images = call.plan["trial"]
+    # No trial is begun that would be cut off.
+    length = f"--epochs {epochs} --train-images {images} --timeout {max(1.0, seconds):.0f}"
+    return f"{STUDY_RUN} {length} {{size.study}}"
 
 
-def smoke(call: Call) -> list[str]:
-    budget = min(SMOKE_S, call.left() - LEAST_S)
-    return [
-        *("scripts/gpu/smoke.py", str(call.folder / "smoke.json")),
-        *("--device", call.size.device, "--budget-s", f"{budget:.0f}"),
-    ]
-
-
-def study(call: Call) -> list[str]:
-    words = ["-m", "study.run", "--space", "best", "--trials", str(call.size.trials), "--device", call.size.device]
-    if call.ends is not None:
-        seconds = call.study_left() - STUDY_FIXED_S
-        if "trial" not in call.plan:  # a study keeps the fidelity that it was begun with
-            call.plan["trial"] = trial_fidelity(measured_rate(call.measured("smoke")), seconds)
-        epochs, images = call.plan["trial"]
-        # No trial is begun that would be cut off.
-        words += ["--epochs", str(epochs), "--train-images", str(images), "--timeout", f"{max(1.0, seconds):.0f}"]
-    return [*words, *call.study(), *call.size.study]
-
-
-def rerank(call: Call) -> list[str]:
-    return ["-m", "study.rerank", "--device", call.size.device, *call.study(), *call.size.rerank]
-
-
-def pace(call: Call) -> list[str]:
-    """How fast the study's winner trains: it may be slower than the space's default."""
-    return [
-        *("scripts/gpu/smoke.py", str(call.folder / "pace.json"), "--device", call.size.device),
-        *("--winner-of", str(call.folder / "runs" / "best"), "--budget-s", f"{SMOKE_S:.0f}"),
-    ]
-
-
-def retrain(call: Call, *words: str, name: str = "retrain", study: str = "best") -> list[str]:
+def retrain(call: Call, name: str = "retrain", words: str = "{best}") -> str:
     """With a budget, a length that fits what is left of it, decided once: another length is another training."""
-    length: list[str] = []
-    if call.ends is not None:
-        if name not in call.plan:
-            kept = (
-                RETRAIN_FIXED_S
-                + PUBLISH_S
-                + GRACE_S
-                + (call.plan.get("throughput_s", 0.0) if name == "retrain" else 0.0)
-            )
-            measured = {**call.measured("smoke"), **call.measured("pace")}
-            call.plan[name] = retrain_length(measured_rate(measured), call.total_left() - kept)
-        epochs, seeds = call.plan[name]
-        length = ["--epochs", str(epochs), "--seeds", str(seeds), "--jobs", str(seeds)]
-    command = ["-m", "study.retrain", "--device", call.size.device]
-    return [*command, *words, *length, *call.study(study), *call.size.retrain]
+    command = f"-m study.retrain --device {{device}} {words}"
+    if not call.has_budget:
+        return f"{command} {{size.retrain}}"
+    if name not in call.plan:
+        kept = RETRAIN_FIXED_S + PUBLISH_S + GRACE_S
+        kept += call.plan.get("throughput_s", 0.0) if name == "retrain" else 0.0
+        call.plan[name] = retrain_length(call.rate("smoke", "pace"), call.total_left() - kept)
+    epochs, seeds = call.plan[name]
+    return f"{command} --epochs {epochs} --seeds {seeds} --jobs {seeds} {{size.retrain}}"
 
 
-def publish(call: Call, study: str = "best") -> list[str]:
-    return ["scripts/publish.py", *call.study(study), "--results", str(call.results)]
-
-
-def bench(call: Call, name: str, *words: str) -> list[str]:
-    command = ["scripts/benchmark.py", name, "--device", call.size.device]
-    return [*command, "--out", str(call.results / "benchmarks"), *words]
-
-
-def throughput(call: Call) -> list[str]:
-    """The peer with as many loaders as there are cores."""
-    return bench(call, "throughput", "--workers", str(len(os.sched_getaffinity(0))), *call.size.throughput)
-
-
-def samplers(call: Call) -> list[str]:
-    where = ["--runs", str(call.folder / "runs" / "samplers"), "--results", str(call.results / "samplers")]
-    words = ["--space", "best", "--seeds", "3", "--trials", "30", "--fuller-epochs", "80"]
-    return ["scripts/samplers.py", *words, *where]
-
-
-def small_study(call: Call) -> list[str]:
-    words = ["--space", "best", "--max-params", "100000", "--trials", str(call.size.trials)]
-    return ["-m", "study.run", *words, "--device", call.size.device, *call.study("best-100k"), *call.size.study]
+STUDY_RUN = "-m study.run --space best --trials {size.trials} --device {device} {best}"
+PUBLISHING = "scripts/publish.py {best} --results {results}"
+BENCHMARK = "scripts/benchmark.py {name} --device {{device}} --out {{results}}/benchmarks {words}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,7 +224,7 @@ class Step:
 
     Attributes:
         name: Names its log and its entries in the state.
-        command: What Python is called with.
+        command: What Python is called with, a template; or what makes it.
         needs: A step that must have been run before, to its end or until it was cut off.
         most_s: It is cut off after so long where there is a budget.
         kept_s: Seconds of the call that it leaves for what comes after it.
@@ -281,39 +232,63 @@ class Step:
     """
 
     name: str
-    command: Command
+    command: str | Callable[[Call], str]
     needs: str | None = None
     most_s: float = math.inf
     kept_s: float = PUBLISH_S
     always: bool = False
 
+    def words(self, call: Call) -> list[str]:
+        """What Python is called with."""
+        template = self.command if isinstance(self.command, str) else self.command(call)
+        places = {
+            "folder": shlex.quote(str(call.folder)),
+            "results": shlex.quote(str(call.results)),
+            "best": call.of("best"),
+            "small": call.of("best-100k"),
+            "cores": len(os.sched_getaffinity(0)),
+        }
+        return shlex.split(template.format(device=call.size.device, size=call.size, **places))
+
+
+def bench(name: str, words: str = "", step: str | None = None, most_s: float = math.inf) -> Step:
+    return Step(step or name, BENCHMARK.format(name=name, words=words), most_s=most_s)
+
+
+def again(name: str, words: str, needs: str | None = None) -> Step:
+    """Another retrain."""
+    return Step(name, lambda call: retrain(call, name, words), needs)
+
+
+def smoke(call: Call) -> str:
+    budget = min(SMOKE_S, call.left() - LEAST_S)
+    return f"scripts/gpu/smoke.py {{folder}}/smoke.json --device {{device}} --budget-s {budget:.0f}"
+
 
 SMOKE = Step("smoke", smoke, most_s=SMOKE_S + GRACE_S, kept_s=0.0)
 STUDY = Step("study", study)
-RERANK = Step("rerank", rerank, "study")
-PACE = Step("pace", pace, "study", most_s=80.0)
+RERANK = Step("rerank", "-m study.rerank --device {device} {best} {size.rerank}", "study")
+# The study's winner may train slower than the space's default.
+WINNER = "scripts/gpu/smoke.py {folder}/pace.json --device {device} --winner-of {folder}/runs/best"
+PACE = Step("pace", f"{WINNER} --budget-s {SMOKE_S:.0f}", "study", most_s=80.0)
 RETRAIN = Step("retrain", retrain, "study")
-THROUGHPUT = Step("throughput", throughput, most_s=1.5 * THROUGHPUT_S)
-PUBLISH = Step("publish", publish, "study", most_s=2 * PUBLISH_S, kept_s=0.0, always=True)
+# The peer has as many loaders as there are cores.
+THROUGHPUT = bench("throughput", "--workers {cores} {size.throughput}", most_s=1.5 * THROUGHPUT_S)
+PUBLISH = Step("publish", PUBLISHING, "study", most_s=2 * PUBLISH_S, kept_s=0.0, always=True)
+SAMPLERS = "scripts/experiments/samplers.py --space best --fuller-epochs 80 --runs {folder}/runs/samplers"
 MORE = {
     step.name: step
     for step in (
-        Step("tests", lambda call: ["-m", "pytest", "-q", "-m", "gpu", "tests/study/training/test_gpu.py"]),
-        Step("same-as-cpu", lambda call: ["scripts/same_as_cpu.py", "--device", call.size.device]),
-        Step("reference", lambda call: retrain(call, "--reference", name="reference")),
-        Step("distilled", lambda call: retrain(call, "--teacher", name="distilled"), "retrain"),
-        Step("yardstick", lambda call: retrain(call, "--yardstick", name="yardstick"), "retrain"),
-        Step("study-100k", small_study),
-        Step("retrain-100k", lambda call: retrain(call, name="retrain-100k", study="best-100k"), "study-100k"),
-        Step("publish-100k", lambda call: publish(call, "best-100k"), "study-100k", always=True),
-        Step("epoch", lambda call: bench(call, "epoch", "--images", "45000")),
-        Step("busy", lambda call: bench(call, "busy")),
-        Step("busy-augmented", lambda call: bench(call, "busy", "--augment", "--images", "38400")),
-        Step("trials-per-hour", lambda call: bench(call, "trials-per-hour")),
-        Step("slots", lambda call: bench(call, "slots")),
-        Step("memory", lambda call: bench(call, "memory")),
-        Step("startup", lambda call: bench(call, "startup")),
-        Step("samplers", samplers),
+        Step("tests", "-m pytest -q -m gpu tests/study/training/test_gpu.py"),
+        bench("accuracy", "--before cpu --seeds 3 --epochs 4", "same-as-cpu"),
+        again("reference", "--reference {best}"),
+        again("distilled", "--teacher {best}", "retrain"),
+        again("yardstick", "--yardstick {best}", "retrain"),
+        Step("study-100k", STUDY_RUN.replace("{best}", "--max-params 100000 {small} {size.study}")),
+        again("retrain-100k", "{small}", "study-100k"),
+        Step("publish-100k", PUBLISHING.replace("{best}", "{small}"), "study-100k", always=True),
+        *map(bench, ("epoch", "trials-per-hour", "slots", "memory", "startup")),
+        Step("samplers", SAMPLERS + " --results {results}/samplers"),
     )
 }
 """What is worth its time once the rest is done: `--also`."""
@@ -337,12 +312,10 @@ def run_steps(call: Call, steps: Sequence[Step], environment: dict[str, str]) ->
             print(f"== {step.name}: waits for {step.needs}", flush=True)
             code = EXIT_FAILED
             continue
-        limit = math.inf
-        if call.ends is not None:
-            limit = min(step.most_s, call.left() - step.kept_s)
-        if step is STUDY and call.study_left() < LEAST_S:  # what it found so far is what is retrained
-            continue
+        limit = min(step.most_s, call.left() - step.kept_s) if call.has_budget else math.inf
         if step is STUDY:
+            if call.study_left() < LEAST_S:  # what it found so far is what is retrained
+                continue
             limit = min(limit, call.study_left() + GRACE_S)
         if limit < LEAST_S:
             print(f"== {step.name}: no time left; the same command goes on", flush=True)
@@ -367,19 +340,13 @@ def run_steps(call: Call, steps: Sequence[Step], environment: dict[str, str]) ->
 
 def _run(call: Call, step: Step, limit: float, environment: dict[str, str]) -> tuple[int, float]:
     """The exit code and the seconds of `step`; it is asked to stop in time to have saved its state by `limit`."""
-    command = [sys.executable, *step.command(call)]
+    command = [sys.executable, *step.words(call)]
     call.state["begun"][step.name] = shlex.join(["python", *command[1:]])
     call.save()
     print(f"== {step.name}: {call.state['begun'][step.name]}", flush=True)
     started = time.monotonic()
-    process = subprocess.Popen(
-        command,
-        cwd=REPOSITORY,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, **out)  # type: ignore[call-overload]
     echo = subprocess.Popen(["tee", "-a", str(call.folder / "logs" / f"{step.name}.log")], stdin=process.stdout)
     try:
         code = process.wait(None if math.isinf(limit) else limit - min(GRACE_S, limit / 4))
@@ -399,75 +366,41 @@ def _stopped(process: subprocess.Popen[bytes]) -> int:
     """Ends a step as Ctrl-C would, so that it saves what it has. Its exit code: it may just have finished."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGINT)
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         return 0 if process.wait(GRACE_S) == 0 else EXIT_INTERRUPTED
-    except subprocess.TimeoutExpired:
-        return EXIT_INTERRUPTED
+    return EXIT_INTERRUPTED
 
 
 # Commands
-
-
-def prepare(options: argparse.Namespace) -> int:
-    parts: Path = options.parts
-    if parts.exists() and any(parts.iterdir()):
-        raise UserError(f"PARTS must be a new or an empty folder: {str(parts)!r} has files. Name another.")
-    room = int(options.part_mib * packing.MIB) - packing.tracked_bytes(REPOSITORY)
-    if room < packing.MIB:
-        tree = packing.tracked_bytes(REPOSITORY) / packing.MIB
-        raise UserError(f"--part-mib must leave a MiB beside the {tree:.1f} MiB of the tree: {options.part_mib:g}.")
-    from study.data.cifar10 import FOLDER, find_folder
-
-    data = find_folder(options.data) / FOLDER
-    parts.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parts) as work:
-        sizes = packing.parts(parts, room)
-        if not options.no_packages:
-            versions = packing.needed_packages("small-cnn-study", options.there.split())
-            print("packages: " + " ".join(f"{name}=={version}" for name, version in versions.items()), flush=True)
-            site = Path(work) / "packages"
-            packing.download_packages(versions, options.python, site)
-            # The dashboard's pages are for browsers.
-            shutil.rmtree(site / "optuna_dashboard" / "public", ignore_errors=True)
-            packing.pack_folder(site, Path(work) / "site.tar.xz")
-            packing.cut(Path(work) / "site.tar.xz", sizes)
-            sizes = packing.parts(parts, room)
-        print(f"data: {data}", flush=True)
-        packing.pack_cifar10(data, Path(work) / "cifar10.pack")
-        packing.cut(Path(work) / "cifar10.pack", sizes)
-    for part in sorted(path for path in parts.iterdir() if path.is_dir()):
-        size = sum(file.stat().st_size for file in part.iterdir())
-        print(f"{part}: {size / packing.MIB:.1f} MiB ({', '.join(sorted(file.name for file in part.iterdir()))})")
-    return 0
 
 
 def run(options: argparse.Namespace) -> int:
     started = time.monotonic()
     _check(options)
     folder: Path = options.folder.resolve()
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     try:
-        ready = _received(options.parts, folder, environment)
+        is_carried = packing.unpack_all(options.parts, folder)
         (folder / "logs").mkdir(parents=True, exist_ok=True)
     except (OSError, packing.IncompleteError) as error:
         raise UserError(f"--folder {str(folder)!r} cannot be used: {error}.") from error
-    call = _call(options, folder, started)
-    steps = steps_of(call.ends is not None, options.also)
+    call = _call(options, folder, started, is_carried)
+    # Where it is not carried, the data set is found as everywhere else.
+    ready = (folder / "data").is_dir() or not any((folder / "carried").glob("cifar10.pack.*"))
+    steps = steps_of(call.has_budget, options.also) if ready else [SMOKE]
     if not ready:
         print("The data set is not here yet: only the smoke test runs. Call again with the other parts.", flush=True)
-        steps = [SMOKE]
 
     def interrupt(signum: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
     try:
-        code = run_steps(call, steps, environment)
+        code = run_steps(call, steps, _environment(folder, is_carried))
     finally:
         call.state["spent_s"] += time.monotonic() - started
         call.save()
         if options.pack_to is not None:
-            pieces = pack_results(folder, options.pack_to, options.pack_mib)
+            pieces = packing.pack_results(folder, options.pack_to, options.pack_mib)
             print(f"packed: {', '.join(piece.name for piece in pieces)} in {options.pack_to}", flush=True)
     return code if ready else EXIT_FAILED
 
@@ -479,9 +412,6 @@ def _check(options: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be above 0: {value:g}.")
     if options.total_s is not None and options.budget_s is None:
         raise UserError("--total-s, of all calls together, needs --budget-s, of this one.")
-    unknown = [name for name in options.also if name not in (*MORE, "all")]
-    if unknown:
-        raise UserError(f"--also takes {', '.join(MORE)} or all: {', '.join(unknown)}.")
     for place in options.parts:
         if not place.is_dir():
             raise UserError(f"--parts must name folders that prepare or --pack-to made: {str(place)!r} is none.")
@@ -489,104 +419,61 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError("--pack-mib and --pack-to go together: the size of the pieces, and where they go.")
 
 
-def _call(options: argparse.Namespace, folder: Path, started: float) -> Call:
-    try:
-        known = json.loads((folder / "state.json").read_text())
-    except (OSError, ValueError):
-        known = {}
-    state = {"done": {}, "spent": {}, "begun": {}, "plan": {}, "spent_s": 0.0, **known}
-    ends = total_ends = None
+def _call(options: argparse.Namespace, folder: Path, started: float, is_carried: bool) -> Call:
+    state = {"done": {}, "spent": {}, "begun": {}, "plan": {}, "spent_s": 0.0}
+    with contextlib.suppress(OSError, ValueError):
+        state |= json.loads((folder / "state.json").read_text())
+    ends = total_ends = math.inf
     if options.budget_s is not None:
-        total = options.total_s or state["spent_s"] + options.budget_s
         ends = started + options.budget_s - (PACK_S if options.pack_to is not None else 0.0)
-        total_ends = max(ends, started + total - state["spent_s"])
-    results = options.results or (
-        folder / "published" if options.dry_run or _is_carried(options.parts, folder) else RESULTS
-    )
+        total = options.total_s - state["spent_s"] if options.total_s else options.budget_s
+        total_ends = max(ends, started + total)
+    results = options.results or (folder / "published" if options.dry_run or is_carried else RESULTS)
     return Call(folder, results.resolve(), TINY if options.dry_run else Size(), ends, total_ends, state)
 
 
-def _received(places: Sequence[Path], folder: Path, environment: dict[str, str]) -> bool:
-    """Unpacks what arrived. Returns whether the data set is here, or is to be found as everywhere else."""
-    carried = folder / "carried"
-    if places:
-        packing.receive(places, carried)
-    if carried.is_dir():
-        if not packing.missing(carried, "results.tar") and not (folder / "state.json").exists():
-            packing.unpack_folder(packing.joined(carried, "results.tar"), folder)
-        if not packing.missing(carried, "site.tar.xz"):
-            packing.unpack_folder(packing.joined(carried, "site.tar.xz"), folder / "site")
-        if not packing.missing(carried, "cifar10.pack"):
-            packing.unpack_cifar10(packing.joined(carried, "cifar10.pack"), folder / "data" / "cifar-10-batches-py")
-    # What was compiled and measured goes along with the folder.
-    environment["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "cache" / "inductor")
-    if _is_carried(places, folder):
-        environment["XDG_CACHE_HOME"] = str(folder / "cache")
-    paths = [str(folder / "site"), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+def _environment(folder: Path, is_carried: bool) -> dict[str, str]:
+    """Of every step. What was compiled and measured goes along with the folder."""
+    paths = (str(folder / "site"), str(REPOSITORY), os.environ.get("PYTHONPATH", ""))
+    found = {"PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    found["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "cache" / "inductor")
+    if is_carried:
+        found["XDG_CACHE_HOME"] = str(folder / "cache")
     if (folder / "data").is_dir():
-        environment["STUDY_DATA"] = str(folder / "data")
-        return True
-    return not any(carried.glob("cifar10.pack.*")) if carried.is_dir() else True
-
-
-def _is_carried(places: Sequence[Path], folder: Path) -> bool:
-    """Whether this machine lives on what was carried to it, now or in an earlier call: all stays in the folder then."""
-    return bool(places) or (folder / "data").is_dir() or (folder / "carried").is_dir()
-
-
-def pack_results(folder: Path, target: Path, mib: float) -> list[Path]:
-    """Everything of `folder` that cannot be had elsewhere, in pieces of at most `mib`; an older set is replaced."""
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as work:
-        payload = Path(work) / "results.tar"
-        # Not compressed: weights hardly shrink, and this is done when time is up.
-        packing.pack_folder(folder, payload, lambda name: _is_left_out(folder, name), compress=False)
-        for old in target.glob("results.tar.*"):
-            old.unlink()
-        return packing.cut(payload, iter(lambda: (target, int(mib * packing.MIB)), None))
-
-
-def _is_left_out(folder: Path, name: str) -> bool:
-    """What was carried here, what can be made again, and snapshots whose answers on the test images are kept."""
-    if name.split("/")[0] in ("carried", "site", "data") or name.endswith("results.tar"):
-        return True
-    if name.startswith("cache/"):  # but for what was measured: the decoded data set and compiled kernels are large
-        return not Path(name).match("cache/small-cnn-study/*.json")
-    at = name.find(".snapshots/")
-    return at >= 0 and (folder / f"{name[:at]}.npz").exists()
+        found["STUDY_DATA"] = str(folder / "data")
+    return os.environ | found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(
-        description=__doc__, prog="python scripts/gpu_study.py", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(description=__doc__, prog="python scripts/gpu_study.py", formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     runs = commands.add_parser("run", help="what is not done yet")
-    runs.add_argument(
-        "--folder", type=Path, default=RUNS / "gpu", metavar="DIR", help="of everything (default: results/runs/gpu)"
-    )
-    runs.add_argument("--results", type=Path, metavar="DIR", help="of what is published (default: results)")
-    runs.add_argument("--budget-s", type=float, metavar="S", help="seconds of this call (default: no limit)")
-    runs.add_argument("--total-s", type=float, metavar="S", help="of all calls together (default: this one's)")
-    runs.add_argument(
-        "--also", nargs="+", default=[], metavar="STEP", help=f"if time is left: {', '.join(MORE)}, or all"
-    )
-    runs.add_argument("--dry-run", action="store_true", help="everything at a tiny size on the CPU")
-    runs.add_argument("--parts", type=Path, nargs="+", default=[], metavar="DIR", help="folders of pieces that arrived")
-    runs.add_argument("--pack-to", type=Path, metavar="DIR", help="where the folder goes, in pieces")
-    runs.add_argument("--pack-mib", type=float, metavar="N", help="size of a piece")
+    add = runs.add_argument
+    add("--folder", type=Path, default=RUNS / "gpu", metavar="DIR", help="of everything (default: results/runs/gpu)")
+    add("--results", type=Path, metavar="DIR", help="of what is published (default: results)")
+    add("--budget-s", type=float, metavar="S", help="seconds of this call (default: no limit)")
+    add("--total-s", type=float, metavar="S", help="of all calls together (default: this one's)")
+    steps = (*MORE, "all")
+    add("--also", nargs="+", default=[], choices=steps, metavar="STEP", help=f"if time is left: {', '.join(steps)}")
+    add("--dry-run", action="store_true", help="everything at a tiny size on the CPU")
+    add("--parts", type=Path, nargs="+", default=[], metavar="DIR", help="folders of pieces that arrived")
+    add("--pack-to", type=Path, metavar="DIR", help="where the folder goes, in pieces")
+    add("--pack-mib", type=float, metavar="N", help="size of a piece")
     prepares = commands.add_parser("prepare", help="pack data and packages for a machine without a network")
-    prepares.add_argument("parts", type=Path, metavar="PARTS", help="a new folder; it gets folders 1, 2, ...")
-    prepares.add_argument("--data", metavar="DIR", help="folder with cifar-10-batches-py")
-    prepares.add_argument(
-        "--part-mib", type=float, default=60.0, metavar="N", help="most of the tree and a part (default: 60)"
-    )
-    prepares.add_argument("--python", default="3.12", metavar="X.Y", help="of that machine (default: 3.12)")
-    prepares.add_argument("--there", default=THERE, metavar="NAMES", help=f"packages it has (default: {THERE})")
-    prepares.add_argument("--no-packages", action="store_true", help="it has all of them")
+    add = prepares.add_argument
+    add("parts", type=Path, metavar="PARTS", help="a new folder; it gets folders 1, 2, ...")
+    add("--data", metavar="DIR", help="folder with cifar-10-batches-py")
+    add("--part-mib", type=float, default=60.0, metavar="N", help="most of the tree and a part (default: 60)")
+    add("--python", default="3.12", metavar="X.Y", help="of that machine (default: 3.12)")
+    add("--there", default=THERE, metavar="NAMES", help=f"packages it has (default: {THERE})")
+    add("--no-packages", action="store_true", help="it has all of them")
     options = parser.parse_args(argv)
-    return run(options) if options.command == "run" else prepare(options)
+    if options.command == "run":
+        return run(options)
+    packages = None if options.no_packages else packing.needed_packages("small-cnn-study", options.there.split())
+    packing.prepare(options.parts, options.part_mib, options.data, packages, options.python)
+    return 0
 
 
 if __name__ == "__main__":

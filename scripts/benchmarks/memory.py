@@ -9,20 +9,19 @@ deviations from the line as independent. Also draws <name>.png.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.stats import linregress, t
 
+import evidence
 from benchmarks.record import write
-from benchmarks.trials_per_hour import SPACE, search_command, seconds, trials
-from study.errors import StudyFailed, UserError
+from benchmarks.trials_per_hour import SPACE, search, trials
+from study.errors import StudyFailed
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from optuna.trial import FrozenTrial
 
 GOAL = "flat: less than 1 MiB a trial"
@@ -38,69 +37,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.settle < 0 or options.trials < options.settle + MIN_FITTED:
-        raise UserError(
-            f"--trials must be at least {MIN_FITTED} more than --settle, which must not be negative: "
-            f"{options.trials}, {options.settle}."
-        )
+    evidence.at_least(options, settle=0, trials=options.settle + MIN_FITTED)
     with tempfile.TemporaryDirectory() as folder:
-        _search(options, folder)
+        search(options, folder, trials=options.trials, epochs=1, jobs=1)
         found = trials(folder, SPACE)
-    rss = samples(found, "rss_mib")
-    trends = {"rss_mib": fit(rss, options.settle)}
-    lines = {"resident memory of the worker": rss}
-    more: dict[str, object] = {"trials": len(rss), "settle": options.settle}
-    if options.device == "cuda":
-        device = samples(found, "device_mib")
-        trends["device_mib"] = fit(device, options.settle)
-        lines["allocated device memory"] = device
-        more["device_mib"] = device
+    lines = {name: samples(found, name) for name in ("rss_mib", "device_mib")[: 2 if options.device == "cuda" else 1]}
+    trends = {name: fit(values, options.settle) for name, values in lines.items()}
+    rss = lines["rss_mib"]
+    more: dict[str, Any] = {"trials": len(rss), "settle": options.settle}
+    more |= {name: values for name, values in lines.items() if name != "rss_mib"}
+    more |= {f"trend_{name}": trend for name, trend in trends.items()}
     name = f"memory-{options.device}"
-    write(
-        options,
-        name,
-        f"resident memory of a worker at the beginning of each of {len(rss)} trials",
-        options.device,
-        "MiB",
-        rss,
-        goal=GOAL,
-        higher_is_better=False,
-        more=more | {f"trend_{key}": dataclasses.asdict(trend) for key, trend in trends.items()},
-    )
-    figure(lines, list(trends.values())).savefig(options.out / f"{name}.png", dpi=150)
-    for key, trend in trends.items():
-        low, high = trend.interval_95_mib_per_trial
-        print(
-            f"{key}: {trend.slope_mib_per_trial:+.3f} MiB a trial ({low:+.3f} to {high:+.3f}) "
-            f"over trials {trend.first_trial} to {trend.last_trial}"
-        )
+    title = f"resident memory of a worker at the beginning of each of {len(rss)} trials"
+    write(options, name, title, options.device, "MiB", rss, goal=GOAL, higher_is_better=False, more=more)
+    evidence.save(figure(lines, trends), options.out / f"{name}.png")
+    for name, trend in trends.items():
+        print(f"{name}: {_slope(trend)} over trials {trend['first_trial']} to {trend['last_trial']}")
     return 0
-
-
-def _search(options: argparse.Namespace, folder: str) -> None:
-    words = ("--space", SPACE, "--trials", str(options.trials), "--epochs", "1", "--jobs", "1")
-    sizes = ("--train-images", str(options.train_images), "--val-images", str(options.val_images))
-    seconds(search_command(options, folder, *words, *sizes))
-
-
-@dataclass(frozen=True)
-class Trend:
-    """A least-squares line over trials, counted from zero.
-
-    Attributes:
-        first_trial, last_trial: The trials it is fitted to.
-        slope_mib_per_trial: Of the line.
-        interval_95_mib_per_trial: Of the slope, from Student's distribution.
-        intercept_mib: The line at trial 0.
-        growth_mib: The last fitted trial's memory less the first one's.
-    """
-
-    first_trial: int
-    last_trial: int
-    slope_mib_per_trial: float
-    interval_95_mib_per_trial: tuple[float, float]
-    intercept_mib: float
-    growth_mib: float
 
 
 def samples(found: Sequence[FrozenTrial], name: str) -> list[float]:
@@ -117,53 +70,35 @@ def samples(found: Sequence[FrozenTrial], name: str) -> list[float]:
     return [float(trial.user_attrs[name]) for trial in sorted(found, key=lambda trial: trial.number)]
 
 
-def fit(values: Sequence[float], settle: int) -> Trend:
-    """The line through `values` without the first `settle` ones."""
-    from scipy.stats import linregress, t
-
-    x = np.arange(settle, len(values))
-    y = np.asarray(values[settle:])
+def fit(values: Sequence[float], settle: int) -> dict[str, Any]:
+    """The least-squares line through `values`, MiB by trial counted from zero, without the first `settle` ones."""
+    x, y = np.arange(settle, len(values)), np.asarray(values[settle:])
     line = linregress(x, y)
-    margin = float(t.ppf(0.975, len(x) - 2) * line.stderr)
-    slope = float(line.slope)
-    return Trend(
-        first_trial=settle,
-        last_trial=len(values) - 1,
-        slope_mib_per_trial=slope,
-        interval_95_mib_per_trial=(slope - margin, slope + margin),
-        intercept_mib=float(line.intercept),
-        growth_mib=float(y[-1] - y[0]),
-    )
+    slope, margin = float(line.slope), float(t.ppf(0.975, len(x) - 2) * line.stderr)
+    return {
+        "first_trial": settle,
+        "last_trial": len(values) - 1,
+        "slope_mib_per_trial": slope,
+        "interval_95_mib_per_trial": (slope - margin, slope + margin),
+        "intercept_mib": float(line.intercept),
+        "growth_mib": float(y[-1] - y[0]),
+    }
 
 
-def figure(lines: dict[str, list[float]], trends: Sequence[Trend]) -> Figure:
-    """Memory by trial, with its trend, from 0.
+def _slope(trend: Mapping[str, Any]) -> str:
+    low, high = trend["interval_95_mib_per_trial"]
+    return f"{trend['slope_mib_per_trial']:+.2f} MiB a trial (95%: {low:+.2f} to {high:+.2f})"
 
-    Args:
-        lines: MiB per trial, by what was measured.
-        trends: One for each of `lines`.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
-    drawn = Figure(figsize=(8, 4), layout="constrained")
-    FigureCanvasAgg(drawn)
-    axes = drawn.subplots()
-    for (name, values), trend, colour in zip(lines.items(), trends, ("#0b6fb8", "#b3261e")[: len(trends)], strict=True):
+def figure(lines: Mapping[str, Sequence[float]], trends: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Memory by trial, MiB, with its trend, from 0."""
+    drawn, [axes] = evidence.figure(8, 4)
+    for (name, values), colour in zip(lines.items(), ("#0b6fb8", "#b3261e"), strict=False):
+        trend = trends[name]
         axes.plot(range(len(values)), values, ".-", color=colour, linewidth=1, label=name)
-        ends = np.array([trend.first_trial, trend.last_trial])
-        slope = trend.slope_mib_per_trial
-        low, high = trend.interval_95_mib_per_trial
-        label = f"{slope:+.2f} MiB a trial (95%: {low:+.2f} to {high:+.2f})"
-        axes.plot(ends, trend.intercept_mib + slope * ends, "--", color="#555555", linewidth=1.2, label=label)
-    axes.set_xlabel("trial")
-    axes.set_ylabel("MiB when the trial begins")
-    axes.set_xlim(-0.5, max(len(values) for values in lines.values()) - 0.5)
-    axes.set_ylim(0, 1.15 * max(max(values) for values in lines.values()))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(color="#e3e3e3", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+        ends = np.array([trend["first_trial"], trend["last_trial"]])
+        fitted = trend["intercept_mib"] + trend["slope_mib_per_trial"] * ends
+        axes.plot(ends, fitted, "--", color="#555555", linewidth=1.2, label=_slope(trend))
+    axes.set(xlabel="trial", ylabel="MiB when the trial begins", ylim=(0, 1.15 * max(map(max, lines.values()))))
+    axes.legend(fontsize=8, loc="lower right")
     return drawn

@@ -14,9 +14,13 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import evidence
 from benchmarks.record import printed_number, write
+from benchmarks.throughput_ours import sample
+from study.calibration.concurrency import best_jobs
+from study.calibration.prices import calibrate
 from study.errors import UserError
-from study.machine.paths import REPOSITORY
+from study.machine.hardware import n_cores
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -26,20 +30,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.samples < 1 or options.images < 128:
-        raise UserError(f"--samples must be at least 1 and --images at least 128: {options.samples}, {options.images}.")
+    evidence.at_least(options, samples=1, images=128, jobs=1)
     if options.device != "cpu":
         raise UserError(f"neighbour is about waiting threads on a CPU: --device {options.device}. Add --device cpu.")
-    from study.calibration.concurrency import best_jobs
-    from study.calibration.prices import calibrate
-    from study.machine.hardware import n_cores
-
-    precision = calibrate("cpu").precision
-    jobs = options.jobs or best_jobs("cpu", precision)[0]
-    sample = [sys.executable, str(REPOSITORY / "scripts" / "benchmark.py"), "throughput-ours", "--data", options.data]
-    sample += ["--device", "cpu", "--images", str(options.images)]
-    ours = [*sample, "--threads", str(max(1, n_cores() // jobs))]
-    torchs = [*sample, "--torch-waiting"]
+    jobs = options.jobs or best_jobs("cpu", calibrate("cpu").precision)[0]
+    ours = sample(options, "--threads", str(max(1, n_cores() // jobs)))
+    torchs = sample(options, torch_first=True)
     kinds = {
         "ours alone": (ours, jobs, False),
         "torch alone": (torchs, 1, False),
@@ -49,25 +45,19 @@ def run(options: argparse.Namespace) -> int:
     }
     found: dict[str, list[float]] = {name: [] for name in kinds}
     for _ in range(options.samples):
-        for name, (command, n, busy) in kinds.items():
-            found[name].append(_together(command, n, busy))
+        for name, kind in kinds.items():
+            found[name].append(_together(*kind))
         print(", ".join(f"{name}: {values[-1]:,.0f}" for name, values in found.items()), flush=True)
-    medians = {name: statistics.median(values) for name, values in found.items()}
-    write(
-        options,
-        "neighbour-cpu",
-        f"training beside a busy process, {jobs} worker{'s' * (jobs > 1)}; peer: torch's own threads and waiting",
-        "cpu",
-        "images/s",
-        found["ours beside"],
-        found["torch beside"],
-        "no collapse",
-        more={
-            "kinds": found,
-            "kept": {side: medians[f"{side} beside"] / medians[f"{side} alone"] for side in ("ours", "torch")},
-            "kept_by_two_of_torch": medians["two of torch"] / medians["torch alone"],
-        },
-    )
+    of = {name: statistics.median(values) for name, values in found.items()}
+    more = {
+        "kinds": found,
+        "kept": {side: of[f"{side} beside"] / of[f"{side} alone"] for side in ("ours", "torch")},
+        "kept_by_two_of_torch": of["two of torch"] / of["torch alone"],
+    }
+    workers = f"{jobs} worker{'s' * (jobs > 1)}"
+    title = f"training beside a busy process, {workers}; peer: torch's own threads and waiting"
+    sides = (found["ours beside"], found["torch beside"])
+    write(options, "neighbour-cpu", title, "cpu", "images/s", *sides, "no collapse", more=more)
     return 0
 
 

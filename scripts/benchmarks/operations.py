@@ -45,32 +45,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    space = get_space(options.space)
-    candidate = space.decode(space.anchors(Limits())["default"], Limits()).candidate
+    candidate = default_of(options.space)
     plain, other = training(candidate), training(candidate)
     eager = operations(step_of(plain.step, plain.example()))
-    inductor = torch._inductor.config
-    with inductor.patch({"cpp.enable_kernel_profile": True}):
+    with torch._inductor.config.patch({"cpp.enable_kernel_profile": True}):
         fused = operations(step_of(compiled(other.step), other.example()))
     muon = muon_operations(plain)
-    write(
-        options,
-        f"operations-{options.space}",
-        f"operations of a training step of the default of `{options.space}`, compiled; peer: eager",
-        "cpu",
-        "operations",
-        [float(fused.total())],
-        [float(eager.total())],
-        goal=f"recorded; Muon's at most {GOAL_MUON}",
-        higher_is_better=False,
-        more={
-            "muon": muon,
-            "eager_by_name": dict(eager.most_common(25)),
-            "compiled_by_name": summary_of(fused),
-        },
-    )
+    title = f"operations of a training step of the default of `{options.space}`, compiled; peer: eager"
+    goal = f"recorded; Muon's at most {GOAL_MUON}"
+    more = {"muon": muon, "eager_by_name": dict(eager.most_common(25)), "compiled_by_name": summary_of(fused)}
+    sides, name = ([float(fused.total())], [float(eager.total())]), f"operations-{options.space}"
+    write(options, name, title, "cpu", "operations", *sides, goal=goal, higher_is_better=False, more=more)
     print(f"Muon's: {muon}")
     return 0
+
+
+def default_of(space: str) -> Candidate:
+    """The candidate that every study of `space` starts with."""
+    found = get_space(space)
+    return found.decode(found.anchors(Limits())["default"], Limits()).candidate
 
 
 def summary_of(counted: Counter[str]) -> dict[str, int]:

@@ -9,8 +9,11 @@ import argparse
 import dataclasses
 import statistics
 
+import evidence
 from benchmarks.record import summary, write
-from study.errors import UserError
+from study.calibration.concurrency import WINDOWS, candidates, choose, trainings
+from study.calibration.prices import calibrate
+from study.machine.hardware import n_cores
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -19,15 +22,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.samples < 1 or (options.seconds is not None and not options.seconds > 0):
-        raise UserError(f"--samples must be at least 1 and --seconds above 0: {options.samples}, {options.seconds}.")
-    from study.calibration.concurrency import WINDOWS, candidates, choose, trainings
-    from study.calibration.prices import calibrate
-    from study.machine.hardware import n_cores
-
+    evidence.at_least(options, samples=1)
     device = options.device
-    window = WINDOWS[device]
-    window = dataclasses.replace(window, watched_s=options.seconds or window.watched_s)
+    window = dataclasses.replace(WINDOWS[device], watched_s=options.seconds or WINDOWS[device].watched_s)
     found: dict[int, list[float]] = {jobs: [] for jobs in candidates(n_cores(), device)}
     with trainings(device, calibrate(device).precision, max(found)) as at_once:
         for _ in range(options.samples):
@@ -35,16 +32,18 @@ def run(options: argparse.Namespace) -> int:
                 rates.append(at_once(jobs, window))
             print(", ".join(f"{jobs} at once: {rates[-1]:,.0f} images/s" for jobs, rates in found.items()), flush=True)
     chosen = choose({jobs: statistics.median(rates) for jobs, rates in found.items()})
+    what = f"{chosen} training{'s' * (chosen > 1)} of the reference network at once (what --jobs auto chooses)"
+    title = f"{what}; peer: one at a time"
+    more = {"chosen": chosen, "by_number": {str(jobs): summary(rates) for jobs, rates in found.items()}}
     write(
         options,
         f"throughput-slots-{device}",
-        f"{chosen} training{'s' * (chosen > 1)} of the reference network at once (what --jobs auto chooses); "
-        "peer: one at a time",
+        title,
         device,
         "images/s",
         found[chosen],
         found[1],
         "best number chosen",
-        more={"chosen": chosen, "by_number": {str(jobs): summary(rates) for jobs, rates in found.items()}},
+        more=more,
     )
     return 0

@@ -17,13 +17,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.record import summary, write
-from benchmarks.trials_per_hour import SPACE, search_command, seconds, trials
-from study.errors import StudyFailed, UserError
+import evidence
+from benchmarks.record import seconds, summary, write
+from benchmarks.trials_per_hour import SPACE, search, trials
+from study.calibration.prices import calibrate
+from study.data.cifar10 import load_train
+from study.errors import StudyFailed
 from study.machine.paths import REPOSITORY
 
-GOAL = "at most 10 s"
-HELP_GOAL = "at most 0.5 s each"
+GOAL, HELP_GOAL = "at most 10 s", "at most 0.5 s each"
 TRAIN_IMAGES, VAL_IMAGES = 128, 10
 
 
@@ -32,67 +34,55 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.samples < 1:
-        raise UserError(f"--samples must be at least 1: {options.samples}.")
-    from study.calibration.prices import calibrate
-    from study.data.cifar10 import load_train
-
+    evidence.at_least(options, samples=1)
     calibrate(options.device)
     load_train(options.data)
-    first_step: list[float] = []
-    begins: list[float] = []
-    whole: list[float] = []
+    moments: list[tuple[float, float, float]] = []
     helps: dict[str, list[float]] = {name: [] for name in commands(REPOSITORY / "study")}
     for _ in range(options.samples):
         for name, values in helps.items():
             values.append(seconds([sys.executable, "-m", name, "--help"]))
-        begun, stepped, ended = _first_step(options)
-        begins.append(begun)
-        first_step.append(stepped)
-        whole.append(ended)
+        moments.append(_first_step(options))
         shown = ", ".join(f"{name} {values[-1]:.2f}" for name, values in helps.items())
-        print(f"first step after {stepped:.2f} s; help: {shown}", flush=True)
+        print(f"first step after {moments[-1][1]:.2f} s; help: {shown}", flush=True)
+    begins, steps, whole = map(list, zip(*moments, strict=True))
+    more = {
+        "trial_begins": summary(begins),
+        "whole_command": summary(whole),
+        "help": {name: summary(values) for name, values in helps.items()},
+        "help_goal": HELP_GOAL,
+    }
+    title = "from the command study.run to the end of its first training step, on a warm cache"
     write(
         options,
         f"startup-{options.device}",
-        "from the command study.run to the end of its first training step, on a warm cache",
+        title,
         options.device,
         "s",
-        first_step,
+        steps,
         goal=GOAL,
         higher_is_better=False,
-        more={
-            "trial_begins": summary(begins),
-            "whole_command": summary(whole),
-            "help": {name: summary(values) for name, values in helps.items()},
-            "help_goal": HELP_GOAL,
-        },
+        more=more,
     )
     return 0
 
 
 def commands(package: Path) -> list[str]:
     """The modules of `package` that are commands, as `python -m` names them."""
-    return [
-        f"{package.name}.{file.stem}"
-        for file in sorted(package.glob("*.py"))
-        if 'if __name__ == "__main__":' in file.read_text()
-    ]
+    files = [file for file in sorted(package.glob("*.py")) if 'if __name__ == "__main__":' in file.read_text()]
+    return [f"{package.name}.{file.stem}" for file in files]
 
 
 def _first_step(options: argparse.Namespace) -> tuple[float, float, float]:
     """Seconds from the start of the process to the trial's start, to its end, and to the command's."""
     with tempfile.TemporaryDirectory() as folder:
-        command = search_command(
-            options, folder, "--space", SPACE, "--trials", "1", "--jobs", "1", "--epochs", "1",
-            "--train-images", str(TRAIN_IMAGES), "--val-images", str(VAL_IMAGES),
-        )  # fmt: skip
         started = time.time()
-        whole = seconds(command)
+        sizes = {"train_images": TRAIN_IMAGES, "val_images": VAL_IMAGES}
+        whole = search(options, folder, trials=1, jobs=1, epochs=1, **sizes)
         found = trials(folder, SPACE)
     if [trial.state.name for trial in found] != ["COMPLETE"]:
         raise StudyFailed("the one trial of study.run did not complete")
-    trial = found[0]
+    [trial] = found
     batch_size = trial.user_attrs["candidate"]["optimisation"]["batch_size"]
     if batch_size < TRAIN_IMAGES:
         raise StudyFailed(f"the trial must be one step of {TRAIN_IMAGES} images: its batch size is {batch_size}")

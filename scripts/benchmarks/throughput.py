@@ -1,19 +1,24 @@
 """Images per second training the reference network with augmentation.
 
-Ours is `study.training.loop`; the peer is `scripts/notebook_peer.py`, the usual notebook. Each sample is a
-process of its own and the two take turns, so that a busy moment of the machine hits both.
+Ours is `study.training.loop`; the peer is `scripts/benchmarks/peers/notebook_peer.py`, the usual notebook. Each sample
+is a process of its own and the two take turns, so that a busy moment of the machine hits both.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import tempfile
+from pathlib import Path
 
+import evidence
 from benchmarks.record import printed_number, write
-from study.errors import UserError
-from study.machine.paths import REPOSITORY
+from benchmarks.throughput_ours import CANDIDATE, sample
+from study.calibration.prices import calibrate
 
 GOAL = {"cpu": "2.3 times", "cuda": "10 times"}
+PEER = Path(__file__).parent / "peers" / "notebook_peer.py"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -23,28 +28,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.samples < 1 or options.images < 128:
-        raise UserError(f"--samples must be at least 1 and --images at least 128: {options.samples}, {options.images}.")
-    from study.calibration.prices import calibrate
-
+    evidence.at_least(options, samples=1, images=128, workers=0)
     calibrate(options.device)  # before any sample, so that none pays for it
-    scripts = REPOSITORY / "scripts"
-    size = ["--images", str(options.images), "--device", options.device]
-    ours = [sys.executable, str(scripts / "benchmark.py"), "throughput-ours", "--data", options.data, *size]
-    peer = [sys.executable, str(scripts / "notebook_peer.py"), options.data, "--workers", str(options.workers), *size]
     samples: dict[str, list[float]] = {"ours": [], "peer": []}
-    for _ in range(options.samples):
-        for name, command in (("ours", ours), ("peer", peer)):
-            samples[name].append(printed_number(command))
-            print(f"{name}: {samples[name][-1]:,.0f} images/s", flush=True)
-    write(
-        options,
-        f"throughput-{options.device}-{options.workers}-workers",
-        f"training the reference network with augmentation; peer: notebook way, {options.workers} workers",
-        options.device,
-        "images/s",
-        samples["ours"],
-        samples["peer"],
-        GOAL[options.device],
-    )
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(CANDIDATE.to_json(), file)
+        file.flush()
+        peer = [sys.executable, str(PEER), options.data, "--candidate", file.name, "--workers", str(options.workers)]
+        peer += ["--images", str(options.images), "--device", options.device]
+        for _ in range(options.samples):
+            for name, command in (("ours", sample(options)), ("peer", peer)):
+                samples[name].append(printed_number(command))
+                print(f"{name}: {samples[name][-1]:,.0f} images/s", flush=True)
+    title = f"training the reference network with augmentation; peer: notebook way, {options.workers} workers"
+    name = f"throughput-{options.device}-{options.workers}-workers"
+    write(options, name, title, options.device, "images/s", samples["ours"], samples["peer"], GOAL[options.device])
     return 0

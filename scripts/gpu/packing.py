@@ -9,23 +9,30 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import lzma
 import pickle
 import re
 import shutil
 import struct
+import subprocess
+import sys
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from study.errors import UserError
+from study.machine.paths import REPOSITORY
+
 MIB = 2**20
 _PIECE = re.compile(r"(.+)\.(\d{3})-of-(\d{3})")
-_STRING = b"T"
-"""The opcode that begins a batch's pixels in its pickle (protocol 2, BINSTRING), before their length."""
 _PIXELS = 3 * 32 * 32
 _ACROSS, _DOWN = 40, 25
 """Images in a mosaic."""
@@ -33,6 +40,90 @@ _ACROSS, _DOWN = 40, 25
 
 class IncompleteError(Exception):
     """Pieces are missing or damaged."""
+
+
+# There and back
+
+
+def prepare(parts: Path, part_mib: float, data: str | None, packages: Mapping[str, str] | None, python: str) -> None:
+    """Packs the data set, and wheels of `packages` if given, into folders of `parts` that fit beside the tree.
+
+    Raises:
+        UserError: `parts` is in use, or the tree leaves no room.
+    """
+    from study.data.cifar10 import FOLDER, find_folder
+
+    if parts.exists() and any(parts.iterdir()):
+        raise UserError(f"PARTS must be a new or an empty folder: {str(parts)!r} has files. Name another.")
+    tree = tracked_bytes(REPOSITORY)
+    room = int(part_mib * MIB) - tree
+    if room < MIB:
+        raise UserError(f"--part-mib must leave a MiB beside the {tree / MIB:.1f} MiB of the tree: {part_mib:g}.")
+    source = find_folder(data) / FOLDER
+    parts.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parts) as work:
+        if packages is not None:
+            print("packages: " + " ".join(f"{name}=={version}" for name, version in packages.items()), flush=True)
+            site = Path(work) / "packages"
+            download_packages(packages, python, site)
+            shutil.rmtree(site / "optuna_dashboard" / "public", ignore_errors=True)  # pages for browsers
+            pack_folder(site, Path(work) / "site.tar.xz")
+            cut(Path(work) / "site.tar.xz", _rooms(parts, room))
+        print(f"data: {source}", flush=True)
+        pack_cifar10(source, Path(work) / "cifar10.pack")
+        cut(Path(work) / "cifar10.pack", _rooms(parts, room))
+    for part in sorted(path for path in parts.iterdir() if path.is_dir()):
+        names = ", ".join(sorted(file.name for file in part.iterdir()))
+        print(f"{part}: {_size(part.iterdir()) / MIB:.1f} MiB ({names})")
+
+
+def _rooms(folder: Path, bytes_each: int) -> Iterator[tuple[Path, int]]:
+    """Folders `1`, `2`, ... in `folder` with the room that is left in each."""
+    for number in itertools.count(1):
+        yield folder / str(number), bytes_each - _size((folder / str(number)).glob("*"))
+
+
+def unpack_all(places: Sequence[Path], folder: Path) -> bool:
+    """Unpacks into `folder` what arrived in `places`, as far as it is whole.
+
+    Returns:
+        Whether this machine lives on what was carried to it, now or in an earlier call: all stays in the folder then.
+
+    Raises:
+        IncompleteError: Something is damaged.
+    """
+    carried = folder / "carried"
+    if places:
+        receive(places, carried)
+    if not missing(carried, "results.tar") and not (folder / "state.json").exists():
+        unpack_folder(joined(carried, "results.tar"), folder)
+    if not missing(carried, "site.tar.xz"):
+        unpack_folder(joined(carried, "site.tar.xz"), folder / "site")
+    if not missing(carried, "cifar10.pack"):
+        unpack_cifar10(joined(carried, "cifar10.pack"), folder / "data" / "cifar-10-batches-py")
+    return carried.is_dir() or (folder / "data").is_dir()
+
+
+def pack_results(folder: Path, target: Path, mib: float) -> list[Path]:
+    """Everything of `folder` that cannot be had elsewhere, in pieces of at most `mib`; an older set is replaced."""
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        payload = Path(work) / "results.tar"
+        # Not compressed: weights hardly shrink, and this is done when time is up.
+        pack_folder(folder, payload, lambda name: _is_left_out(folder, name), compress=False)
+        for old in target.glob("results.tar.*"):
+            old.unlink()
+        return cut(payload, itertools.repeat((target, int(mib * MIB))))
+
+
+def _is_left_out(folder: Path, name: str) -> bool:
+    """What was carried here, what can be made again, and snapshots whose answers on the test images are kept."""
+    if name.split("/")[0] in ("carried", "site", "data") or name.endswith("results.tar"):
+        return True
+    if name.startswith("cache/"):  # but for what was measured: the decoded data set and compiled kernels are large
+        return not Path(name).match("cache/small-cnn-study/*.json")
+    at = name.find(".snapshots/")
+    return at >= 0 and (folder / f"{name[:at]}.npz").exists()
 
 
 # Pieces
@@ -57,15 +148,18 @@ def cut(payload: Path, sizes: Iterator[tuple[Path, int]]) -> list[Path]:
     return pieces
 
 
+def receive(places: Sequence[Path], folder: Path) -> None:
+    """Copies the pieces in `places` into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for piece in (piece for place in places for piece in place.glob("*-of-*")):
+        if _PIECE.fullmatch(piece.name) and not (folder / piece.name).exists():
+            shutil.copyfile(piece, folder / piece.name)
+
+
 def missing(folder: Path, name: str) -> int:
     """How many pieces of the payload `name` are not in `folder` yet; all count if there is none."""
-    total, found = 1, set()
-    for file in folder.glob(f"{name}.*-of-*"):
-        match = _PIECE.fullmatch(file.name)
-        if match is not None:
-            total = int(match[3])
-            found.add(int(match[2]))
-    return total - len(found)
+    found = [match for file in folder.glob(f"{name}.*-of-*") if (match := _PIECE.fullmatch(file.name))]
+    return int(found[0][3]) - len(found) if found else 1
 
 
 def joined(folder: Path, name: str) -> io.BufferedReader:
@@ -76,16 +170,25 @@ def joined(folder: Path, name: str) -> io.BufferedReader:
     """
     if missing(folder, name):
         raise IncompleteError(f"{missing(folder, name)} pieces of {name} are missing in {folder}.")
-    whole = folder / name
-    with whole.open("wb") as target:
+    with (folder / name).open("wb") as target:
         for piece in sorted(folder.glob(f"{name}.*-of-*")):
             with piece.open("rb") as source:
                 shutil.copyfileobj(source, target)
             piece.unlink()
-    return whole.open("rb")
+    return (folder / name).open("rb")
 
 
 # Folders
+
+
+def _size(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def tracked_bytes(repository: Path) -> int:
+    """Size of the files that git tracks in `repository`."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=repository, capture_output=True, check=True).stdout
+    return _size(repository / name.decode() for name in listed.split(b"\0") if name)
 
 
 def pack_folder(
@@ -119,13 +222,14 @@ def unpack_folder(payload: io.BufferedReader, target: Path) -> None:
 def pack_cifar10(folder: Path, payload: Path) -> None:
     """Writes the files of `folder` (torchvision's cifar-10-batches-py) into `payload`."""
     records = []
-    for file in sorted(path for path in folder.iterdir() if path.is_file()):
-        raw = file.read_bytes()
-        start, end = _pixels_of(raw)
-        with ProcessPoolExecutor() as pool:
-            mosaics = list(pool.map(_mosaic, _rows(raw[start:end])))
-        head, tail = lzma.compress(raw[:start]), lzma.compress(raw[end:])
-        records.append((file.name, hashlib.sha256(raw).hexdigest(), head, mosaics, tail))
+    with ProcessPoolExecutor() as pool:
+        for file in sorted(path for path in folder.iterdir() if path.is_file()):
+            raw = file.read_bytes()
+            start, end = _pixels_of(raw)
+            images = np.frombuffer(raw[start:end], np.uint8).reshape(-1, _PIXELS)
+            mosaics = list(pool.map(_mosaic, np.split(images, range(_ACROSS * _DOWN, len(images), _ACROSS * _DOWN))))
+            around = lzma.compress(raw[:start]), lzma.compress(raw[end:])
+            records.append((file.name, hashlib.sha256(raw).hexdigest(), mosaics, around))
     payload.write_bytes(pickle.dumps(records))
 
 
@@ -138,8 +242,8 @@ def unpack_cifar10(payload: io.BufferedReader, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with payload:
         records = pickle.load(payload)  # our own file, carried from a machine of ours
-    for name, digest, head, mosaics, tail in records:
-        raw = lzma.decompress(head) + b"".join(_unmosaic(mosaic) for mosaic in mosaics) + lzma.decompress(tail)
+    for name, digest, mosaics, (head, tail) in records:
+        raw = lzma.decompress(head) + b"".join(_unmosaic(*mosaic) for mosaic in mosaics) + lzma.decompress(tail)
         if hashlib.sha256(raw).hexdigest() != digest:
             raise IncompleteError(f"{name} is not what was packed.")
         (folder / name).write_bytes(raw)
@@ -147,25 +251,16 @@ def unpack_cifar10(payload: io.BufferedReader, folder: Path) -> None:
 
 
 def _pixels_of(raw: bytes) -> tuple[int, int]:
-    """Where in a pickled batch its pixels lie; an empty stretch in other files."""
-    at = raw.find(_STRING)
-    while at >= 0:
-        start = at + 1 + 4
-        (length,) = struct.unpack_from("<I", raw, at + 1) if len(raw) >= start else (0,)
-        if length >= _ACROSS * _DOWN * _PIXELS and length % _PIXELS == 0 and start + length <= len(raw):
-            return start, start + length
-        at = raw.find(_STRING, at + 1)
+    """Where in a pickled batch its pixels lie: behind a "T" (BINSTRING) and their length. Empty in other files."""
+    for match in re.finditer(b"T(?=(.{4}))", raw, re.DOTALL):
+        (length,) = struct.unpack("<I", match[1])
+        if length >= _ACROSS * _DOWN * _PIXELS and length % _PIXELS == 0 and match.end() + 4 + length <= len(raw):
+            return match.end() + 4, match.end() + 4 + length
     return len(raw), len(raw)
 
 
-def _rows(pixels: bytes) -> list[np.ndarray]:
-    """[N, 3072] planar images, as many together as fill a mosaic."""
-    images = np.frombuffer(pixels, np.uint8).reshape(-1, _PIXELS)
-    return [images[at : at + _ACROSS * _DOWN] for at in range(0, len(images), _ACROSS * _DOWN)]
-
-
 def _mosaic(rows: np.ndarray) -> tuple[int, bytes]:
-    """The number of images, and all of them as one picture; the last one of a batch may have empty tiles."""
+    """The number of planar images [N, 3072], and all as one picture; the last one of a batch may have empty tiles."""
     full = np.zeros((_ACROSS * _DOWN, _PIXELS), np.uint8)
     full[: len(rows)] = rows
     tiles = full.reshape(_DOWN, _ACROSS, 3, 32, 32).transpose(0, 3, 1, 4, 2).reshape(_DOWN * 32, _ACROSS * 32, 3)
@@ -174,8 +269,7 @@ def _mosaic(rows: np.ndarray) -> tuple[int, bytes]:
     return len(rows), out.getvalue()
 
 
-def _unmosaic(mosaic: tuple[int, bytes]) -> bytes:
-    n, picture = mosaic
+def _unmosaic(n: int, picture: bytes) -> bytes:
     tiles = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
     rows = tiles.reshape(_DOWN, 32, _ACROSS, 32, 3).transpose(0, 2, 4, 1, 3).reshape(-1, _PIXELS)
     return rows[:n].tobytes()
@@ -186,81 +280,33 @@ def _unmosaic(mosaic: tuple[int, bytes]) -> bytes:
 
 def needed_packages(project: str, there: Iterable[str]) -> dict[str, str]:
     """Versions installed here of what `project` needs, less what is `there` and what only that needs."""
-    from importlib.metadata import PackageNotFoundError, distribution
-
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
     skipped = {canonicalize_name(name) for name in there}
     found: dict[str, str] = {}
-
-    def walk(name: str) -> None:
-        for line in distribution(name).requires or ():
-            requirement = Requirement(line)
-            needed = canonicalize_name(requirement.name)
-            if needed in skipped or needed in found:
-                continue
-            if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-                continue
-            try:
-                found[needed] = distribution(needed).version
-            except PackageNotFoundError:
-                continue
-            walk(needed)
-
-    walk(project)
+    waiting = [project]
+    while waiting:
+        for requirement in map(Requirement, distribution(waiting.pop()).requires or ()):
+            name = canonicalize_name(requirement.name)
+            applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            if applies and name not in skipped and name not in found:
+                try:
+                    found[name] = distribution(name).version
+                except PackageNotFoundError:
+                    continue
+                waiting.append(name)
     return found
 
 
-def download_packages(versions: dict[str, str], python: str, target: Path) -> None:
+def download_packages(versions: Mapping[str, str], python: str, target: Path) -> None:
     """Unpacks wheels of `versions` for Linux on x86-64 and `python` (as "3.12") into `target`."""
-    import subprocess
-    import sys
-    import tempfile
-    import zipfile
-
-    platforms: list[str] = []
-    for minor in (*range(39, 4, -1),):
-        platforms += ["--platform", f"manylinux_2_{minor}_x86_64"]
-    platforms += ["--platform", "manylinux2014_x86_64", "--platform", "manylinux1_x86_64"]
+    tags = [*(f"manylinux_2_{minor}" for minor in range(39, 4, -1)), "manylinux2014", "manylinux1"]
+    platforms = [word for tag in tags for word in ("--platform", f"{tag}_x86_64")]
+    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", *platforms]
     with tempfile.TemporaryDirectory() as wheels:
-        for name, version in versions.items():
-            subprocess.run(
-                [
-                    *(sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"),
-                    *("--python-version", python, "--implementation", "cp", *platforms, "-d", wheels),
-                    f"{name}=={version}",
-                ],
-                check=True,
-            )
+        what = [f"{name}=={version}" for name, version in versions.items()]
+        subprocess.run([*pip, "--python-version", python, "--implementation", "cp", "-d", wheels, *what], check=True)
         for wheel in Path(wheels).glob("*.whl"):
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(target)
-
-
-def tracked_bytes(repository: Path) -> int:
-    """Size of the files that git tracks in `repository`."""
-    import subprocess
-
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=repository, capture_output=True, check=True).stdout
-    files = [repository / name.decode() for name in listed.split(b"\0") if name]
-    return sum(file.stat().st_size for file in files if file.is_file())
-
-
-def parts(folder: Path, bytes_each: int) -> Iterator[tuple[Path, int]]:
-    """Folders `1`, `2`, ... in `folder` with the room that is left in each."""
-    number = 1
-    while True:
-        part = folder / str(number)
-        used = sum(file.stat().st_size for file in part.glob("*"))
-        yield part, bytes_each - used
-        number += 1
-
-
-def receive(places: Sequence[Path], folder: Path) -> None:
-    """Copies the pieces in `places` into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for place in places:
-        for piece in place.glob("*-of-*"):
-            if _PIECE.fullmatch(piece.name) and not (folder / piece.name).exists():
-                shutil.copyfile(piece, folder / piece.name)

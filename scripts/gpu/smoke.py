@@ -27,20 +27,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity, profile
 
-from search_spaces import get_space
+import evidence
+from benchmarks.operations import default_of
 from search_spaces.candidate import Augmentation, Candidate
-from search_spaces.constraints import Limits
 from search_spaces.training_dimensions import LONG_PASSES, lengthened
 from study.calibration.prices import calibrate
-from study.command_line.parser import Parser, run_command
+from study.command_line.parser import run_command
 from study.data.cifar10 import Images
 from study.errors import CaptureFailed, first_line
 from study.machine.hardware import hardware, n_cores, n_loaders, resolve_device, versions
+from study.machine.paths import default_storage
 from study.training import compiling
 from study.training.loop import Training, train
 from study.training.records import TrainingConfig
@@ -49,6 +52,8 @@ from study.training.step import moved
 TOLERANCE = 0.01
 """Relative difference of the losses that graph and eager steps may have."""
 
+MOVED = Augmentation(flip_p=0.5, crop_padding=4)
+"""Images only move: nothing makes the device wait."""
 RESERVE_S = 45.0
 """What compiling may take of the budget."""
 
@@ -75,6 +80,7 @@ class Smoke:
             print(f"-- {name}: no time left", flush=True)
             return
         began = time.monotonic()
+        spoiled = False
         try:
             self.found[name] = measure()
             print(f"{name}: {json.dumps(self.found[name])[:600]}  [{time.monotonic() - began:.1f} s]", flush=True)
@@ -83,10 +89,7 @@ class Smoke:
             print(f"{name} FAILED: {first_line(error)}", flush=True)
             traceback.print_exc(limit=-4)
             spoiled = isinstance(error, CaptureFailed)
-        else:
-            spoiled = False
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        self.out.write_text(json.dumps(self.found, indent=1) + "\n")
+        evidence.write(self.out, self.found)
         if spoiled:  # the rest runs in a new process
             left = max(0.0, self.budget_s - (time.monotonic() - self.started))
             words = [__file__, str(self.out), "--device", self.device, "--budget-s", f"{left:.0f}"]
@@ -102,12 +105,10 @@ class Smoke:
 
     def prepared(self, candidate: Candidate, precision: str = "bfloat16") -> Training:
         """A training whose step is ready, with images that only move."""
-        candidate = dataclasses.replace(candidate, augmentation=Augmentation(0.5, 4))
         native = calibrate(self.device).native_depthwise
-        n = candidate.optimisation.batch_size
-        training = Training(
-            candidate, self.images(n), TrainingConfig(1, 3, self.device, precision, native_depthwise=native), None
-        )
+        config = TrainingConfig(1, 3, self.device, precision, native_depthwise=native)
+        images = self.images(candidate.optimisation.batch_size)
+        training = Training(dataclasses.replace(candidate, augmentation=MOVED), images, config, None)
         training.prepare()
         return training
 
@@ -126,7 +127,7 @@ class Smoke:
         return {"seconds": time.monotonic() - began, **found.to_json()}
 
     def twenty(self, candidate: Candidate) -> dict[str, Any]:
-        candidate = dataclasses.replace(candidate, augmentation=Augmentation(0.5, 4))
+        candidate = dataclasses.replace(candidate, augmentation=MOVED)
         images = self.images(20 * candidate.optimisation.batch_size if self.on_gpu else 200)
         losses = []
         for capture in (True, False):
@@ -150,22 +151,15 @@ class Smoke:
         augmentation = lengthened(candidate.augmentation, LONG_PASSES * 50_000)
         candidate = dataclasses.replace(candidate, augmentation=augmentation)
         images = self.images(64 * candidate.optimisation.batch_size if self.on_gpu else 256)
-        config = TrainingConfig(
-            2,
-            3,
-            self.device,
-            n_loaders=n_loaders(self.device, 1),
-            native_depthwise=calibrate(self.device).native_depthwise,
-        )
+        native, loaders = calibrate(self.device).native_depthwise, n_loaders(self.device, 1)
+        config = TrainingConfig(2, 3, self.device, n_loaders=loaders, native_depthwise=native)
         record = train(candidate, images, config).records[-1]
         return {"images_s": len(images) / record.wall_s, "wait_frac": record.wait_frac}
 
     def profile(self, candidate: Candidate) -> dict[str, Any]:
-        from torch.profiler import ProfilerActivity, profile
-
         training = self.prepared(candidate)
         training.seconds_a_step()
-        activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if self.on_gpu else [])
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.on_gpu else [])]
         n = 3
         example = moved(training.example(), self.device)
         with profile(activities=activities) as profiled:
@@ -195,21 +189,13 @@ class Smoke:
 
 
 def default(space: str, **optimisation: Any) -> Candidate:
-    found = get_space(space)
-    candidate = found.decode(found.anchors(Limits())["default"], Limits()).candidate
+    """The default of a space, with another optimisation."""
+    candidate = default_of(space)
     return dataclasses.replace(candidate, optimisation=dataclasses.replace(candidate.optimisation, **optimisation))
 
 
-def best_of(folder: str) -> Candidate:
-    """The best trial of the study `best` in `folder`."""
-    from study.machine.paths import default_storage
-    from study.storage.database import best_trial, candidate_of, open_study
-
-    return candidate_of(best_trial(open_study(default_storage("best", folder), "best")))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python scripts/gpu/smoke.py", description=str(__doc__).partition("\n")[0])
+    parser = evidence.parser("gpu/smoke.py", __doc__)
     parser.add_argument("out", type=Path, metavar="OUT.json")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     parser.add_argument("--budget-s", type=float, default=90.0, metavar="S", help="(default: 90)")
@@ -217,31 +203,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--winner-of", metavar="DIR", help="only how fast the best trial of the study best in this folder trains"
     )
     options = parser.parse_args(argv)
-    known = json.loads(options.out.read_text()) if options.out.exists() else {}
-    smoke = Smoke(options.out, resolve_device(options.device), options.budget_s, known)
+    smoke = Smoke(options.out, resolve_device(options.device), options.budget_s, evidence.read(options.out) or {})
     if not smoke.on_gpu:
         torch.set_num_threads(n_cores())
     if options.winner_of is not None:
-        winner = best_of(options.winner_of)
+        from study.storage.database import best_trial, candidate_of, open_study
+
+        study = open_study(default_storage("best", options.winner_of), "best")
+        winner = candidate_of(best_trial(study))
         smoke.part("loaded best", lambda: smoke.loaded(winner))
         return 0
     small = {} if smoke.on_gpu else {"batch_size": 32}
     best, dense = default("best", **small), default("dilated", **small)
-    smoke.part("machine", smoke.machine)
-    smoke.part("calibrate", smoke.calibrated)
-    smoke.part("twenty", lambda: smoke.twenty(best))
-    smoke.part("rate best", lambda: smoke.rate(best))
-    smoke.part("rate dilated", lambda: smoke.rate(dense))
-    smoke.part("loaded best", lambda: smoke.loaded(best))
-    smoke.part("profile best", lambda: smoke.profile(best))
+    parts: dict[str, Callable[[], Any]] = {
+        "machine": smoke.machine,
+        "calibrate": smoke.calibrated,
+        "twenty": lambda: smoke.twenty(best),
+        "rate best": lambda: smoke.rate(best),
+        "rate dilated": lambda: smoke.rate(dense),
+        "loaded best": lambda: smoke.loaded(best),
+        "profile best": lambda: smoke.profile(best),
+    }
     if smoke.on_gpu:
-        smoke.part("compile best", lambda: smoke.compile(best), RESERVE_S)
-        smoke.part("rate best, batch 128", lambda: smoke.rate(default("best", batch_size=128)))
-        smoke.part("rate best, batch 512", lambda: smoke.rate(default("best", batch_size=512)))
-        smoke.part("rate best, AdamW", lambda: smoke.rate(default("best", optimizer="adamw", lr=4e-3)))
-        smoke.part("rate best, float32", lambda: smoke.rate(best, "float32"))
-        smoke.part("rate dilated, SGD", lambda: smoke.rate(default("dilated", optimizer="sgd", lr=0.1)))
-        smoke.part("profile dilated", lambda: smoke.profile(dense))
+        parts |= {
+            "compile best": lambda: smoke.compile(best),
+            "rate best, batch 128": lambda: smoke.rate(default("best", batch_size=128)),
+            "rate best, batch 512": lambda: smoke.rate(default("best", batch_size=512)),
+            "rate best, AdamW": lambda: smoke.rate(default("best", optimizer="adamw", lr=4e-3)),
+            "rate best, float32": lambda: smoke.rate(best, "float32"),
+            "rate dilated, SGD": lambda: smoke.rate(default("dilated", optimizer="sgd", lr=0.1)),
+            "profile dilated": lambda: smoke.profile(dense),
+        }
+    for name, measure in parts.items():
+        smoke.part(name, measure, needs_s=RESERVE_S if name == "compile best" else 0.0)
     print(f"smoke: {time.monotonic() - smoke.started:.0f} s")
     return 0
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 import gpu_study
-import same_as_cpu
 from gpu import packing
 from study.data.cifar10 import FOLDER
 from study.errors import UserError
@@ -146,6 +145,15 @@ def test_with_a_budget_lengths_follow_from_the_smoke_test(driver: Driver) -> Non
     assert re.search(r"--epochs 300 --seeds 1 --jobs 1", retrain)
 
 
+def test_a_dry_run_is_tiny_whatever_fits(driver: Driver) -> None:
+    """Of an option given twice the last one counts."""
+    assert driver("--dry-run", "--budget-s", "400") == 0
+    for command, sizes in (("study.run", gpu_study.TINY.study), ("study.retrain", gpu_study.TINY.retrain)):
+        [line] = [line for line in driver.calls if command in line]
+        assert line.count("--epochs") == 2
+        assert line.endswith(sizes)
+
+
 def test_what_is_done_is_skipped_and_lengths_stay(driver: Driver) -> None:
     """Over several calls, the budget of all of them known from the first."""
     assert driver("--budget-s", "60", "--total-s", "400", fails="study.retrain") == 1
@@ -220,7 +228,7 @@ def test_a_call_without_time_says_so(driver: Driver, capsys: pytest.CaptureFixtu
 def test_more_is_run_where_it_is_asked_for(driver: Driver) -> None:
     assert driver("--also", "all") == 0
     text = "\n".join(driver.calls)
-    for word in ("--reference", "--yardstick", "--teacher", "--max-params 100000", "same_as_cpu.py", "trials-per-hour"):
+    for word in ("--reference", "--yardstick", "--teacher", "--max-params 100000", "--before cpu", "trials-per-hour"):
         assert word in text
     assert len(driver.calls) == 6 + len(gpu_study.MORE)
 
@@ -344,7 +352,7 @@ def test_only_what_cannot_be_made_again_comes_back(tmp_path: Path) -> None:
     for name in (*kept, *left, *done):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
-    gpu_study.pack_results(folder, tmp_path / "out", 15)
+    packing.pack_results(folder, tmp_path / "out", 15)
     assert sorted(contents(folder)) == sorted((*kept, *left, *done))  # as it was
     packing.receive([tmp_path / "out"], tmp_path / "there")
     packing.unpack_folder(packing.joined(tmp_path / "there", "results.tar"), tmp_path / "there")
@@ -371,7 +379,7 @@ def test_what_came_back_in_pieces_goes_on_elsewhere(driver: Driver, tmp_path: Pa
     [
         (["--budget-s", "0"], "--budget-s must be above 0"),
         (["--total-s", "9"], "--total-s, of all calls together, needs --budget-s"),
-        (["--also", "nonsense"], "--also takes tests, same-as-cpu"),
+        (["--also", "nonsense"], "argument --also: invalid choice: 'nonsense'"),
         (["--parts", "/nowhere"], "--parts must name folders"),
         (["--pack-mib", "3"], "--pack-mib and --pack-to go together"),
         (["--folder", "/dev/null/x"], "--folder '/dev/null/x' cannot be used"),
@@ -387,15 +395,6 @@ def test_mistakes_get_a_line(words: list[str], message: str) -> None:
 def test_a_tree_that_leaves_no_room_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--part-mib must leave a MiB"):
         gpu_study.main(["prepare", str(tmp_path / "parts"), "--part-mib", "1"])
-
-
-def test_a_gpu_that_trains_worse_than_chance_allows_is_noticed() -> None:
-    lost, allowed = same_as_cpu.compare([0.60, 0.61, 0.62], [0.595, 0.61, 0.62])
-    assert 0 < lost < allowed
-    lost, allowed = same_as_cpu.compare([0.60, 0.61, 0.62], [0.55, 0.56, 0.57])
-    assert lost == pytest.approx(0.05)
-    assert lost > allowed
-    assert same_as_cpu.compare([0.6], [0.6])[1] == same_as_cpu.MARGIN
 
 
 # All of it

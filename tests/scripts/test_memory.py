@@ -22,13 +22,13 @@ pytestmark = pytest.mark.slow
 def left_by_a_search(monkeypatch: pytest.MonkeyPatch, attrs: Sequence[dict[str, Any]]) -> None:
     """A search that leaves a trial for each of `attrs`; one with a reason failed."""
 
-    def search(options: Any, folder: str) -> None:
+    def search(options: Any, folder: str, **sizes: int) -> None:
         study = optuna.create_study(study_name=memory.SPACE, storage=open_storage(f"sqlite:///{folder}/study.db"))
         for attr in attrs:
             state = TrialState.FAIL if "reason" in attr else TrialState.COMPLETE
             study.add_trial(create_trial(state=state, value=None if "reason" in attr else 0.5, user_attrs=attr))
 
-    monkeypatch.setattr(memory, "_search", search)
+    monkeypatch.setattr(memory, "search", search)
 
 
 def test_a_leak_is_found(benchmark_options: Any, monkeypatch: pytest.MonkeyPatch):
@@ -47,7 +47,7 @@ def test_a_leak_is_found(benchmark_options: Any, monkeypatch: pytest.MonkeyPatch
 
 def test_on_a_gpu_its_memory_is_told_too(benchmark_options: Any, monkeypatch: pytest.MonkeyPatch):
     left_by_a_search(monkeypatch, [{"rss_mib": 500.0, "device_mib": 10.0 + trial} for trial in range(8)])
-    monkeypatch.setattr("study.machine.hardware.hardware", lambda device: {"device": device})
+    monkeypatch.setattr("benchmarks.record.hardware", lambda device: {"device": device})
     options = benchmark_options(memory, "--trials", "8", "--settle", "0")
     options.device = "cuda"
     memory.run(options)
@@ -85,7 +85,7 @@ def test_samples_that_do_not_belong_together_are_refused(
 
 def test_a_trial_that_failed_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     left_by_a_search(monkeypatch, [{"rss_mib": 1.0}, {"rss_mib": 2.0, "reason": "diverged"}])
-    memory._search(None, str(tmp_path))  # type: ignore[arg-type]
+    memory.search(None, str(tmp_path))  # type: ignore[arg-type]
     assert memory.samples(memory.trials(str(tmp_path), memory.SPACE), "rss_mib") == [1.0, 2.0]
 
 
@@ -94,14 +94,14 @@ def test_the_interval_holds_the_true_slope_about_as_often_as_it_says():
     n_held = 0
     for _ in range(300):
         trend = memory.fit([0.0, 0.0, *(500 + 0.5 * np.arange(2, 22) + rng.normal(0, 3, 20))], settle=2)
-        low, high = trend.interval_95_mib_per_trial
+        low, high = trend["interval_95_mib_per_trial"]
         n_held += low <= 0.5 <= high
     assert 0.91 < n_held / 300 < 0.99
 
 
 def test_the_figure_starts_at_zero():
     values = [500.0, 510.0, 510.0, 511.0]
-    drawn = memory.figure({"memory": values}, [memory.fit(values, 1)])
+    drawn = memory.figure({"memory": values}, {"memory": memory.fit(values, 1)})
     (axes,) = drawn.axes
     assert axes.get_ylim()[0] == 0
     assert list(axes.lines[0].get_ydata()) == values

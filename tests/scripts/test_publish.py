@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 import publish
+from experiments import fidelity, replays
 
 
 def trial(study: str, candidate: str, accuracy: float, anchor: str | None = None) -> dict[str, Any]:
     return {"study": study, "anchor": anchor, "candidate_id": candidate, "curve": [0.1, accuracy]}
 
 
-def test_whole_studies_count_what_was_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_studies_count_what_was_sampled(tmp_path: Path) -> None:
     """The default's mean is 0.55: one of two neighbours is better, and no random sample."""
     how = {"pruner": "none", "seed": 3}
     record = {
@@ -37,8 +38,7 @@ def test_whole_studies_count_what_was_sampled(tmp_path: Path, monkeypatch: pytes
     }
     (tmp_path / "replays").mkdir()
     (tmp_path / "replays" / "dilated-15000-table.json").write_text(json.dumps(record))
-    monkeypatch.setattr(publish, "RESULTS", tmp_path)
-    text = publish.readme_block("whole-studies")
+    text = replays.whole_studies_block(tmp_path)
     assert "| 2 | 56.50% | 60.00% | 57.00% | 1 of 2 |" in text
     assert "| random | 2 | 45.00% | 50.00% |  | 0 of 2 |" in text
     assert "default has 55.00% (mean of 2 trainings, 52.00% to 58.00%)" in text
@@ -46,12 +46,11 @@ def test_whole_studies_count_what_was_sampled(tmp_path: Path, monkeypatch: pytes
     assert "study.rerank --study-name near --top 2 --epochs 2 --train-images 100" in text
 
 
-def test_a_rank_correlation_of_too_few_candidates_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publish, "RESULTS", tmp_path)
-    assert publish.readme_block("fidelity") == "Not measured yet."
+def test_a_rank_correlation_of_too_few_candidates_is_not_shown(tmp_path: Path) -> None:
+    assert fidelity.block(tmp_path) == "Not measured yet."
     (tmp_path / "fidelity").mkdir()
     (tmp_path / "fidelity" / "new.json").write_text(json.dumps({"spearman": None, "spearman_interval_95": None}))
-    assert publish.readme_block("fidelity") == "Not measured yet."
+    assert fidelity.block(tmp_path) == "Not measured yet."
 
 
 def test_blocks_are_rewritten_in_place_and_links_start_from_their_file(

@@ -38,7 +38,8 @@ def test_a_trial_of_more_than_one_step_is_refused(
     benchmark_options: Any, monkeypatch: pytest.MonkeyPatch, n_trials: int, batch_size: int, message: str
 ):
     attrs = {"candidate": {"optimisation": {"batch_size": batch_size}}}
-    monkeypatch.setattr(startup, "seconds", lambda _: 1.0)
+    monkeypatch.setattr(startup, "search", lambda *_, **__: 1.0)
+    monkeypatch.setattr(startup, "commands", lambda _: [])
     monkeypatch.setattr(startup, "trials", lambda *_: [create_trial(value=0.5, user_attrs=attrs)] * n_trials)
     with pytest.raises(StudyFailed, match=message):
         startup.run(benchmark_options(startup))

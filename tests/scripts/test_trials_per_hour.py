@@ -13,8 +13,8 @@ import pytest
 import torch
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-import optuna_peer
 from benchmarks import trials_per_hour
+from benchmarks.peers import optuna_peer
 from search_spaces import get_space
 from search_spaces.candidate import Candidate
 from search_spaces.constraints import Limits

@@ -12,7 +12,7 @@ import numpy as np
 import optuna
 import pytest
 
-import replays
+from experiments import replays
 from search_spaces import get_space
 from search_spaces.constraints import InfeasibleError, Limits
 from study.errors import UserError
@@ -205,7 +205,7 @@ def test_the_table_is_collected_from_studies_of_one_fidelity(table: dict[str, An
 
 
 def test_mistakes_get_a_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--replays must be at least 5 for an interval: 1"):
+    with pytest.raises(UserError, match="--replays must be at least 5: 1"):
         replays.main(["--replays", "1"])
     with pytest.raises(UserError, match=r"There is no table of recorded trials: .*Make one with --collect"):
         replays.main(["--results", str(tmp_path)])

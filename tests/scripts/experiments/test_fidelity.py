@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import fidelity
+from experiments import fidelity
 from study import run
 from study.errors import UserError
 from study.machine.paths import default_storage
@@ -42,7 +42,7 @@ def test_candidates_of_a_study_are_trained_again_once(
     assert fidelity.main(arguments) == 0
     assert len(trained) == 4  # the interrupted one, and nothing else, began anew
     found = json.loads((tmp_path / "results" / "s.json").read_text())
-    assert found["command"].startswith("python scripts/fidelity.py --study-name s --out ")
+    assert found["command"].startswith("python scripts/experiments/fidelity.py --study-name s --candidates 3 ")
     assert (found["short"]["train_images"], found["fuller"]["train_images"]) == (40, 80)
     trials = open_study(default_storage("s", str(out)), "s").get_trials()
     assert {(c["candidate_id"], c["short_val_accuracy"]) for c in found["candidates"]} == {
@@ -54,5 +54,5 @@ def test_candidates_of_a_study_are_trained_again_once(
 
 
 def test_too_few_candidates_get_a_line() -> None:
-    with pytest.raises(UserError, match="--candidates must be at least 3 for a rank correlation: 2"):
+    with pytest.raises(UserError, match="--candidates must be at least 3: 2"):
         fidelity.main(["--candidates", "2"])

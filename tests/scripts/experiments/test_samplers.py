@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 import pytest
 
-import samplers
+from experiments import samplers
 from study.errors import StudyFailed, UserError
 
 pytestmark = pytest.mark.slow

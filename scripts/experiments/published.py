@@ -1,0 +1,218 @@
+"""What is kept of a study: configuration, every trial, a picture, its networks; and what README files say of them."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import evidence
+from evidence import percent
+from study.machine.paths import RESULTS
+
+if TYPE_CHECKING:
+    import optuna
+
+TITLES = {
+    "best": "best of the study `{study}`",
+    "best-distilled": "the same, learning from a larger network besides",
+    "reference": "reference network, our retrain",
+    "yardstick": "published network of 97,530 parameters (it pools), trained as our best",
+}
+"""Bundles of a study."""
+AS_PUBLISHED = ("reference network, as published", "88.70%", "175,696", "47", "18.6 M", "", "", "", "")
+COLUMNS = (
+    "trial", "slot", "attempt", "anchor", "state", "val_accuracy", "epochs_run", "params", "receptive_field",
+    "receptive_field_with_pool", "macs", "n_dilated_reductions", "wall_s", "predicted_s", "candidate_id",
+    "architecture_id", "training_seed", "repairs", "reason",
+)  # fmt: skip
+
+
+def publish(study: optuna.Study, run: Path, folder: Path) -> None:
+    """Writes the record of `study`, whose folder is `run`, into `folder`."""
+    from study.reporting.report import write_report
+
+    trials, attrs = study.get_trials(deepcopy=False), study.user_attrs
+    rows = [_row(trial) for trial in trials]
+    reranked = _rerank(study)
+    n_finished = sum(row["state"] in ("COMPLETE", "PRUNED") for row in rows)
+    commands = ["study.run --trials " + str(n_finished), *["study.rerank"] * bool(reranked), "study.retrain"]
+    record = {
+        "command": " && ".join([*(f"python -m {command}" for command in commands), "python scripts/publish.py"]),
+        "study": study.study_name,
+        **{key: attrs[key] for key in ("config", "target_accuracy", "hardware", "versions", "cost_model", "created")},
+        "searching_s": searching_seconds(trials),
+        "rerank": reranked,
+        "trials": [
+            {
+                **row,
+                "parameters": trial.params,
+                "val_accuracy_by_epoch": _curve(trial),
+                "candidate": trial.user_attrs.get("candidate"),
+            }
+            for row, trial in zip(rows, trials, strict=True)
+        ],
+    }
+    evidence.write(folder / "study.json", record)
+    with (folder / "trials.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, "repairs": "; ".join(row["repairs"] or ())} for row in rows)
+    _, markdown = write_report(study, run)
+    shutil.copyfile(markdown, folder / "report.md")
+    draw_history(record, folder / "history.png")
+    for name in TITLES:
+        if (run / name / "metrics.json").exists():
+            shutil.rmtree(folder / name, ignore_errors=True)
+            shutil.copytree(run / name, folder / name)
+
+
+def _rerank(study: optuna.Study) -> dict[str, Any] | None:
+    """What the longer training of the best trials gave, best first."""
+    from study.storage.database import config_of
+    from study.storage.reranked import find_rerank
+
+    longer = find_rerank(study)
+    if longer is None:
+        return None
+    config, trials = config_of(longer), longer.get_trials(deepcopy=False)
+    complete = sorted((t for t in trials if t.state.name == "COMPLETE"), key=lambda t: (-(t.value or 0.0), t.number))
+    return {
+        "epochs": config.epochs,
+        "train_images": config.train_images,
+        "searching_s": searching_seconds(trials),
+        "trials": [
+            {
+                "trial": longer.user_attrs["given"][trial.user_attrs["slot"]]["trial"],
+                "val_accuracy": trial.value,
+                "val_accuracy_by_epoch": _curve(trial),
+                "candidate_id": trial.user_attrs["candidate_id"],
+            }
+            for trial in complete
+        ],
+    }
+
+
+def _row(trial: Any) -> dict[str, Any]:
+    curve = _curve(trial)
+    return {
+        **{name: trial.user_attrs.get(name) for name in COLUMNS},
+        "trial": trial.number,
+        "state": trial.state.name,
+        "val_accuracy": trial.value if trial.value is not None else (curve[-1] if curve else None),
+        "epochs_run": len(curve),
+    }
+
+
+def _curve(trial: Any) -> list[float]:
+    return [accuracy for _, accuracy in sorted(trial.intermediate_values.items())]
+
+
+def searching_seconds(trials: Sequence[Any]) -> float:
+    """Seconds in which at least one trial ran: pauses do not count, and trials at once count once."""
+    spans = sorted(
+        (trial.datetime_start.timestamp(), trial.datetime_complete.timestamp())
+        for trial in trials
+        if trial.datetime_start and trial.datetime_complete
+    )
+    seconds, reached = 0.0, float("-inf")
+    for start, end in spans:
+        seconds += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return seconds
+
+
+def draw_history(record: dict[str, Any], file: Path) -> None:
+    """Trials in order with the best so far, and accuracy against parameters."""
+    trials = [trial for trial in record["trials"] if trial["state"] in ("COMPLETE", "PRUNED")]
+    best, steps = float("nan"), []
+    points: dict[str, list[tuple[int, float, float]]] = {
+        "pruned": [], "complete, strided": [], "complete, dilated reduction": [],
+    }  # fmt: skip
+    for number, trial in enumerate(trials, 1):
+        accuracy, kind = 100 * trial["val_accuracy"], "pruned"
+        if trial["state"] == "COMPLETE":
+            best = accuracy if not accuracy <= best else best
+            kind = "complete, dilated reduction" if trial["n_dilated_reductions"] else "complete, strided"
+        points[kind].append((number, trial["params"] / 1000, accuracy))
+        steps.append(best)
+    figure, [left, right] = evidence.figure(10, 3.8, columns=2)
+    for (label, found), style in zip(
+        points.items(), (("#b8b8b8", "x"), ("#1f77b4", "o"), ("#d95f02", "D")), strict=True
+    ):
+        numbers, sizes, accuracies = zip(*found, strict=True) if found else ((), (), ())
+        left.scatter(numbers, accuracies, c=style[0], marker=style[1], s=26, label=label)
+        right.scatter(sizes, accuracies, c=style[0], marker=style[1], s=26)
+    left.step(range(1, len(trials) + 1), steps, where="post", color="#444444", linewidth=1, label="best so far")
+    left.set(xlabel="finished trial", ylabel="validation accuracy, %", title="Search")
+    left.legend(fontsize=8, loc="lower right")
+    right.set(xlabel="parameters, thousands", title="Size against accuracy")
+    right.axvline(record["config"]["limits"]["max_params"] / 1000, color="#888888", linestyle=":", linewidth=1)
+    evidence.save(figure, file)
+
+
+def lead(results: Path) -> str:
+    """The study that the READMEs tell of: the one searched on a GPU, once there is one."""
+    return "best" if (results / "best" / "study.json").exists() else "dilated"
+
+
+def headline(results: Path = RESULTS) -> str:
+    """The table that README.md begins with."""
+    head = ("network", "test accuracy", "parameters", "receptive field", "MACs", "epochs", "trained on", "time", "file")
+    rows = []
+    for study in dict.fromkeys((lead(results), *sorted(file.parent.name for file in results.glob("*/study.json")))):
+        for bundle, title in TITLES.items():
+            m = evidence.read(results / study / bundle / "metrics.json")
+            if m is None:
+                continue
+            n = len(m["seeds"])
+            spread = "(1 seed)" if n == 1 else f"± {100 * m['test_accuracy_std']:.2f} ({n} seeds)"
+            accuracy = f"**{percent(m['test_accuracy_mean'])}** {spread}"
+            file = f"[metrics](results/{study}/{bundle}/metrics.json)"
+            place = (str(m["epochs"]), evidence.machine(m["hardware"]), f"{m['wall_s'] / 60:.0f} min", file)
+            rows.append((title.format(study=study), accuracy, *_sizes(m), *place))
+    return evidence.table(head, [*rows, AS_PUBLISHED])
+
+
+def _sizes(found: dict[str, Any]) -> tuple[str, str, str]:
+    return f"{found['params']:,}", str(found["receptive_field"]), f"{found['macs'] / 1e6:.1f} M"
+
+
+def block(results: Path = RESULTS) -> str:
+    """What results/README.md says of the published study."""
+    record = evidence.read(results / lead(results) / "study.json")
+    trials, config = record["trials"], record["config"]
+    complete = [trial for trial in trials if trial["state"] == "COMPLETE"]
+    finished = [trial for trial in trials if trial["state"] in ("COMPLETE", "PRUNED")]
+    n_failed = sum(trial["state"] == "FAIL" for trial in trials)
+    text = (
+        f"{len(complete)} trials complete, {len(finished) - len(complete)} pruned, {n_failed} failed; "
+        f"{sum(trial['epochs_run'] for trial in finished)} of {config['epochs'] * len(finished)} epochs spent; "
+        f"{record['searching_s'] / 60:.0f} minutes on {evidence.machine(record['hardware'])}. Trials are short on "
+        f"purpose ({config['epochs']} epochs of {config['train_images']:,} images): their accuracies rank candidates "
+        "and say nothing about a full training."
+    )
+    ranked = sorted(complete, key=lambda trial: -trial["val_accuracy"])
+    anchors = {trial["anchor"]: trial for trial in complete if trial["anchor"]}
+    named = {
+        "best": ranked[0],
+        "best that reduces by a dilated convolution": next((t for t in ranked if t["n_dilated_reductions"]), None),
+        "the space's default": anchors.get("default"),
+        "the reference network": anchors.get("reference"),
+    }
+    rows = [
+        (f"{title} (trial {trial['trial']})", percent(trial["val_accuracy"]), *_sizes(trial))
+        for title, trial in named.items()
+        if trial is not None
+    ]
+    text += "\n\n" + evidence.table(("trial", "validation accuracy", "parameters", "receptive field", "MACs"), rows)
+    if longer := record.get("rerank"):
+        found = ", ".join(f"trial {each['trial']} {percent(each['val_accuracy'])}" for each in longer["trials"])
+        text += (
+            f"\n\nThe best of them trained again for {longer['epochs']} epochs of {longer['train_images']:,} images "
+            f"({longer['searching_s'] / 60:.0f} minutes), on the same validation images: {found}. The first is "
+            "the one retrained."
+        )
+    return text
