@@ -64,9 +64,10 @@ def samples(found: Sequence[FrozenTrial], name: str) -> list[float]:
     """
     for trial in found:
         if name not in trial.user_attrs:
-            raise StudyFailed(f"every trial must have stored {name!r} when it began: trial {trial.number} has not")
-        if str(trial.user_attrs.get("reason", "")).startswith("the worker"):
-            raise StudyFailed(f"memory must be of one process: trial {trial.number}: {trial.user_attrs['reason']}")
+            reason = trial.user_attrs.get("reason", "")
+            raise StudyFailed(
+                f"every trial must tell {name!r} of the same process: trial {trial.number} has not {reason}"
+            )
     return [float(trial.user_attrs[name]) for trial in sorted(found, key=lambda trial: trial.number)]
 
 

@@ -15,8 +15,8 @@ def make_pruner(name: str, epochs: int) -> optuna.pruners.BasePruner:
 
     The first third of the schedule never prunes: the learning rate is still high there. Successive halving stops three
     of four after half of it. After a third, accuracies say too little where optimizers and batch sizes differ: on the
-    recorded curves of three studies it then loses 0.2 to 3.6 points, after half of them 0 to 0.4 (scripts/pruners.py,
-    results/pruners).
+    recorded curves of three studies it then loses 0.2 to 3.6 points, after half of them 0 to 0.4
+    (scripts/experiments/pruners.py, results/pruners).
     """
     warmup = max(1, epochs // 3)
     if name == "percentile":

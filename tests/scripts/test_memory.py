@@ -70,7 +70,7 @@ def test_a_search_stores_what_is_read(benchmark_options: Any):
     ("attrs", "message"),
     [
         ([{"rss_mib": 1.0}, {}], "rss_mib.*trial 1"),
-        ([{"rss_mib": 1.0, "reason": "the worker was killed by SIGKILL"}, {"rss_mib": 1.0}], "one process.*trial 0"),
+        ([{"reason": "the worker was killed by SIGKILL"}, {"rss_mib": 1.0}], "same process: trial 0.*SIGKILL"),
     ],
 )
 def test_samples_that_do_not_belong_together_are_refused(
