@@ -51,6 +51,8 @@ _slots = sa.Table(
     sa.Column("expires", sa.Float),  # seconds since 1970 by the database's clock
     sa.Column("queued", sa.Integer, nullable=False, server_default="0"),  # a waiting trial of the user's
 )
+_ANEW = {"attempt": 0, "failures": 0}
+"""Tables of older versions have no defaults for these."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +116,14 @@ class SlotTable:
                         free = max(rows, default=-1) + 1
                         if free >= n_slots:
                             return None
-                        new = {"study_id": self._study_id, "slot": free, "fence": 1, "queued": int(queued)}
+                        new = {"study_id": self._study_id, "slot": free, "fence": 1, "queued": int(queued), **_ANEW}
                         connection.execute(_slots.insert().values(**new, **lease))
                         claim = Claim(free, 1, queued=queued, fresh=True)
                     return self._with_ordinal(connection, claim)
-            except sa.exc.IntegrityError:  # another process took the free slot first
-                continue
+            except sa.exc.IntegrityError:
+                if max(self._rows(), default=-1) == max(rows, default=-1):
+                    raise
+                continue  # another process took the free slot first
 
     def set_queued(self, claim: Claim, queued: bool) -> Claim:
         """The claim, now for a trial from Optuna's queue, or no longer."""
@@ -207,7 +211,7 @@ class SlotTable:
                     again = row.trial_number  # what it was to run stays as it was
             state = {"state": "finished" if done else "open", "owner": None, "trial_number": None if done else again}
             if not tried:
-                state |= {"attempt": 0, "failures": 0, "queued": 0}
+                state |= {**_ANEW, "queued": 0}
             self._put(slot, row, state)
         self._fail_orphans(trials, held, keep)
         return freed
@@ -221,7 +225,7 @@ class SlotTable:
     def _put(self, slot: int, row: Any, values: dict[str, Any]) -> None:
         with self._engine.begin() as connection, contextlib.suppress(sa.exc.IntegrityError):
             if row is None:
-                connection.execute(_slots.insert().values(study_id=self._study_id, slot=slot, **values))
+                connection.execute(_slots.insert().values(study_id=self._study_id, slot=slot, **_ANEW | values))
             else:  # unless somebody else was faster
                 unchanged = self._where(slot, row.fence).where(_slots.c.state == row.state)
                 connection.execute(unchanged.values(**values, fence=row.fence + 1))

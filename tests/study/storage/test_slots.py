@@ -292,17 +292,24 @@ def test_a_table_of_an_older_version_gets_the_columns_that_it_lacks(
     study: optuna.Study, storage: optuna.storages.RDBStorage
 ) -> None:
     with storage.engine.begin() as connection:
-        for column in ("fence", "expires", "queued"):
-            connection.exec_driver_sql(f"ALTER TABLE small_cnn_study_slots DROP COLUMN {column}")
+        connection.exec_driver_sql("DROP TABLE small_cnn_study_slots")
         connection.exec_driver_sql(
-            "INSERT INTO small_cnn_study_slots (study_id, slot, state, attempt, failures, trial_number, owner) VALUES "
-            "(1, 0, 'finished', 0, 0, NULL, NULL), (1, 1, 'running', 0, 0, NULL, 'elsewhere/b/1/1')"
+            "CREATE TABLE small_cnn_study_slots (study_id INTEGER NOT NULL, slot INTEGER NOT NULL, state VARCHAR(16) "
+            "NOT NULL, attempt INTEGER NOT NULL, failures INTEGER NOT NULL, trial_number INTEGER, owner VARCHAR(255), "
+            "PRIMARY KEY (study_id, slot))"
+        )
+        connection.exec_driver_sql(
+            "INSERT INTO small_cnn_study_slots VALUES (1, 0, 'finished', 0, 0, NULL, NULL), "
+            "(1, 1, 'running', 0, 0, NULL, 'elsewhere/b/1/1')"
         )
     finish_trial(study, 0)
     slots = SlotTable(study, storage)
     assert slots.reconcile() == [1]
     assert slots.n_finished() == 1
-    assert brief(slots.claim(3)) == (1, 0, None)
+    assert [brief(slots.claim(3)) for _ in range(3)] == [(1, 0, None), (2, 0, None), None]
+    finish_trial(study, 3)
+    slots.reconcile()  # a slot that the table does not have
+    assert slots.n_finished() == 2
 
 
 # What happened to the trials
