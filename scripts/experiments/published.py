@@ -38,9 +38,8 @@ def publish(study: optuna.Study, run: Path, folder: Path) -> None:
     rows = [_row(trial) for trial in trials]
     reranked = _rerank(study)
     n_finished = sum(row["state"] in ("COMPLETE", "PRUNED") for row in rows)
-    commands = ["study.run --trials " + str(n_finished), *["study.rerank"] * bool(reranked), "study.retrain"]
     record = {
-        "command": " && ".join([*(f"python -m {command}" for command in commands), "python scripts/publish.py"]),
+        "command": " && ".join([*commands_of(study, run, n_finished), "python scripts/publish.py"]),
         "study": study.study_name,
         **{key: attrs[key] for key in ("config", "target_accuracy", "hardware", "versions", "cost_model", "created")},
         "searching_s": searching_seconds(trials),
@@ -67,6 +66,26 @@ def publish(study: optuna.Study, run: Path, folder: Path) -> None:
         if (run / name / "metrics.json").exists():
             shutil.rmtree(folder / name, ignore_errors=True)
             shutil.copytree(run / name, folder / name)
+
+
+def commands_of(study: optuna.Study, run: Path, n_finished: int) -> list[str]:
+    """What was typed to make the study in `run`; of a study from before that was kept, what repeats it today."""
+    from study.search.plan import DEFAULT_PRUNER, DEFAULT_SAMPLER
+    from study.storage.database import config_of
+    from study.storage.reranked import find_rerank
+
+    config, longer, metrics = config_of(study), find_rerank(study), run / "best" / "metrics.json"
+    repeat = f"python -m study.run --trials {n_finished}"
+    for option, value, default in (
+        ("--sampler", config.sampler, DEFAULT_SAMPLER),
+        ("--pruner", config.pruner, DEFAULT_PRUNER),
+    ):
+        repeat += f" {option} {value}" * (value != default)
+    found = list(study.user_attrs.get("commands", [repeat]))
+    if longer is not None:
+        found += longer.user_attrs.get("commands", ["python -m study.rerank"])
+    trained = evidence.read(metrics) if metrics.exists() else {}
+    return [*found, trained.get("command", "python -m study.retrain")]
 
 
 def _rerank(study: optuna.Study) -> dict[str, Any] | None:

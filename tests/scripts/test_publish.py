@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 import publish
-from experiments import fidelity, replays
+from experiments import fidelity, published, replays
+from study.storage.config import StudyConfig
 
 
 def trial(study: str, candidate: str, accuracy: float, anchor: str | None = None) -> dict[str, Any]:
@@ -44,6 +46,22 @@ def test_whole_studies_count_what_was_sampled(tmp_path: Path) -> None:
     assert "default has 55.00% (mean of 2 trainings, 52.00% to 58.00%)" in text
     assert "--trials 3 --pruner none --sampler anchored --seed 3 --study-name near" in text
     assert "study.rerank --study-name near --top 2 --epochs 2 --train-images 100" in text
+
+
+def test_the_commands_are_those_that_ran(tmp_path: Path) -> None:
+    """Of a study from before they were kept, those that would make it today."""
+    study = optuna.create_study(study_name="dilated", direction="maximize")
+    config = StudyConfig("dilated", 3, 6, 15_000, 5_000, 0, "none", "random", "float32")
+    study.set_user_attr("config", config.to_json())
+    assert published.commands_of(study, tmp_path, 50) == [
+        "python -m study.run --trials 50 --sampler random --pruner none", "python -m study.retrain",
+    ]  # fmt: skip
+    study.set_user_attr("commands", ["python -m study.run --trials 20", "python -m study.run"])
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "metrics.json").write_text('{"command": "python -m study.retrain --seeds 3"}')
+    assert published.commands_of(study, tmp_path, 50) == [
+        "python -m study.run --trials 20", "python -m study.run", "python -m study.retrain --seeds 3",
+    ]  # fmt: skip
 
 
 def test_a_rank_correlation_of_too_few_candidates_is_not_shown(tmp_path: Path) -> None:
