@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,7 +169,9 @@ class Asker:
             return claim, self._parked.pop()
         while True:
             try:
-                trial = self._study.ask(self._draws.distributions)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UserWarning)  # of what is out of range: said below
+                    trial = self._study.ask(self._draws.distributions)
             except ValueError as error:  # no choice of the space
                 self._refuse_queued(str(error))
                 continue
