@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs a study with two workers on a throw-away PostgreSQL server, and checks what it left behind.
+# Runs a study on a throw-away PostgreSQL server by two processes of two workers each, kills the first of them in the
+# middle, and checks what the second left behind.
 #
 #   scripts/postgres_study.sh --trials 6 --epochs 1 --train-images 200 --val-images 100
 #
@@ -76,7 +77,43 @@ echo "PostgreSQL $("$bin/postgres" --version | awk '{print $3}') on 127.0.0.1:$p
 
 export STORAGE="postgresql+psycopg://study:$password@127.0.0.1:$port/postgres"
 run=("$python" -m study.run --trials "$trials" --jobs 2 --study-name postgres --out "$work/out" "$@" --storage "$STORAGE")
-"${run[@]}"
+"$python" - "${run[@]}" <<'PYTHON'
+"""The second process joins while the first one is suspended; then that is killed, and its slots are taken over."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from study.errors import UserError
+from study.storage.database import open_study
+
+
+def trials():
+    try:
+        return open_study(os.environ["STORAGE"], "postgres").trials
+    except UserError:  # not there yet
+        return []
+
+
+def until(condition, process):
+    while not condition():
+        if process.poll() is not None:
+            sys.exit(f"failed: a process ended with code {process.returncode} before it could be looked at.")
+        time.sleep(0.05)
+
+
+first = subprocess.Popen(sys.argv[1:], start_new_session=True)
+until(lambda: any(trial.state.name == "RUNNING" and "candidate" in trial.user_attrs for trial in trials()), first)
+os.killpg(first.pid, signal.SIGSTOP)
+n_begun = len(trials())
+second = subprocess.Popen(sys.argv[1:])
+until(lambda: len(trials()) > n_begun, second)
+os.killpg(first.pid, signal.SIGKILL)
+first.wait()
+sys.exit(second.wait())
+PYTHON
 "${run[@]}" >/dev/null # a finished study stays as it is
 
 "$python" - "$trials" "$@" <<'PYTHON'
@@ -88,23 +125,24 @@ from collections import Counter
 
 from sqlalchemy import create_engine, text
 
-from study.storage.database import FINISHED, open_storage
+from study.storage.database import FINISHED, open_study
 
 wanted = int(sys.argv[1])
 url = os.environ["STORAGE"]
-[summary] = open_storage(url).get_all_studies()
-trials = open_storage(url).get_all_trials(summary._study_id)
+trials = open_study(url, "postgres").trials
 finished = [trial for trial in trials if trial.state in FINISHED]
 slots = Counter(trial.user_attrs["slot"] for trial in finished)
 with create_engine(url).connect() as connection:
     states = Counter(connection.execute(text("SELECT state FROM small_cnn_study_slots")).scalars())
-# A trial that starts while others run is the only sign of the second worker.
+# A trial that begins while others are under way is the only sign of the second worker; one more is asked for ahead.
 at_once = max(
     sum(other.datetime_start <= trial.datetime_start < other.datetime_complete for other in finished)
     for trial in finished
 )
 print("trials:", ", ".join(f"{n} {state.name}" for state, n in Counter(t.state for t in trials).items()))
-print(f"slots: {len(slots)} finished of {wanted}, at most {at_once} at once")
+print(f"slots: {len(slots)} finished of {wanted}, at most {at_once} under way")
+if any(trial.state.name == "RUNNING" for trial in trials):
+    sys.exit("failed: a trial is left running.")
 if len(finished) != wanted or sorted(slots) != list(range(wanted)) or states != {"finished": wanted}:
     sys.exit(f"failed: not exactly {wanted} finished: trials by slot {dict(slots)}, slots {dict(states)}.")
 PYTHON
