@@ -8,9 +8,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from study.command_line.options import add_study_options, storage_url, study_name
+from study.command_line.options import add_study_options, place_of
 from study.command_line.parser import Parser, run_command
-from study.machine.paths import run_dir
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -32,15 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from study.reporting.report import build_page
     from study.storage.database import open_study
 
-    name = study_name(options)
-    study = open_study(storage_url(options), name)
-    out = run_dir(name, options.out)
-    page = build_page(study, out)
-    paths = write_page(page, out)
-    for line in page.key_lines:
+    place = place_of(options)
+    page = build_page(open_study(place.url, place.name), place.out)
+    for line in (*page.key_lines, *write_page(page, place.out)):
         print(line)
-    for path in paths:
-        print(path)
     return 0
 
 

@@ -12,52 +12,47 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from study.command_line.numbers import at_least
 from study.command_line.options import (
-    add_checkpoint_option,
+    add_fidelity_options,
+    add_stopping_options,
     add_study_options,
+    add_training_options,
+    by_device,
     given,
-    jobs_option,
+    place_of,
     space_name,
-    storage_url,
-    study_name,
 )
 from study.command_line.parser import Parser, run_command
 from study.data.cifar10 import N_SEARCH, N_VALIDATION
-from study.errors import UserError
-from study.machine.paths import run_dir
 from study.search.plan import SearchPlan
 from study.search.reranking import FIDELITY, RerankPlan, rerank
 from study.storage.reranked import rerank_name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(argv)
-    for name in ("top", "epochs", "jobs"):
-        value = getattr(options, name)
-        if isinstance(value, int) and value < 1:
-            raise UserError(f"--{name} must be at least 1: {value}.")
-    return rerank(_plan(options, argv))
+    return rerank(_plan(_parser().parse_args(argv), argv))
 
 
 def _plan(options: argparse.Namespace, argv: Sequence[str] | None) -> RerankPlan:
     from study.storage.database import command_of, retrain_command
 
-    source = study_name(options)
+    source = place_of(options)
     search = SearchPlan(
-        url=storage_url(options),
-        name=rerank_name(source),
-        out=run_dir(source, options.out) / "rerank",
+        url=source.url,
+        name=rerank_name(source.name),
+        out=source.out / "rerank",
         space=space_name(options),
-        next_command=retrain_command(options.storage, source, options.out),
+        next_command=retrain_command(options.storage, source.name, options.out),
         settings=given(options, "epochs", "train_images", "val_images"),
-        jobs=None if options.jobs == "auto" else options.jobs,
+        jobs=options.jobs,
         timeout_s=options.timeout,
         device=options.device,
         data=options.data,
         checkpoint_s=options.checkpoint_every,
         command=command_of("study.rerank", argv, options.storage),
     )
-    return RerankPlan(search, source, options.top)
+    return RerankPlan(search, source.name, options.top)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,20 +62,11 @@ def _parser() -> argparse.ArgumentParser:
         "winner. Omitted options of an existing re-ranking take its stored values.",
     )
     add_study_options(parser)
-    (cpu_top, cpu_epochs), (top, epochs) = FIDELITY["cpu"], FIDELITY["cuda"]
-    parser.add_argument(
-        "--top", type=int, metavar="N", help=f"candidates (default: {cpu_top} on a CPU, {top} on a GPU)"
-    )
-    parser.add_argument("--epochs", type=int, help=f"(default: {cpu_epochs} on a CPU, {epochs} on a GPU)")
-    parser.add_argument(
-        "--train-images", type=int, metavar="N", help=f"(default: all {N_SEARCH:,} that do not validate)"
-    )
-    parser.add_argument("--val-images", type=int, metavar="N", help=f"(default: {N_VALIDATION:,})")
-    parser.add_argument("--timeout", type=float, metavar="S", help="start no training after S seconds (default: none)")
-    parser.add_argument("--jobs", type=jobs_option, default="auto", metavar="N", help="at once (default: auto)")
-    add_checkpoint_option(parser)
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
-    parser.add_argument("--data", metavar="DIR", help="folder with cifar-10-batches-py")
+    top, epochs = (by_device(*each) for each in zip(FIDELITY["cpu"], FIDELITY["cuda"], strict=True))
+    parser.add_argument("--top", action=at_least(1), metavar="N", help=f"candidates (default: {top})")
+    add_fidelity_options(parser, epochs, f"all {N_SEARCH:,} that do not validate", f"{N_VALIDATION:,}")
+    add_training_options(parser, "candidates")
+    add_stopping_options(parser)
     return parser
 
 

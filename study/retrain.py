@@ -1,4 +1,4 @@
-"""Retrain the best trial on all 50,000 training images, test it once, and write the bundle.
+"""Retrain the best trial on all training images, test it once, and write the bundle.
 
     python -m study.retrain                     the study's best trial -> results/runs/<study>/best/
     python -m study.retrain --trial 12          another trial          -> .../trial-12/
@@ -19,11 +19,17 @@ from pathlib import Path
 
 from search_spaces.teacher import TEACHER
 from search_spaces.yardstick import YARDSTICK
-from study.command_line.options import add_study_options, check_fraction, jobs_option, storage_url, study_name
+from study.command_line.numbers import at_least, between
+from study.command_line.options import (
+    add_study_options,
+    add_target_option,
+    add_training_options,
+    by_device,
+    place_of,
+)
 from study.command_line.parser import Parser, run_command
-from study.data.cifar10 import N_TRAINING
+from study.data.cifar10 import CLASSES, N_TRAINING
 from study.errors import UserError
-from study.machine.paths import run_dir
 from study.retraining.plan import RetrainPlan
 from study.retraining.retraining import EPOCHS, SEEDS, retrain
 from study.retraining.testing import evaluate_bundle
@@ -32,23 +38,24 @@ from study.storage.config import DEFAULT_TARGET
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
-    _check(options)
+    if options.teacher_epochs is not None and not options.teacher:
+        raise UserError(f"--teacher-epochs {options.teacher_epochs} needs --teacher.")
     if options.evaluate is not None:
         return evaluate_bundle(Path(options.evaluate), options.data, options.device)
     return retrain(_plan(options))
 
 
 def _plan(options: argparse.Namespace) -> RetrainPlan:
-    name = study_name(options)
+    place = place_of(options)
     return RetrainPlan(
-        url=storage_url(options),
-        name=name,
-        out=run_dir(name, options.out),
+        url=place.url,
+        name=place.name,
+        out=place.out,
         what="reference" if options.reference else "yardstick" if options.yardstick else "best",
         trial=options.trial,
         epochs=options.epochs,
         n_seeds=options.seeds,
-        jobs=None if options.jobs == "auto" else options.jobs,
+        jobs=options.jobs,
         device=options.device,
         data=options.data,
         n_train=options.train_images,
@@ -74,23 +81,14 @@ def _parser() -> argparse.ArgumentParser:
         "pools, so it is no candidate)",
     )
     what.add_argument("--evaluate", metavar="BUNDLE", help="test a bundle again and compare with its record")
-    parser.add_argument("--epochs", type=int, help=f"(default: {EPOCHS['cpu']} on a CPU, {EPOCHS['cuda']} on a GPU)")
+    parser.add_argument("--epochs", action=at_least(1), metavar="N", help=f"(default: {by_device(**EPOCHS)})")
+    parser.add_argument("--seeds", action=at_least(1), metavar="N", help=f"(default: {by_device(**SEEDS)})")
+    add_training_options(parser, "seeds")
     parser.add_argument(
-        "--seeds", type=int, metavar="N", help=f"(default: {SEEDS['cpu']} on a CPU, {SEEDS['cuda']} on a GPU)"
-    )
-    parser.add_argument(
-        "--jobs",
-        type=jobs_option,
-        default="auto",
+        "--train-images",
+        action=between(len(CLASSES), N_TRAINING),
         metavar="N",
-        help="seeds at once; auto measures once on this machine what is fastest (default: auto)",
-    )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
-    parser.add_argument(
-        "--data", metavar="DIR", help="folder with cifar-10-batches-py (default: $STUDY_DATA, else downloaded)"
-    )
-    parser.add_argument(
-        "--train-images", type=int, metavar="N", help="the first N only, for a trial run (default: all)"
+        help="the first N only, for a trial run (default: all)",
     )
     parser.add_argument(
         "--augmentation",
@@ -104,24 +102,10 @@ def _parser() -> argparse.ArgumentParser:
         help=f"first train a larger network of {TEACHER.architecture.params:,} parameters on the same images, then "
         "learn from it",
     )
-    parser.add_argument("--teacher-epochs", type=int, metavar="N", help="(default: as many as --epochs)")
-    parser.add_argument(
-        "--target-accuracy", type=float, metavar="A", help=f"a fraction (default: the study's, else {DEFAULT_TARGET:g})"
-    )
+    parser.add_argument("--teacher-epochs", action=at_least(1), metavar="N", help="(default: as many as --epochs)")
+    add_target_option(parser, f"the study's, else {DEFAULT_TARGET:g}")
     add_study_options(parser)
     return parser
-
-
-def _check(options: argparse.Namespace) -> None:
-    for name in ("epochs", "seeds", "jobs", "teacher_epochs"):
-        value = getattr(options, name)
-        if isinstance(value, int) and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1: {value}.")
-    if options.teacher_epochs is not None and not options.teacher:
-        raise UserError(f"--teacher-epochs {options.teacher_epochs} needs --teacher.")
-    if options.train_images is not None and not 10 <= options.train_images <= N_TRAINING:
-        raise UserError(f"--train-images must be between 10 and {N_TRAINING:,}: {options.train_images:,}.")
-    check_fraction("--target-accuracy", options.target_accuracy)
 
 
 if __name__ == "__main__":

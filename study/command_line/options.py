@@ -6,13 +6,14 @@ import argparse
 import contextlib
 import os
 import sqlite3
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from search_spaces import DEFAULT_SPACE, GPU_SPACE
-from study.errors import UserError
-from study.machine.paths import default_storage
+from study.command_line.numbers import above, at_least, fraction, whole_or_auto
+from study.machine.paths import default_storage, run_dir
 
 CHECKPOINT_S = 30.0
 
@@ -29,8 +30,30 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--out", metavar="DIR", help="folder of the study (default: results/runs/<study-name>)")
 
 
-def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:
-    """`--checkpoint-every`."""
+def add_training_options(parser: argparse.ArgumentParser, what: str) -> None:
+    """`--jobs`, `--device`, `--data`: where and from what `what` are trained."""
+    parser.add_argument(
+        "--jobs",
+        type=whole_or_auto,
+        action=at_least(1),
+        metavar="N",
+        help=f"{what} at once; auto measures once on this machine what is fastest, 1 makes it repeatable "
+        "(default: auto)",
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+    parser.add_argument(
+        "--data", metavar="DIR", help="folder with cifar-10-batches-py (default: $STUDY_DATA, else downloaded)"
+    )
+
+
+def add_stopping_options(parser: argparse.ArgumentParser) -> None:
+    """`--timeout`, `--checkpoint-every`: when trials stop, and what that costs."""
+    parser.add_argument(
+        "--timeout",
+        action=above(0, "seconds"),
+        metavar="S",
+        help="start nothing more after S seconds (default: none)",
+    )
     parser.add_argument(
         "--checkpoint-every",
         type=float,
@@ -40,9 +63,46 @@ def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_fidelity_options(group: argparse._ActionsContainer, epochs: str, train_images: str, val_images: str) -> None:
+    """`--epochs`, `--train-images`, `--val-images`, with what they are by default in words."""
+    group.add_argument("--epochs", action=at_least(1), metavar="N", help=f"(default: {epochs})")
+    group.add_argument("--train-images", type=int, metavar="N", help=f"(default: {train_images})")
+    group.add_argument("--val-images", type=int, metavar="N", help=f"(default: {val_images})")
+
+
+def add_target_option(parser: argparse.ArgumentParser, default: str) -> None:
+    """`--target-accuracy`, with what it is by default in words."""
+    parser.add_argument(
+        "--target-accuracy",
+        action=fraction(),
+        metavar="A",
+        help=f"test accuracy to pass, a fraction (default: {default})",
+    )
+
+
+def by_device(cpu: int, cuda: int) -> str:
+    """A default that depends on the device, for help."""
+    return f"{cpu:,} on a CPU, {cuda:,} on a GPU"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A study: the URL of its storage, its name there, and its folder."""
+
+    url: str
+    name: str
+    out: Path
+
+
+def place_of(options: argparse.Namespace) -> Place:
+    """The study that the options of `add_study_options` mean."""
+    name = study_name(options)
+    return Place(options.storage or default_storage(name, options.out), name, run_dir(name, options.out))
+
+
 def storage_url(options: argparse.Namespace) -> str:
     """The URL that the options of `add_study_options` mean."""
-    return options.storage or default_storage(study_name(options), options.out)
+    return place_of(options).url
 
 
 def study_name(options: argparse.Namespace) -> str:
@@ -94,22 +154,3 @@ def has_gpu() -> bool:
 def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
     """Those of the options that the user gave."""
     return {name: value for name in names if (value := getattr(options, name)) is not None}
-
-
-def check_fraction(option: str, value: float | None) -> None:
-    """Refuses what is no fraction between 0 and 1.
-
-    Raises:
-        UserError: It is given and is none.
-    """
-    if value is None or 0 < value < 1:
-        return
-    meant = f" For {value:g}% write {value / 100:g}." if 1 < value < 100 else ""
-    raise UserError(f"{option} is a fraction between 0 and 1: {value:g}.{meant}")
-
-
-def jobs_option(text: str) -> int | str:
-    """The value of `--jobs`: a number or "auto"."""
-    if text != "auto" and not text.lstrip("-").isdigit():
-        raise argparse.ArgumentTypeError(f"must be a whole number or auto: {text!r}")
-    return text if text == "auto" else int(text)
