@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,24 @@ from search_spaces.candidate import Candidate
 from search_spaces.constraints import Limits, limit_rows
 from search_spaces.layer_table import layer_table
 from search_spaces.reference import REFERENCE
-from search_spaces.space import Dimension, SearchSpace
+from search_spaces.space import SearchSpace
 from study.bundle.files import CANDIDATE, load_candidate
-from study.command_line.options import add_study_options, storage_url, study_name
+from study.command_line.options import add_study_options, place_of
 from study.command_line.parser import Parser, run_command
+from study.command_line.wording import aligned
 from study.errors import UserError
 from study.storage.config import open_space
 
 _REFERENCE = "reference"
+_FIGURES = (
+    "architecture_id",
+    "params",
+    "receptive_field",
+    "receptive_field_with_pool",
+    "macs",
+    "n_dilated_reductions",
+)
+_OPERATION_FIGURES = ("detail", "out_shape", "params", "macs", "receptive_field")
 _EPILOG = """\
 examples:
   python -m study.describe reference              the published network
@@ -57,43 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def candidate_facts(candidate: Candidate) -> dict[str, Any]:
-    """What `--json` prints of a candidate."""
-    architecture = candidate.architecture
-    return {
-        "candidate_id": candidate.candidate_id,
-        "architecture_id": architecture.architecture_id,
-        "params": architecture.params,
-        "receptive_field": architecture.receptive_field,
-        "receptive_field_with_pool": architecture.receptive_field_with_pool,
-        "macs": architecture.macs,
-        "n_dilated_reductions": architecture.n_dilated_reductions,
-        **candidate.to_json(),
-        "layers": [
-            {
-                "layer": op.layer,
-                "type": op.name,
-                "detail": op.detail,
-                "out_shape": list(op.out_shape),
-                "params": op.params,
-                "macs": op.macs,
-                "receptive_field": op.receptive_field,
-            }
-            for op in architecture.operations
-        ],
-    }
-
-
-def candidate_text(candidate: Candidate, title: str) -> str:
-    """What is printed of a candidate: its ids, its layer table, how it is trained."""
-    head = f"{title}: candidate {candidate.candidate_id}, architecture {candidate.architecture.architecture_id}"
-    rest = "\n".join(
-        f"{name:<13} {_assignments(dataclasses.asdict(part))}"
-        for name, part in (("augmentation", candidate.augmentation), ("optimisation", candidate.optimisation))
-    )
-    return f"{head}\n\n{layer_table(candidate.architecture)}\n\n{rest}"
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m study.describe",
@@ -114,77 +87,76 @@ def _targets() -> str:
 
 
 def _candidate(candidate: Candidate, title: str) -> tuple[dict[str, Any], str]:
-    return candidate_facts(candidate), candidate_text(candidate, title)
+    """A candidate: its ids, its layers, how it is trained."""
+    architecture = candidate.architecture
+    facts = {
+        "candidate_id": candidate.candidate_id,
+        **{name: getattr(architecture, name) for name in _FIGURES},
+        **candidate.to_json(),
+        "layers": [
+            {"layer": op.layer, "type": op.name, **{name: getattr(op, name) for name in _OPERATION_FIGURES}}
+            for op in architecture.operations
+        ],
+    }
+    head = f"{title}: candidate {candidate.candidate_id}, architecture {architecture.architecture_id}"
+    training = [
+        (name, ", ".join(f"{field}={_number(value)}" for field, value in dataclasses.asdict(part).items()))
+        for name, part in (("augmentation", candidate.augmentation), ("optimisation", candidate.optimisation))
+    ]
+    rest = "\n".join(f"{name:<13} {values}" for name, values in training)
+    return facts, f"{head}\n\n{layer_table(architecture)}\n\n{rest}"
 
 
 def _trial(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from study.reporting.facts import record_of
     from study.storage.database import candidate_of, get_trial, open_study
 
-    trial = get_trial(open_study(storage_url(options), study_name(options)), options.trial)
+    place = place_of(options)
+    trial = get_trial(open_study(place.url, place.name), options.trial)
+    record = record_of(trial)
+    accuracy = "" if record.accuracy is None else "validation accuracy "
+    title = f"Trial {trial.number} of {place.name}, {accuracy}{record.reached}"
     try:
-        candidate = candidate_of(trial)
-        facts = candidate_facts(candidate)
+        facts, text = _candidate(candidate_of(trial), title)
     except ArchitectureError as error:
         raise UserError(f"Trial {trial.number} cannot be read: {error}") from error
-    record = record_of(trial)
-    value = trial.value if trial.values else None
     facts |= {"trial": trial.number, "slot": record.slot, "state": trial.state.name, "outcome": record.outcome}
-    facts["val_accuracy"] = value
-    accuracy = "" if record.accuracy is None else "validation accuracy "
-    title = f"Trial {trial.number} of {study_name(options)}, {accuracy}{record.reached}"
-    return facts, candidate_text(candidate, title)
+    facts["val_accuracy"] = trial.value if trial.values else None
+    return facts, text
 
 
 def _space(space: SearchSpace) -> tuple[dict[str, Any], str]:
     """A space, and the figures of its default under the default limits."""
-    limits = Limits()
+    limits, dimensions = Limits(), space.dimensions
     values = space.anchors(limits)["default"]
-    candidate = space.decode(values, limits).candidate
-    dimensions = space.dimensions
+    facts, text = _candidate(space.decode(values, limits).candidate, "Default network")
     facts = {
         "name": space.name,
         "version": space.version,
         "limits": limits.to_json(),
-        "dimensions": {name: _dimension(dimension) for name, dimension in dimensions.items()},
+        "dimensions": {
+            name: {"type": type(dimension).__name__.lower(), **dataclasses.asdict(dimension)}
+            for name, dimension in dimensions.items()
+        },
         "default": {name: values[name] for name in dimensions},
-        **candidate_facts(candidate),
+        **facts,
     }
-    width = max(len(name) for name in dimensions)
-    ranges = max(len(str(dimension)) for dimension in dimensions.values())
-    rows = [
-        f"{name:<{width}}  {dimension!s:<{ranges}}  {_number(values[name])}" for name, dimension in dimensions.items()
-    ]
-    limited = limit_rows(limits)
-    labels = max(len(row.label) for row in limited)
-    head = f"{'parameter':<{width}}  {'range':<{ranges}}  default"
-    text = "\n".join(
-        (
-            f"Search space {space.name}, version {space.version}, {len(dimensions)} parameters",
-            "",
-            textwrap.dedent(space.tree),
-            "",
-            head,
-            "-" * len(head),
-            *rows,
-            "",
-            "Default limits",
-            *(f"  {row.label:<{labels}}  {row.required}" for row in limited),
-            "  More can be set: --max-macs, --max-epoch-s",
-            "",
-            candidate_text(candidate, "Default network"),
-        )
+    rows = [(name, str(dimension), _number(values[name])) for name, dimension in dimensions.items()]
+    head, *lines = aligned([("parameter", "range", "default"), *rows])
+    parts = (
+        f"Search space {space.name}, version {space.version}, {len(dimensions)} parameters",
+        textwrap.dedent(space.tree),
+        "\n".join((head, "-" * len(head), *lines)),
+        "\n  ".join(
+            (
+                "Default limits",
+                *aligned([(row.label, row.required) for row in limit_rows(limits)]),
+                "More can be set: --max-macs, --max-epoch-s",
+            )
+        ),
+        text,
     )
-    return facts, text
-
-
-def _dimension(dimension: Dimension) -> dict[str, Any]:
-    kind = type(dimension).__name__.lower()
-    return {"type": kind, **dataclasses.asdict(dimension)}
-
-
-def _assignments(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={_number(value)}" for name, value in values.items())
+    return facts, "\n\n".join(parts)
 
 
 def _number(value: Any) -> str:

@@ -20,6 +20,12 @@ class CaptureFailed(Exception):
     this process must train no more; another one may."""
 
 
+def said(error: BaseException) -> str:
+    """The first line of what `error` says, for a sentence of ours; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
 def first_line(error: BaseException) -> str:
     """What `error` is and the first line of what it says."""
     lines = str(error).strip().splitlines()

@@ -17,7 +17,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from study.bundle.files import Bundle, load_bundle
 from study.command_line.parser import EXIT_USAGE, Parser, run_command
+from study.command_line.wording import aligned
 from study.data.cifar10 import CLASSES
+from study.errors import said
 
 _TOP = 3
 _BATCH = 256
@@ -34,13 +36,11 @@ _DAMAGED = (
     EOFError,
     SyntaxError,
     ValueError,
-    IndexError,
-    KeyError,
+    LookupError,
     TypeError,
     OverflowError,
     AttributeError,
     AssertionError,
-    NotImplementedError,
     RuntimeError,
     MemoryError,
     struct.error,
@@ -91,7 +91,7 @@ def read_image(file: Path, size: int) -> np.ndarray:
     centre square, and resized: averaged over areas when it shrinks, bicubic when it grows.
 
     Raises:
-        UnreadableImage: It does not exist, or is no image.
+        UnreadableImageError: It does not exist, or is no image.
     """
     if not file.exists():
         raise UnreadableImageError("there is no such file")
@@ -105,8 +105,7 @@ def read_image(file: Path, size: int) -> np.ndarray:
     except UnidentifiedImageError as error:
         raise UnreadableImageError("it is no image, or of a format that Pillow does not know") from error
     except _DAMAGED as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UnreadableImageError(lines[0].rstrip(".")) from error
+        raise UnreadableImageError(said(error)) from error
     method = Image.Resampling.BOX if min(image.size) >= size else Image.Resampling.BICUBIC
     return np.asarray(ImageOps.fit(image, (size, size), method))
 
@@ -119,19 +118,15 @@ def predictions(bundle: Bundle, names: Sequence[str], pixels: Sequence[np.ndarra
 
     module = Deployable(bundle.network).eval()
     found = []
-    with torch.inference_mode():
-        for start in range(0, len(pixels), _BATCH):
-            batch = torch.from_numpy(np.stack(pixels[start : start + _BATCH]))
-            images = batch.permute(0, 3, 1, 2).float() / 255  # [N, H, W, 3] -> [N, 3, H, W] in [0, 1]
+    for start in range(0, len(pixels), _BATCH):
+        batch = torch.from_numpy(np.stack(pixels[start : start + _BATCH]))
+        images = batch.permute(0, 3, 1, 2).float() / 255  # [N, H, W, 3] -> [N, 3, H, W] in [0, 1]
+        with torch.inference_mode():
             probabilities, classes = module(images).softmax(1).sort(dim=1, descending=True, stable=True)
-            for name, row, order in zip(
-                names[start : start + _BATCH], probabilities.tolist(), classes.tolist(), strict=True
-            ):
-                top = [
-                    {"class": CLASSES[label], "probability": probability}
-                    for label, probability in zip(order[:_TOP], row, strict=False)
-                ]
-                found.append({"path": name, **top[0], "top": top})
+        for name, row, order in zip(names[start:], probabilities.tolist(), classes.tolist(), strict=False):
+            likely = zip(order[:_TOP], row, strict=False)
+            top = [{"class": CLASSES[label], "probability": probability} for label, probability in likely]
+            found.append({"path": name, **top[0], "top": top})
     return found
 
 
@@ -149,13 +144,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _lines(found: Sequence[dict[str, Any]]) -> list[str]:
-    width = max(len(item["path"]) for item in found)
-    name_width = max(len(item["class"]) for item in found)
-    lines = []
+    rows = []
     for item in found:
-        others = ", ".join(f"{other['class']} {other['probability']:.3f}" for other in item["top"])
-        lines.append(f"{item['path']:<{width}}  {item['class']:<{name_width}}  {item['probability']:.3f}  ({others})")
-    return lines
+        likely = ", ".join(f"{each['class']} {each['probability']:.3f}" for each in item["top"])
+        rows.append((item["path"], item["class"], f"{item['probability']:.3f}", f"({likely})"))
+    return aligned(rows)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

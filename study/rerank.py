@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_study_options(parser)
     top, epochs = (by_device(*each) for each in zip(FIDELITY["cpu"], FIDELITY["cuda"], strict=True))
-    parser.add_argument("--top", action=at_least(1), metavar="N", help=f"candidates (default: {top})")
+    parser.add_argument("--top", action=at_least(1), help=f"candidates (default: {top})")
     add_fidelity_options(parser, epochs, f"all {N_SEARCH:,} that do not validate", f"{N_VALIDATION:,}")
     add_training_options(parser, "candidates")
     add_stopping_options(parser)

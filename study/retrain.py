@@ -19,14 +19,8 @@ from pathlib import Path
 
 from search_spaces.teacher import TEACHER
 from search_spaces.yardstick import YARDSTICK
-from study.command_line.numbers import at_least, between
-from study.command_line.options import (
-    add_study_options,
-    add_target_option,
-    add_training_options,
-    by_device,
-    place_of,
-)
+from study.command_line.numbers import at_least, between, fraction
+from study.command_line.options import add_study_options, add_training_options, by_device, place_of
 from study.command_line.parser import Parser, run_command
 from study.data.cifar10 import CLASSES, N_TRAINING
 from study.errors import UserError
@@ -81,15 +75,11 @@ def _parser() -> argparse.ArgumentParser:
         "pools, so it is no candidate)",
     )
     what.add_argument("--evaluate", metavar="BUNDLE", help="test a bundle again and compare with its record")
-    parser.add_argument("--epochs", action=at_least(1), metavar="N", help=f"(default: {by_device(**EPOCHS)})")
-    parser.add_argument("--seeds", action=at_least(1), metavar="N", help=f"(default: {by_device(**SEEDS)})")
+    parser.add_argument("--epochs", action=at_least(1), help=f"(default: {by_device(**EPOCHS)})")
+    parser.add_argument("--seeds", action=at_least(1), help=f"(default: {by_device(**SEEDS)})")
     add_training_options(parser, "seeds")
-    parser.add_argument(
-        "--train-images",
-        action=between(len(CLASSES), N_TRAINING),
-        metavar="N",
-        help="the first N only, for a trial run (default: all)",
-    )
+    images = between(len(CLASSES), N_TRAINING)
+    parser.add_argument("--train-images", action=images, help="the first N only, for a trial run (default: all)")
     parser.add_argument(
         "--augmentation",
         choices=("lengthened", "stored"),
@@ -102,8 +92,9 @@ def _parser() -> argparse.ArgumentParser:
         help=f"first train a larger network of {TEACHER.architecture.params:,} parameters on the same images, then "
         "learn from it",
     )
-    parser.add_argument("--teacher-epochs", action=at_least(1), metavar="N", help="(default: as many as --epochs)")
-    add_target_option(parser, f"the study's, else {DEFAULT_TARGET:g}")
+    parser.add_argument("--teacher-epochs", action=at_least(1), help="(default: as many as --epochs)")
+    target = f"test accuracy to pass, a fraction (default: the study's, else {DEFAULT_TARGET:g})"
+    parser.add_argument("--target-accuracy", action=fraction(), help=target)
     add_study_options(parser)
     return parser
 

@@ -14,12 +14,11 @@ from collections.abc import Sequence
 
 from search_spaces import DEFAULT_SPACE, GPU_SPACE, SPACES
 from search_spaces.constraints import Limits
-from study.command_line.numbers import above, at_least
+from study.command_line.numbers import above, at_least, fraction
 from study.command_line.options import (
     add_fidelity_options,
     add_stopping_options,
     add_study_options,
-    add_target_option,
     add_training_options,
     by_device,
     given,
@@ -75,9 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "  python -m study.run --trials 50 --max-params 100000 --study-name small\n"
         "  python -m study.run --trials 200 --storage postgresql+psycopg://user@host/db --jobs 2\n",
     )
-    parser.add_argument(
-        "--trials", action=at_least(1), default=50, metavar="N", help="finished trials to reach (default: %(default)s)"
-    )
+    parser.add_argument("--trials", action=at_least(1), default=50, help="finished trials to reach (default: 50)")
     add_training_options(parser, "trials")
     add_stopping_options(parser)
     add_study_options(parser)
@@ -98,26 +95,18 @@ def _parser() -> argparse.ArgumentParser:
     add_fidelity_options(fidelity, epochs, images, f"{N_VALIDATION:,}")
     fidelity.add_argument("--precision", choices=("bfloat16", "float32"), help="(default: the faster one here)")
     limits = parser.add_argument_group("limits (strict; fixed when a study is created)")
-    defaults = Limits()
-    limits.add_argument(
-        "--max-params", action=at_least(1), metavar="N", help=f"params < N (default: {defaults.max_params:,})"
-    )
-    limits.add_argument(
-        "--min-receptive-field",
-        action=at_least(0),
-        metavar="N",
-        help=f"field > N (default: {defaults.min_receptive_field})",
-    )
-    limits.add_argument(
-        "--max-macs", action=at_least(1), metavar="N", help="multiply-accumulates < N (default: no limit)"
-    )
+    default = Limits()
+    limits.add_argument("--max-params", action=at_least(1), help=f"params < N (default: {default.max_params:,})")
+    field = f"field > N (default: {default.min_receptive_field})"
+    limits.add_argument("--min-receptive-field", action=at_least(0), help=field)
+    limits.add_argument("--max-macs", action=at_least(1), help="multiply-accumulates < N (default: no limit)")
     limits.add_argument(
         "--max-epoch-s",
-        action=above(0, "seconds"),
-        metavar="S",
+        action=above(0),
         help="predicted seconds of an epoch < S (default: some times the reference network's on a CPU, none on a GPU)",
     )
-    add_target_option(parser, f"{DEFAULT_TARGET:g}")
+    target = f"test accuracy to pass, a fraction (default: {DEFAULT_TARGET:g})"
+    parser.add_argument("--target-accuracy", action=fraction(), help=target)
     return parser
 
 

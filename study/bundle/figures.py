@@ -1,6 +1,6 @@
 """The figures of a bundle: learning curves, misclassified images, confusion matrix. No torch here.
 
-Figures are drawn on matplotlib's Agg canvas without pyplot, so no display and no global state is needed.
+Drawn without pyplot, so no display and no global state is needed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -73,7 +72,7 @@ def draw_curves(
     for axes, name, heading in ((axes_loss, "loss", "Loss"), (axes_accuracy, "accuracy", "Accuracy")):
         for (part, label), color in zip(parts.items(), (_TRAIN, _TEST), strict=True):
             _plot(axes, curves, f"{part}_{name}", color, label)
-        axes.set_title(heading, loc="left", fontsize=11, fontweight="bold")
+        _title(axes, heading)
         axes.set_xlabel("epochs trained")
         axes.set_xlim(0, 1.02 * max((row["epoch"] + 1 for row in curves), default=1))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -111,7 +110,6 @@ def draw_misses(images: Images, logits: np.ndarray, file: Path) -> None:
     width = 2 * margin + _MISSES_PER_ROW * side + (_MISSES_PER_ROW - 1) * gap
     height = header + n_rows * (side + caption) + margin
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
-    FigureCanvasAgg(figure)
 
     def text(x: int, y: int, words: str, size: float, color: str, weight: str = "normal") -> None:
         figure.text(x / width, 1 - y / height, words, size=size, color=color, weight=weight, va="top", ha="left")
@@ -141,54 +139,46 @@ def draw_confusion(confusion: np.ndarray, file: Path) -> None:
         confusion: Counts [n_classes, n_classes]: rows are true classes, columns predicted ones.
         file: PNG to write.
     """
-    totals = confusion.sum(1)
+    totals, names = confusion.sum(1), CLASSES[: len(confusion)]
     shares = confusion / np.maximum(totals, 1)[:, None]
-    correct = int(np.trace(confusion))
     figure = _figure(7.6, 6.6)
     axes = figure.subplots()
     # Mistakes are a few per cent each; a root scale keeps them visible beside the diagonal.
     axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.45, 0, 1))
-    for row in range(len(confusion)):
-        for column in range(len(confusion)):
-            count = int(confusion[row, column])
-            axes.text(
-                column,
-                row,
-                f"{count:,}" if count else "·",
-                ha="center",
-                va="center",
-                fontsize=8.5,
-                color="white" if shares[row, column] > 0.3 else "#222222" if count else "#aaaaaa",
-                fontweight="bold" if row == column else "normal",
-            )
-    names = CLASSES[: len(confusion)]
+    for (row, column), count in np.ndenumerate(confusion):
+        axes.text(
+            column,
+            row,
+            f"{count:,}" if count else "·",
+            ha="center",
+            va="center",
+            fontsize=8.5,
+            color="white" if shares[row, column] > 0.3 else "#222222" if count else "#aaaaaa",
+            fontweight="bold" if row == column else "normal",
+        )
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
     recall = axes.secondary_yaxis("right")
     recall.set_yticks(
         range(len(names)),
-        [f"{shares[i, i]:.1%}" if totals[i] else "-" for i in range(len(names))],
+        [f"{share:.1%}" if total else "-" for share, total in zip(shares.diagonal(), totals, strict=True)],
     )
     recall.set_ylabel("share of the true class classified correctly", labelpad=8)
-    recall.tick_params(length=0)
-    recall.spines[:].set_visible(False)
-    axes.set_title(
-        f"{correct:,} of {int(totals.sum()):,} test images classified correctly",
-        loc="left",
-        fontsize=11,
-        fontweight="bold",
-    )
+    for each in (axes, recall):
+        each.tick_params(length=0)
+        each.spines[:].set_visible(False)
+    _title(axes, f"{int(np.trace(confusion)):,} of {int(totals.sum()):,} test images classified correctly")
     _save(figure, file)
 
 
 def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, loc="left", fontsize=11, fontweight="bold")
 
 
 def _save(figure: Figure, file: Path | BinaryIO, dpi: int = _DPI) -> None:

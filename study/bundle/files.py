@@ -19,10 +19,12 @@ import csv
 import json
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +33,7 @@ from search_spaces.architecture import ArchitectureError
 from search_spaces.candidate import Candidate
 from search_spaces.layer_table import layer_table
 from study.data.cifar10 import CLASSES, Images
-from study.errors import UserError
+from study.errors import UserError, said
 from study.machine.files import DamagedFileError, read_tensors
 
 if TYPE_CHECKING:
@@ -39,16 +41,13 @@ if TYPE_CHECKING:
 
     from study.model.network import Network
 
-WEIGHTS, MODEL, CANDIDATE, METRICS, SUMMARY = (
-    "weights.pt",
-    "model.pt2",
-    "candidate.json",
-    "metrics.json",
-    "summary.txt",
-)
-CURVES, MISSES, CONFUSION_PNG, CONFUSION_CSV = "curves.png", "misses.png", "confusion.png", "confusion.csv"
+WEIGHTS, MODEL, CANDIDATE, METRICS = "weights.pt", "model.pt2", "candidate.json", "metrics.json"
+SUMMARY, CURVES, MISSES = "summary.txt", "curves.png", "misses.png"
+CONFUSION_PNG, CONFUSION_CSV = "confusion.png", "confusion.csv"
 FILES = (WEIGHTS, MODEL, CANDIDATE, METRICS, SUMMARY, CURVES, MISSES, CONFUSION_PNG, CONFUSION_CSV)
 """Every file of a bundle."""
+_MAKE = "Write one with python -m study.retrain, or name its folder."
+_AGAIN = "Copy the bundle again, or write it again with python -m study.retrain."
 
 LOAD_MODEL = """\
 import torch
@@ -166,7 +165,7 @@ def load_candidate(folder: Path) -> Candidate:
         candidate = Candidate.from_json(data)
         _ = candidate.architecture.operations  # the shapes must work out, too
     except (ArchitectureError, AttributeError, TypeError, ValueError) as error:  # values of any type may stand there
-        raise UserError(f"{str(folder / CANDIDATE)!r} holds no candidate: {_one_line(error)}. {_AGAIN}") from error
+        raise UserError(f"{str(folder / CANDIDATE)!r} holds no candidate: {said(error)}. {_AGAIN}") from error
     return candidate
 
 
@@ -175,38 +174,34 @@ def summary(candidate: Candidate, metrics: Mapping[str, Any]) -> str:
     parts = [
         f"Candidate {candidate.candidate_id}, architecture {candidate.architecture.architecture_id}",
         layer_table(candidate.architecture),
-        "\n".join(_metric_lines(metrics)),
-        f"Load {MODEL} with torch alone, in this folder:\n\n{_indented(LOAD_MODEL)}",
-        f"Load {WEIGHTS} with this project, in this folder:\n\n{_indented(LOAD_WEIGHTS)}",
+        "\n".join(f"{label:<18} {text}" for label, text in _key_metrics(metrics)),
+        f"Load {MODEL} with torch alone, in this folder:\n\n{indent(LOAD_MODEL, '    ')}",
+        f"Load {WEIGHTS} with this project, in this folder:\n\n{indent(LOAD_WEIGHTS, '    ')}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-_AGAIN = "Copy the bundle again, or write it again with python -m study.retrain."
-
-
-def _metric_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """One line per key metric that is there."""
-    mean, std, seeds = (metrics.get(name) for name in ("test_accuracy_mean", "test_accuracy_std", "seeds"))
-    if mean is not None:
-        spread = f" ± {100 * std:.2f}" if std is not None else ""
-        n_seeds = len(seeds) if isinstance(seeds, (list, tuple)) else seeds
-        several = f" (mean{' and standard deviation' if spread else ''} of {n_seeds} seeds)"
-        yield f"Test accuracy      {100 * mean:.2f}{spread} %{several if n_seeds and n_seeds > 1 else ''}"
-    if (shipped := metrics.get("test_accuracy_shipped")) is not None:
-        seed = metrics.get("shipped_seed")
-        yield f"  of these weights {100 * shipped:.2f} %{f' (seed {seed})' if seed is not None else ''}"
-    if (train := metrics.get("train_accuracy")) is not None:
-        yield f"Train accuracy     {100 * train:.2f} % (running mean, last epoch's augmented images)"
-    if (target := metrics.get("target_accuracy")) is not None:
-        verdict = {None: "", True: ", met", False: ", missed"}[metrics.get("target_met")]
-        yield f"Target             {100 * target:.2f} %{verdict}"
-    if (epochs := metrics.get("epochs")) is not None:
-        yield f"Epochs             {epochs:,}"
-    if (device := metrics.get("device")) is not None:
-        yield f"Device             {device}"
-    if (wall_s := metrics.get("wall_s")) is not None:
-        yield f"Wall time          {wall_s:,.0f} s"
+def _key_metrics(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(label, text) of every key metric that is there."""
+    found: defaultdict[str, Any] = defaultdict(lambda: None, metrics)
+    if (mean := found["test_accuracy_mean"]) is not None:
+        std, n_seeds = found["test_accuracy_std"], len(found["seeds"] or ())
+        spread, what = ("", "mean") if std is None else (f" ± {100 * std:.2f}", "mean and standard deviation")
+        yield "Test accuracy", f"{100 * mean:.2f}{spread} %" + (f" ({what} of {n_seeds} seeds)" if n_seeds > 1 else "")
+    if (shipped := found["test_accuracy_shipped"]) is not None:
+        seed = "" if found["shipped_seed"] is None else f" (seed {found['shipped_seed']})"
+        yield "  of these weights", f"{100 * shipped:.2f} %{seed}"
+    if (train := found["train_accuracy"]) is not None:
+        yield "Train accuracy", f"{100 * train:.2f} % (running mean, last epoch's augmented images)"
+    if (target := found["target_accuracy"]) is not None:
+        verdict = {None: "", True: ", met", False: ", missed"}[found["target_met"]]
+        yield "Target", f"{100 * target:.2f} %{verdict}"
+    if found["epochs"] is not None:
+        yield "Epochs", f"{found['epochs']:,}"
+    if found["device"] is not None:
+        yield "Device", found["device"]
+    if found["wall_s"] is not None:
+        yield "Wall time", f"{found['wall_s']:,.0f} s"
 
 
 def _write_networks(folder: Path, candidate: Candidate, network: Network) -> None:
@@ -248,8 +243,7 @@ def _write_confusion(file: Path, confusion: np.ndarray) -> None:
     with file.open("w", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(("true \\ predicted", *names))
-        for name, row in zip(names, confusion.tolist(), strict=True):
-            writer.writerow((name, *row))
+        writer.writerows((name, *row) for name, row in zip(names, confusion.tolist(), strict=True))
 
 
 @contextmanager
@@ -266,25 +260,21 @@ def _replaced(folder: Path) -> Iterator[Path]:
     try:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        try:
-            yield new
-            if folder.exists():
-                folder.rename(old)
-            try:
-                new.rename(folder)
-            except OSError:
-                if old.exists():
-                    old.rename(folder)
-                raise
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
+        yield new
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
         if old.exists():
             for kept in old.iterdir():
                 if kept.name not in FILES:
                     kept.rename(folder / kept.name)
             shutil.rmtree(old)
     except OSError as error:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
         raise UserError(f"The bundle cannot be written to {str(folder)!r}: {error}. Name another place.") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def _write_json(file: Path, data: Mapping[str, Any]) -> None:
@@ -296,7 +286,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 are ValueErrors
-        raise UserError(f"{str(file)!r} cannot be read: {_one_line(error)}. {_AGAIN}") from error
+        raise UserError(f"{str(file)!r} cannot be read: {said(error)}. {_AGAIN}") from error
     if not isinstance(data, dict):
         raise UserError(f"{str(file)!r} must hold a JSON object, not a {type(data).__name__}. {_AGAIN}")
     return data
@@ -323,15 +313,3 @@ def _require(folder: Path, name: str) -> Path:
     if not file.is_file():
         raise UserError(f"A bundle must hold {name}, and {str(folder)!r} does not. {_MAKE}")
     return file
-
-
-_MAKE = "Write one with python -m study.retrain, or name its folder."
-
-
-def _indented(code: str) -> str:
-    return "\n".join(f"    {line}" for line in code.splitlines())
-
-
-def _one_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(".")

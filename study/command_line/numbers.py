@@ -13,13 +13,18 @@ Number = TypeVar("Number", int, float)
 
 
 def _checked(
-    kind: type[Number], rule: str, meets: Callable[[Number], bool], hint: Callable[[Number], str] = lambda _: ""
+    kind: type[Number],
+    shown: str,
+    rule: str,
+    meets: Callable[[Number], bool],
+    hint: Callable[[Number], str] = lambda _: "",
 ) -> type[argparse.Action]:
     """The action of an option that takes a number which meets a rule; a hint says what another may have meant."""
 
     class Checked(argparse.Action):
         def __init__(self, **more: Any) -> None:
-            super().__init__(**{"type": kind} | more)
+            settings: dict[str, Any] = {"type": kind, "metavar": shown, **more}
+            super().__init__(**settings)
 
         def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
             if values is not None and not meets(values):
@@ -32,18 +37,18 @@ def _checked(
 def at_least(least: int) -> type[argparse.Action]:
     """The action of an option that takes a whole number, not smaller than `least`."""
     rule = f"must be at least {least:,}" if least else "must not be negative"
-    return _checked(int, rule, lambda value: value >= least)
+    return _checked(int, "N", rule, lambda value: value >= least)
 
 
 def between(least: int, most: int) -> type[argparse.Action]:
     """The action of an option that takes a whole number from `least` to `most`."""
     rule = f"must be between {least:,} and {most:,}"
-    return _checked(int, rule, lambda value: least <= value <= most)
+    return _checked(int, "N", rule, lambda value: least <= value <= most)
 
 
-def above(bound: float, unit: str) -> type[argparse.Action]:
-    """The action of an option that takes a number larger than `bound`."""
-    return _checked(float, f"must be above {bound:g} {unit}", lambda value: value > bound)
+def above(bound: float) -> type[argparse.Action]:
+    """The action of an option that takes more than `bound` seconds."""
+    return _checked(float, "S", f"must be above {bound:g} seconds", lambda value: value > bound)
 
 
 def fraction() -> type[argparse.Action]:
@@ -52,7 +57,7 @@ def fraction() -> type[argparse.Action]:
     def hint(value: float) -> str:
         return f" For {value:g}% write {value / 100:g}." if 1 < value < 100 else ""
 
-    return _checked(float, "is a fraction between 0 and 1", lambda value: 0 < value < 1, hint)
+    return _checked(float, "A", "is a fraction between 0 and 1", lambda value: 0 < value < 1, hint)
 
 
 def whole_or_auto(text: str) -> int | None:

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from search_spaces import DEFAULT_SPACE, GPU_SPACE
-from study.command_line.numbers import above, at_least, fraction, whole_or_auto
+from study.command_line.numbers import above, at_least, whole_or_auto
 from study.machine.paths import default_storage, run_dir
 
 CHECKPOINT_S = 30.0
@@ -36,7 +36,6 @@ def add_training_options(parser: argparse.ArgumentParser, what: str) -> None:
         "--jobs",
         type=whole_or_auto,
         action=at_least(1),
-        metavar="N",
         help=f"{what} at once; auto measures once on this machine what is fastest, 1 makes it repeatable "
         "(default: auto)",
     )
@@ -48,12 +47,7 @@ def add_training_options(parser: argparse.ArgumentParser, what: str) -> None:
 
 def add_stopping_options(parser: argparse.ArgumentParser) -> None:
     """`--timeout`, `--checkpoint-every`: when trials stop, and what that costs."""
-    parser.add_argument(
-        "--timeout",
-        action=above(0, "seconds"),
-        metavar="S",
-        help="start nothing more after S seconds (default: none)",
-    )
+    parser.add_argument("--timeout", action=above(0), help="start nothing more after S seconds (default: none)")
     parser.add_argument(
         "--checkpoint-every",
         type=float,
@@ -65,19 +59,9 @@ def add_stopping_options(parser: argparse.ArgumentParser) -> None:
 
 def add_fidelity_options(group: argparse._ActionsContainer, epochs: str, train_images: str, val_images: str) -> None:
     """`--epochs`, `--train-images`, `--val-images`, with what they are by default in words."""
-    group.add_argument("--epochs", action=at_least(1), metavar="N", help=f"(default: {epochs})")
+    group.add_argument("--epochs", action=at_least(1), help=f"(default: {epochs})")
     group.add_argument("--train-images", type=int, metavar="N", help=f"(default: {train_images})")
     group.add_argument("--val-images", type=int, metavar="N", help=f"(default: {val_images})")
-
-
-def add_target_option(parser: argparse.ArgumentParser, default: str) -> None:
-    """`--target-accuracy`, with what it is by default in words."""
-    parser.add_argument(
-        "--target-accuracy",
-        action=fraction(),
-        metavar="A",
-        help=f"test accuracy to pass, a fraction (default: {default})",
-    )
 
 
 def by_device(cpu: int, cuda: int) -> str:

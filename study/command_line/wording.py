@@ -56,6 +56,12 @@ def shown_value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A line per row, columns two spaces apart and as wide as their longest cell."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
 def markdown_text(text: str) -> str:
     """`text` on one line, with no HTML and no link of its own; everything else stays as a terminal shows it best."""
     line = " ".join(text.splitlines())

@@ -17,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", action=at_least(1), type=whole_or_auto)
     parser.add_argument("--seed", action=at_least(0))
     parser.add_argument("--train-images", action=between(10, 50_000))
-    parser.add_argument("--max-epoch-s", action=above(0, "seconds"))
+    parser.add_argument("--max-epoch-s", action=above(0))
     parser.add_argument("--target", action=fraction())
     return parser
 
