@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import subprocess
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from search_spaces.candidate import Augmentation
-from search_spaces.teacher import TEACHER
 from search_spaces.training_dimensions import lengthened
 from study.bundle.files import write_bundle
 from study.calibration.prices import calibrate
-from study.command_line.wording import duration
-from study.data.cifar10 import Images, find_folder, load_test, load_train
+from study.command_line.wording import counted, duration, percent
+from study.data.cifar10 import find_folder, load_test, load_train
 from study.errors import StudyFailed, TrialFailed
 from study.machine.hardware import hardware, n_cores, n_loaders, resolve_device, versions
 from study.machine.paths import REPOSITORY
@@ -22,9 +20,8 @@ from study.reporting.optional import report
 from study.retraining.plan import RetrainPlan
 from study.retraining.seeds import Seed, seeds_at_once, train_all
 from study.retraining.target import Target, find_target
-from study.retraining.teacher import Teacher
+from study.retraining.teacher import cost_of, teacher_of
 from study.retraining.testing import Tested, test_seed
-from study.training.checkpoints import checkpoint_name
 from study.training.records import TrainingConfig
 
 EPOCHS = {"cpu": 100, "cuda": 300}
@@ -40,49 +37,31 @@ def retrain(plan: RetrainPlan) -> int:
         StudyFailed: A training diverged, or a file cannot be written.
     """
     target = find_target(plan)
-    work = _prepare(plan, target)
+    seeds, jobs = _prepare(plan, target)
+    teacher = seeds[0].teacher
     try:
-        if work.teacher is not None:
-            epochs = work.teacher.config.epochs
-            print(f"  teacher  {TEACHER.architecture.params:,} parameters, {epochs} epochs", flush=True)
-            train_all([work.lesson], 1)
-        train_all(work.seeds, work.jobs)
+        if teacher is not None:
+            params = teacher.candidate.architecture.params
+            print(f"  teacher  {params:,} parameters, {teacher.config.epochs} epochs", flush=True)
+            train_all([teacher], 1)
+        train_all(seeds, jobs)
     except TrialFailed as error:
         raise StudyFailed(str(error)) from error
 
     # Every optimizer step is done: from here on, and only here, test images are loaded.
-    test = load_test(work.seeds[0].data)
-    results = [test_seed(seed, test) for seed in work.seeds]
-    _write(target, work, results, test)
+    test = load_test(seeds[0].data)
+    results = [test_seed(seed, test) for seed in seeds]
+    shipped, metrics = results[0], _metrics(target, seeds, results)
+    write_bundle(target.folder, seeds[0].candidate, shipped.network, metrics, shipped.curve, test, shipped.logits)
+    if target.study is not None:
+        report(target.study, plan.out, tell=False)
+    print(f"Bundle: {target.folder}")
+    print(_verdict(metrics))
     return 0
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What is to be trained, and where its bundle goes.
-
-    Attributes:
-        folder: Of the bundle.
-        seeds: The first one is shipped.
-        jobs: Seeds at once.
-        teacher: Trained before them, if they learn from one.
-    """
-
-    folder: Path
-    seeds: list[Seed]
-    jobs: int
-    teacher: Teacher | None
-
-    @property
-    def lesson(self) -> Seed:
-        """The teacher's training."""
-        assert self.teacher is not None
-        first = self.seeds[0]
-        teacher = self.teacher
-        return Seed(teacher.candidate, teacher.config, first.data, first.n_train, teacher.file, n_cores())
-
-
-def _prepare(plan: RetrainPlan, target: Target) -> _Work:
+def _prepare(plan: RetrainPlan, target: Target) -> tuple[list[Seed], int]:
+    """The trainings, the first of which is shipped, and how many run at once."""
     device = resolve_device(plan.device)
     data = str(find_folder(plan.data).resolve())
     n_train = plan.n_train or len(load_train(data))
@@ -105,45 +84,30 @@ def _prepare(plan: RetrainPlan, target: Target) -> _Work:
         compiled=True,
         native_depthwise=calibrate(device).native_depthwise if device == "cuda" else frozenset(),
     )
-    configs = [config, *(dataclasses.replace(config, seed=seed, n_snapshots=0) for seed in range(1, n_seeds))]
-    folder, checkpoints, teacher = target.folder, target.folder.parent / "checkpoints", None
-    seconds = epochs * n_seeds * cost.epoch_seconds(candidate.architecture, n_train) / gain
+    first = Seed(candidate, config, data, n_train, plan.out / "checkpoints", max(1, n_cores() // jobs))
+    seconds = cost.epoch_seconds(candidate.architecture, n_train) * epochs * n_seeds / gain
     if plan.teacher:
-        teacher = Teacher.of(candidate, config, plan.teacher_epochs or epochs, n_train, checkpoints)
-        folder = folder.with_name(f"{folder.name}-distilled")
-        lesson = cost.epoch_seconds(TEACHER.architecture, n_train)
+        teacher = teacher_of(first, plan.teacher_epochs or epochs)
+        first = dataclasses.replace(first, teacher=teacher)
+        lesson = cost.epoch_seconds(teacher.candidate.architecture, n_train)
         # Its own training, and its forward passes, a third of one, in every epoch of every seed.
-        seconds += teacher.config.epochs * lesson + epochs * n_seeds * lesson / 3 / gain
-    taught_by = [] if teacher is None else [teacher.file.stem]
-    seeds = [
-        Seed(
-            candidate,
-            config,
-            data,
-            n_train,
-            checkpoints / f"{checkpoint_name(candidate, config, n_train, *taught_by)}.pt",
-            max(1, n_cores() // jobs),
-            None if teacher is None else teacher.file,
-        )
-        for config in configs
-    ]
-    params = candidate.architecture.params
-    how_many = f"{n_seeds} seed{'s' * (n_seeds > 1)}" + (f" ({jobs} at once)" if jobs > 1 else "")
+        seconds += lesson * (teacher.config.epochs + epochs * n_seeds / 3 / gain)
+    params, how_many = candidate.architecture.params, counted(n_seeds, "seed") + f" ({jobs} at once)" * (jobs > 1)
     print(f"  retrain  {target.facts['name']}: candidate {candidate.candidate_id}, {params:,} parameters")
     print(f"    train  {n_train:,} images, {epochs} epochs, {how_many}, {precision}, {device}")
     print(f" expected  about {duration(seconds)}; stopped, the same command goes on from its checkpoint", flush=True)
     if candidate != target.candidate:
         print("  raised   " + _raised(target.candidate.augmentation, candidate.augmentation), flush=True)
-    return _Work(folder, seeds, jobs, teacher)
+    return [first, *(first.changed(seed=seed, n_snapshots=0) for seed in range(1, n_seeds))], jobs
 
 
-def _write(target: Target, work: _Work, results: list[Tested], test: Images) -> None:
-    """The bundle of the first seed, with the figures of all, and the report of the study."""
-    shipped, first = results[0], work.seeds[0]
+def _metrics(target: Target, seeds: list[Seed], results: list[Tested]) -> dict[str, Any]:
+    """What the bundle of the first seed says of all."""
+    first, shipped = seeds[0], results[0]
     architecture, config = first.candidate.architecture, first.config
     accuracies = [result.accuracy for result in results]
     mean = statistics.mean(accuracies)
-    metrics = {
+    return {
         **target.facts,
         "candidate_id": first.candidate.candidate_id,
         "params": architecture.params,
@@ -152,10 +116,10 @@ def _write(target: Target, work: _Work, results: list[Tested], test: Images) -> 
         "macs": architecture.macs,
         "epochs": config.epochs,
         "train_images": first.n_train,
-        "seeds": [seed.config.seed for seed in work.seeds],
+        "seeds": [seed.config.seed for seed in seeds],
         "test_accuracy": accuracies,
         "test_accuracy_mean": mean,
-        "test_accuracy_std": _std(accuracies),
+        "test_accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         "shipped_seed": config.seed,
         "test_accuracy_shipped": shipped.accuracy,
         "test_loss_shipped": shipped.loss,
@@ -169,13 +133,8 @@ def _write(target: Target, work: _Work, results: list[Tested], test: Images) -> 
         "wall_s": sum(result.wall_s for result in results),
         "versions": versions(),
         "commit": _commit(),
-        **({} if work.teacher is None else {"name": work.folder.name, "teacher": work.teacher.report()}),
+        **({} if first.teacher is None else {"teacher": cost_of(first.teacher)}),
     }
-    write_bundle(work.folder, first.candidate, shipped.network, metrics, shipped.curve, test, shipped.logits)
-    if target.study is not None:
-        report(target.study, work.folder.parent, tell=False)
-    print(f"Bundle: {work.folder}")
-    print(_verdict(accuracies, mean, target.target_accuracy))
 
 
 def _raised(before: Augmentation, after: Augmentation) -> str:
@@ -184,27 +143,18 @@ def _raised(before: Augmentation, after: Augmentation) -> str:
     return ", ".join(f"{name} {old[name]:.3g} -> {new[name]:.3g}" for name in old if old[name] != new[name])
 
 
-def _verdict(accuracies: list[float], mean: float, target: float) -> str:
-    spread = (
-        f" (mean of {len(accuracies)} seeds, std {100 * (_std(accuracies) or 0):.2f})"
-        if len(accuracies) > 1
-        else " (1 seed)"
-    )
-    passes = "passes" if mean > target else "does NOT pass"
-    return f"Test accuracy {100 * mean:.2f}%{spread} {passes} the target of {100 * target:.2f}%."
-
-
-def _std(values: list[float]) -> float | None:
-    """Sample standard deviation; None for a single value."""
-    return statistics.stdev(values) if len(values) > 1 else None
+def _verdict(metrics: dict[str, Any]) -> str:
+    n_seeds, std = len(metrics["seeds"]), metrics["test_accuracy_std"]
+    spread = "1 seed" if std is None else f"mean of {n_seeds} seeds, std {100 * std:.2f}"
+    passes = "passes" if metrics["target_met"] else "does NOT pass"
+    mean, target = percent(metrics["test_accuracy_mean"], 2), percent(metrics["target_accuracy"], 2)
+    return f"Test accuracy {mean} ({spread}) {passes} the target of {target}."
 
 
 def _commit() -> str | None:
     """The repository's commit, if it is one."""
+    command = ["git", "rev-parse", "--short=12", "HEAD"]
     try:
-        found = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-        )
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return found.stdout.strip()

@@ -10,20 +10,20 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from search_spaces.candidate import Candidate
-from search_spaces.teacher import TEACHER
 from study.calibration.concurrency import known_rates, rates
-from study.command_line.wording import duration
+from study.command_line.wording import duration, percent
 from study.data.cifar10 import load_train
 from study.errors import CaptureFailed, StudyFailed
 from study.machine.hardware import n_cores
 from study.machine.interrupts import InterruptFlag
 from study.machine.processes import end_with_parent
-from study.training.checkpoints import forget_snapshots, load_progress, save_progress
-from study.training.records import EpochRecord, Progress, Trained, TrainingConfig
+from study.training.checkpoints import checkpoint_name, forget_snapshots, load_progress, save_progress
+from study.training.records import EpochRecord, Progress, TrainingConfig
 
 CHECKPOINT_S = 60
 
@@ -35,26 +35,52 @@ class Seed:
     Attributes:
         candidate, config: What is trained, and how.
         data, n_train: On the first so many training images of this folder.
-        file: Where it is kept, finished or not.
+        checkpoints: Folder of the file that keeps it.
         n_threads: Of torch.
-        teacher_file: The finished training of `TEACHER` to learn from, if it learns from one.
+        teacher: The training of the network to learn from, if it learns from one; ended before this one begins.
+        role: Begins the file's name.
     """
 
     candidate: Candidate
     config: TrainingConfig
     data: str
     n_train: int
-    file: Path
+    checkpoints: Path
     n_threads: int
-    teacher_file: Path | None = None
+    teacher: Seed | None = None
+    role: str = ""
 
-    def simpler(self, capture: bool = True) -> Seed:
-        """The same training, not compiled, and perhaps not captured."""
-        return dataclasses.replace(self, config=dataclasses.replace(self.config, compiled=False, capture=capture))
+    @property
+    def file(self) -> Path:
+        """Where it is kept, finished or not."""
+        taught_by = [] if self.teacher is None else [self.teacher.file.stem]
+        name = checkpoint_name(self.candidate, self.config, self.n_train, *taught_by)
+        return self.checkpoints / f"{self.role}{name}.pt"
+
+    def changed(self, **config: Any) -> Seed:
+        """The same training with another configuration."""
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, **config))
+
+
+def finished(seed: Seed) -> Progress:
+    """What the finished training of `seed` left.
+
+    Raises:
+        StudyFailed: It is not finished, or cannot be read.
+    """
+    progress = load_progress(seed.file)
+    if progress is None or progress.epoch < seed.config.epochs:
+        raise StudyFailed(f"{seed.file} does not hold a finished training; run the same command again.")
+    return progress
 
 
 def seeds_at_once(asked: int | None, n_seeds: int, device: str, precision: str) -> tuple[int, float]:
     """How many seeds train at once, and how much faster all of them are for it than one after another."""
+
+    def places(jobs: int) -> int:
+        """The last round may be a partial one, and takes as long as the others."""
+        return -(-n_seeds // jobs) * jobs
+
     if asked is not None:
         measured = known_rates(device, precision)
         jobs = min(asked, n_seeds, n_cores())
@@ -63,13 +89,11 @@ def seeds_at_once(asked: int | None, n_seeds: int, device: str, precision: str) 
     else:
         measured = rates(device, precision)
         possible = [number for number in measured if number <= n_seeds] or [1]
-        # The last round may be a partial one, and takes as long as the others.
-        jobs = min(possible, key=lambda number: (-(-n_seeds // number) * number / measured[number], number))
+        jobs = min(possible, key=lambda number: (places(number) / measured[number], number))
     if jobs not in measured or 1 not in measured:
         # Not measured: seeds at once share the cores of a CPU and gain nothing there.
         return jobs, 1.0 if device == "cpu" else float(jobs)
-    rounds = -(-n_seeds // jobs)
-    return jobs, n_seeds / (rounds * jobs) * measured[jobs] / measured[1]
+    return jobs, n_seeds / places(jobs) * measured[jobs] / measured[1]
 
 
 def train_all(seeds: Sequence[Seed], jobs: int) -> None:
@@ -89,10 +113,10 @@ def train_all(seeds: Sequence[Seed], jobs: int) -> None:
         print(f"a CUDA graph could not be captured ({error}): goes on without compiling", flush=True)
     # In other processes: this one's allocator may be out of order. What is finished stays so.
     try:
-        _train_together([seed.simpler() for seed in seeds], jobs)
+        _train_together([seed.changed(compiled=False) for seed in seeds], jobs)
     except CaptureFailed as error:
         print(f"a CUDA graph could not be captured ({error}): goes on without graphs, slowly", flush=True)
-        _train_together([seed.simpler(capture=False) for seed in seeds], jobs)
+        _train_together([seed.changed(compiled=False, capture=False) for seed in seeds], jobs)
 
 
 def _train_together(seeds: Sequence[Seed], jobs: int) -> None:
@@ -143,23 +167,27 @@ def train_seed(seed: Seed) -> None:
     from study.model.network import build
     from study.training.loop import train
 
-    config, file = seed.config, seed.file
+    config, name = seed.config, f"seed {seed.config.seed}"
     torch.set_num_threads(seed.n_threads)
     images = load_train(seed.data).take(np.arange(seed.n_train))
-    resume = load_progress(file)
-    forget_snapshots(file, resume)
-    if resume is not None and resume.epoch >= config.epochs:
-        return
+    resume = load_progress(seed.file)
+    forget_snapshots(seed.file, resume)
     if resume is not None:
-        print(f"seed {config.seed}: goes on at epoch {resume.epoch + 1}, step {resume.batch + 1}", flush=True)
+        if resume.epoch >= config.epochs:
+            return
+        print(f"{name}: goes on at epoch {resume.epoch + 1}, step {resume.batch + 1}", flush=True)
+    teacher = None
+    if seed.teacher is not None:
+        teacher = build(seed.teacher.candidate.architecture)
+        teacher.load_state_dict(finished(seed.teacher).ema)
     interrupted = InterruptFlag()
     saved = time.monotonic()
 
     def on_epoch(record: EpochRecord) -> None:
         left = (config.epochs - record.epoch - 1) * record.wall_s
         print(
-            f"seed {config.seed} epoch {record.epoch + 1}/{config.epochs}: train loss {record.train_loss:.3f}, "
-            f"accuracy {100 * record.train_accuracy:.2f}%, {record.wall_s:.0f} s; {duration(left)} left",
+            f"{name} epoch {record.epoch + 1}/{config.epochs}: train loss {record.train_loss:.3f}, "
+            f"accuracy {percent(record.train_accuracy, 2)}, {record.wall_s:.0f} s; {duration(left)} left",
             flush=True,
         )
 
@@ -167,29 +195,27 @@ def train_seed(seed: Seed) -> None:
         nonlocal saved
         if not interrupted.raised and time.monotonic() - saved < CHECKPOINT_S:
             return
-        save_progress(capture(), file)
+        save_progress(capture(), seed.file)
         saved = time.monotonic()
         if interrupted.raised:
-            print(f"seed {config.seed}: stopped; the same command goes on from here", flush=True)
+            print(f"{name}: stopped; the same command goes on from here", flush=True)
             raise KeyboardInterrupt
 
-    teacher = None
-    if seed.teacher_file is not None:
-        finished = load_progress(seed.teacher_file)
-        if finished is None:
-            raise StudyFailed(f"the teacher in {seed.teacher_file} cannot be read; run the same command again.")
-        teacher = build(TEACHER.architecture)
-        teacher.load_state_dict(finished.ema)
     with interrupted:
-        trained = train(seed.candidate, images, config, None, on_epoch, resume, on_checkpoint, teacher)
-    save_progress(_finished(trained, config.epochs), file)
-
-
-def _finished(trained: Trained, epochs: int) -> Progress:
-    return Progress(
-        epoch=epochs,
+        trained = train(
+            seed.candidate,
+            images,
+            config,
+            on_epoch=on_epoch,
+            resume=resume,
+            on_checkpoint=on_checkpoint,
+            teacher=teacher,
+        )
+    end = Progress(
+        epoch=config.epochs,
         ema=trained.ema.state_dict(),
         records=trained.records,
         snapshots=trained.snapshots,
         compiled=trained.compiled,
     )
+    save_progress(end, seed.file)

@@ -17,6 +17,7 @@ from study.storage.reranked import find_rerank
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.trial import FrozenTrial
 
 
 @dataclass(frozen=True)
@@ -27,18 +28,18 @@ class Target:
         candidate: As it was trained in the search.
         folder: Of the bundle.
         facts: What the bundle says of its origin.
-        precision, cost: Of the study; None where there is none.
         target_accuracy: To pass, a fraction.
+        precision, cost: Of the study; None where there is none.
         study: Whose report shows it.
     """
 
     candidate: Candidate
     folder: Path
     facts: dict[str, Any]
-    precision: str | None
     target_accuracy: float
-    cost: CostModel | None
-    study: optuna.Study | None
+    precision: str | None = None
+    cost: CostModel | None = None
+    study: optuna.Study | None = None
 
 
 def find_target(plan: RetrainPlan) -> Target:
@@ -47,42 +48,48 @@ def find_target(plan: RetrainPlan) -> Target:
     Raises:
         UserError: There is no such study or trial.
     """
-    from study.storage.database import best_trial, candidate_of, config_of, get_trial, open_study
+    from study.storage.database import candidate_of, config_of, get_trial, open_study
 
-    name, out = plan.name, plan.out
-    facts: dict[str, Any] = {"name": "reference"}
+    def named(name: str) -> str:
+        return f"{name}-distilled" if plan.teacher else name
+
     if plan.what == "reference":
-        target_accuracy = plan.target_accuracy or DEFAULT_TARGET
-        return Target(REFERENCE, out / "reference", facts, None, target_accuracy, None, None)
-    study = open_study(plan.url, name)
-    config = config_of(study)
-    rerank = find_rerank(study) if plan.trial is None else None
-    if rerank is not None:
-        trial = best_trial(rerank)
-        number = rerank.user_attrs["given"][trial.user_attrs["slot"]]["trial"]
-        facts = {"name": "best", "study": name, "trial": number, "reranked_epochs": config_of(rerank).epochs}
-        print(
-            f"  reranked  trial {number} is the best of {len(rerank.user_attrs['given'])} after "
-            f"{config_of(rerank).epochs} epochs; that of the search is trial {best_trial(study).number} "
-            "(--trial N retrains another)"
-        )
-    else:
-        trial = best_trial(study) if plan.trial is None else get_trial(study, plan.trial)
-        title = "best" if plan.trial is None else f"trial-{trial.number}"
-        facts = {"name": title, "study": name, "trial": trial.number}
+        name = named("reference")
+        return Target(REFERENCE, plan.out / name, {"name": name}, plan.target_accuracy or DEFAULT_TARGET)
+    study = open_study(plan.url, plan.name)
+    trial, title, facts = _chosen(plan, study)
     candidate = candidate_of(trial)
     if plan.what == "yardstick":
-        candidate = dataclasses.replace(candidate, architecture=YARDSTICK_ARCHITECTURE)
-        facts = {"name": "yardstick", "study": name, "recipe_of_trial": facts["trial"], "broken_limits": ["pooling"]}
+        title, candidate = "yardstick", dataclasses.replace(candidate, architecture=YARDSTICK_ARCHITECTURE)
+        facts = {"recipe_of_trial": facts["trial"], "broken_limits": ["pooling"]}
     else:
         facts["val_accuracy"] = trial.value
         facts["trial_candidate_id"] = get_trial(study, facts["trial"]).user_attrs["candidate_id"]
     return Target(
-        candidate,
-        out / facts["name"],
-        facts,
-        config.precision,
-        plan.target_accuracy or study.user_attrs["target_accuracy"],
-        CostModel.from_json(study.user_attrs["cost_model"]),
-        study,
+        candidate=candidate,
+        folder=plan.out / named(title),
+        facts={"name": named(title), "study": plan.name, **facts},
+        target_accuracy=plan.target_accuracy or study.user_attrs["target_accuracy"],
+        precision=config_of(study).precision,
+        cost=CostModel.from_json(study.user_attrs["cost_model"]),
+        study=study,
     )
+
+
+def _chosen(plan: RetrainPlan, study: optuna.Study) -> tuple[FrozenTrial, str, dict[str, Any]]:
+    """The trial to retrain, what its bundle is called, and where it comes from."""
+    from study.storage.database import best_trial, config_of, get_trial
+
+    if plan.trial is not None:
+        trial = get_trial(study, plan.trial)
+        return trial, f"trial-{trial.number}", {"trial": trial.number}
+    trial, rerank = best_trial(study), find_rerank(study)
+    if rerank is None:
+        return trial, "best", {"trial": trial.number}
+    winner, given, epochs = best_trial(rerank), rerank.user_attrs["given"], config_of(rerank).epochs
+    number = given[winner.user_attrs["slot"]]["trial"]
+    print(
+        f"  reranked  trial {number} is the best of {len(given)} after {epochs} epochs; that of the search is trial "
+        f"{trial.number} (--trial N retrains another)"
+    )
+    return winner, "best", {"trial": number, "reranked_epochs": epochs}

@@ -3,41 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from search_spaces.candidate import Candidate
 from search_spaces.teacher import TEACHER
-from study.machine.hardware import n_loaders
-from study.training.checkpoints import checkpoint_name, load_progress
-from study.training.records import TrainingConfig
+from study.machine.hardware import n_cores, n_loaders
+from study.retraining.seeds import Seed, finished
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """The larger network, how it is trained, and where its training is kept."""
+def teacher_of(student: Seed, epochs: int) -> Seed:
+    """The training of the larger network, on the images of `student` and augmented alike, before it and alone."""
+    candidate = dataclasses.replace(TEACHER, augmentation=student.candidate.augmentation)
+    loaders = n_loaders(student.config.device, 1)
+    config = dataclasses.replace(student.config, epochs=epochs, n_snapshots=0, n_loaders=loaders)  # no curve is drawn
+    return dataclasses.replace(student, candidate=candidate, config=config, n_threads=n_cores(), role="teacher-")
 
-    candidate: Candidate
-    config: TrainingConfig
-    file: Path
 
-    @classmethod
-    def of(cls, student: Candidate, config: TrainingConfig, epochs: int, n_train: int, checkpoints: Path) -> Teacher:
-        """Augmented as `student`, which is trained as `config` says."""
-        candidate = dataclasses.replace(TEACHER, augmentation=student.augmentation)
-        # It trains alone, and no test curve is drawn of it.
-        config = dataclasses.replace(config, epochs=epochs, n_snapshots=0, n_loaders=n_loaders(config.device, 1))
-        return cls(candidate, config, checkpoints / f"teacher-{checkpoint_name(candidate, config, n_train)}.pt")
-
-    def report(self) -> dict[str, Any]:
-        """What it cost. Its test accuracy is nobody's business: it is not shipped."""
-        progress = load_progress(self.file)
-        assert progress is not None
-        return {
-            "params": self.candidate.architecture.params,
-            "macs": self.candidate.architecture.macs,
-            "epochs": self.config.epochs,
-            "train_accuracy": progress.records[-1].train_accuracy,
-            "wall_s": sum(record.wall_s for record in progress.records),
-        }
+def cost_of(teacher: Seed) -> dict[str, Any]:
+    """What it cost. Its test accuracy is nobody's business: it is not shipped."""
+    records = finished(teacher).records
+    return {
+        "params": teacher.candidate.architecture.params,
+        "macs": teacher.candidate.architecture.macs,
+        "epochs": teacher.config.epochs,
+        "train_accuracy": records[-1].train_accuracy,
+        "wall_s": sum(record.wall_s for record in records),
+    }

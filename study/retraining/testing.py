@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from study.bundle.files import load_bundle
+from study.command_line.wording import percent
 from study.data.cifar10 import Images, load_test
-from study.errors import StudyFailed
 from study.machine.files import replaced
 from study.machine.hardware import hardware, resolve_device
-from study.retraining.seeds import Seed
-from study.training.checkpoints import load_progress
+from study.retraining.seeds import Seed, finished
 
 SAME_HARDWARE, OTHER_HARDWARE = 0.0, 0.0005
 """How far a bundle's accuracy may be from the recorded one."""
@@ -33,7 +32,7 @@ def evaluate_bundle(folder: Path, data: str | None, device: str) -> int:
     same = hardware(device) == bundle.metrics["hardware"]
     tolerance = SAME_HARDWARE if same else OTHER_HARDWARE
     agrees = abs(found - recorded) <= tolerance + 1e-12
-    print(f"Test accuracy {100 * found:.2f}% on {len(test):,} images; recorded {100 * recorded:.2f}%.")
+    print(f"Test accuracy {percent(found, 2)} on {len(test):,} images; recorded {percent(recorded, 2)}.")
     print(f"{'The same' if agrees else 'NOT the same'} (allowed difference {tolerance:g}).")
     return 0 if agrees else 1
 
@@ -56,31 +55,31 @@ def test_seed(seed: Seed, test: Images) -> Tested:
     from study.model.network import build, use_native_depthwise
     from study.training.evaluation import accuracy, evaluate
 
-    config, file = seed.config, seed.file
-    progress = load_progress(file)
-    if progress is None or progress.epoch < config.epochs:
-        raise StudyFailed(f"{file} does not hold a finished training; run the same command again.")
+    config, progress = seed.config, finished(seed)
     network = use_native_depthwise(build(seed.candidate.architecture), config.native_depthwise)
-    stored = file.with_suffix(".npz")
+    states = {**progress.snapshots, config.epochs - 1: progress.ema}  # the last snapshot is the final state
+    epochs, stored = sorted(states), seed.file.with_suffix(".npz")
     if stored.exists():
         with np.load(stored) as saved:
             epochs, losses, logits = saved["epochs"], saved["losses"], saved["logits"]
     else:
         found = []
-        states = {**progress.snapshots, config.epochs - 1: progress.ema}  # the last snapshot is the final state
-        for epoch in sorted(states):
-            state = states[epoch]
-            network.load_state_dict(state)
+        for epoch in epochs:
+            network.load_state_dict(states[epoch])
             found.append(evaluate(network.to(config.device).eval(), test, config.device))
-        epochs = np.array(sorted(states))
         losses, logits = np.array([loss for loss, _ in found]), np.stack([rows for _, rows in found])
         with replaced(stored, lasting=True) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, epochs=epochs, losses=losses, logits=logits.astype(np.float32))
-    network.load_state_dict(progress.ema)
+            np.savez(stream, epochs=np.array(epochs), losses=losses, logits=logits.astype(np.float32))
     curve = [{**dataclasses.asdict(record), "test_loss": None, "test_accuracy": None} for record in progress.records]
     for epoch, loss, rows in zip(epochs, losses, logits, strict=True):
-        curve[epoch]["test_loss"], curve[epoch]["test_accuracy"] = float(loss), accuracy(rows, test.labels)
-    wall_s = sum(record.wall_s for record in progress.records)
-    last = accuracy(logits[-1], test.labels)
-    compiled = bool(progress.compiled)
-    return Tested(network.cpu().eval(), float(losses[-1]), last, logits[-1], curve, wall_s, compiled)
+        curve[epoch] |= {"test_loss": float(loss), "test_accuracy": accuracy(rows, test.labels)}
+    network.load_state_dict(progress.ema)
+    return Tested(
+        network=network.cpu().eval(),
+        loss=curve[-1]["test_loss"],
+        accuracy=curve[-1]["test_accuracy"],
+        logits=logits[-1],
+        curve=curve,
+        wall_s=sum(record.wall_s for record in progress.records),
+        compiled=bool(progress.compiled),
+    )

@@ -263,7 +263,7 @@ def test_a_capture_that_fails_is_tried_with_less_elsewhere(
     monkeypatch.setattr(seeds, "train_seed", lambda seed: attempt(seed, True))
     monkeypatch.setattr(seeds, "_train_together", lambda given, jobs: [attempt(seed, False) for seed in given])
     config = TrainingConfig(1, 0, compiled=True)
-    seeds.train_all([Seed(REFERENCE, config, "data", 10, tmp_path / "x.pt", 1)], 1)
+    seeds.train_all([Seed(REFERENCE, config, "data", 10, tmp_path, 1)], 1)
     assert tried == [(True, True), (False, True), (False, False)][: n_failing + 1]
     assert here == [True] + [False] * n_failing
     said = capsys.readouterr().out

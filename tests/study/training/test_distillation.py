@@ -96,8 +96,7 @@ def test_a_retrain_with_a_teacher_stands_beside_the_one_without(
     made_study: Path, made_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = Candidate(BIGGER, TEACHER.augmentation, TEACHER.optimisation)
-    for module in ("retraining", "seeds", "teacher"):
-        monkeypatch.setattr(f"study.retraining.{module}.TEACHER", small)
+    monkeypatch.setattr("study.retraining.teacher.TEACHER", small)
     out = tmp_path / "study"
     shutil.copytree(made_study, out)
     command = ["--epochs", "1", "--train-images", "128", "--device", "cpu", "--out", str(out)]
