@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.managers import SyncManager
 from threading import BrokenBarrierError
@@ -166,7 +165,7 @@ def _images_per_second(device: str, precision: str, jobs: int, window: Window, b
     size, every = REFERENCE.optimisation.batch_size, 1 if device == "cpu" else 16
     source = AugmentedBatches(training.images, REFERENCE.augmentation, seed=0)
     order = training_order(N_IMAGES, size, seed=0, epochs=1_000_000)
-    with closing(batches(source, order, device, n_loaders(device, jobs))) as given:
+    with contextlib.closing(batches(source, order, device, n_loaders(device, jobs))) as given:
 
         def images_per_second(seconds: float) -> float:
             started, n_steps = time.perf_counter(), 0

@@ -96,7 +96,7 @@ def calibrate(device: str) -> Calibration:
                 found: Calibration = pool.submit(measure, device, frozenset(spoiled)).result()
                 break
             except SpoiledError as error:  # the process must measure no more; another one leaves that out
-                spoiled.add(error.what)
+                spoiled.add(str(error))
             except BrokenProcessPool as error:
                 raise StudyFailed("the calibration of this machine was killed; is there enough memory?") from error
     cache.keep(name, found.to_json())

@@ -12,7 +12,7 @@ No torch here: this runs in those processes.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,14 +42,9 @@ class BatchSpec:
     indices: np.ndarray
 
 
-def needs_albumentations(augmentation: Augmentation) -> bool:
+def needs_albumentations(a: Augmentation) -> bool:
     """Whether anything is left to do beside crops and flips."""
-    return (
-        _has_affine(augmentation)
-        or _has_colour(augmentation)
-        or augmentation.sharpen_p > 0
-        or augmentation.dropout_p > 0
-    )
+    return _has_affine(a) or _has_colour(a) or a.sharpen_p > 0 or a.dropout_p > 0
 
 
 def _has_affine(a: Augmentation) -> bool:
@@ -169,24 +164,14 @@ class AugmentedBatches:
             out[row] = self._compose(image=source[index])["image"]
 
 
-class EpochOrder(Sequence[BatchSpec]):
+class EpochOrder(list[BatchSpec]):
     """The batches of one epoch in a seeded random order of images; the incomplete last one is dropped."""
 
     def __init__(self, n_images: int, batch_size: int, seed: int, epoch: int, first_batch: int = 0) -> None:
         size = min(batch_size, n_images)
         order = np.random.default_rng([seed, epoch]).permutation(n_images)
-        n_batches = n_images // size
-        rows = order[: n_batches * size].reshape(n_batches, size)
-        self._specs = [BatchSpec(epoch, batch, rows[batch]) for batch in range(first_batch, n_batches)]
-
-    def __len__(self) -> int:
-        return len(self._specs)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._specs[index]
-
-    def __iter__(self) -> Iterator[BatchSpec]:
-        return iter(self._specs)
+        batches = range(first_batch, n_images // size)
+        super().__init__(BatchSpec(epoch, batch, order[batch * size : (batch + 1) * size]) for batch in batches)
 
 
 def training_order(

@@ -17,8 +17,6 @@ import sys
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
-from types import TracebackType
-from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +41,7 @@ def batches(source: AugmentedBatches, order: Iterable[BatchSpec], device: str, n
     """
     if not needs_albumentations(source.augmentation):
         return _alone(source, order, rows_only=device == "cuda")
-    if n_loaders == 0 or not _can_fork():
+    if n_loaders == 0 or sys.platform != "linux":  # where processes are not forked
         return _alone(source, order)
     return _ahead(source, order, n_loaders) if device == "cuda" else _in_rounds(source, order, n_loaders)
 
@@ -140,9 +138,9 @@ def _peeked(order: Iterable[BatchSpec]) -> tuple[Iterator[BatchSpec], BatchSpec 
 
 @contextlib.contextmanager
 def _helpers(source: AugmentedBatches, n: int, batch_size: int, ahead: int = 1) -> Iterator[list[_Helper]]:
+    n_bytes = source.images.pixels[:1].nbytes * batch_size
     with contextlib.ExitStack() as stack:
-        n_bytes = source.images.pixels[:1].nbytes * batch_size
-        yield [stack.enter_context(_Helper(source, n_bytes, ahead)) for _ in range(n)]
+        yield [stack.enter_context(contextlib.closing(_Helper(source, n_bytes, ahead))) for _ in range(n)]
 
 
 class _Helper:
@@ -174,10 +172,7 @@ class _Helper:
         self._process.start()
         theirs.close()
 
-    def __enter__(self) -> _Helper:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: Any, traceback: TracebackType | None) -> None:
+    def close(self) -> None:
         self._connection.close()
         self._process.kill()  # it holds nothing that could be lost
         self._process.join()
@@ -227,10 +222,6 @@ def _view(memory: np.ndarray, n: int, shape: tuple[int, ...]) -> np.ndarray:
     return memory[: n * int(np.prod(shape))].reshape(n, *shape)
 
 
-def _can_fork() -> bool:
-    return sys.platform == "linux"
-
-
 def _batch(source: AugmentedBatches, spec: BatchSpec, images: np.ndarray, pins: bool = False) -> Batch:
     """Labels and moves are drawn here: cheaper than to hand them over.
 
@@ -240,8 +231,7 @@ def _batch(source: AugmentedBatches, spec: BatchSpec, images: np.ndarray, pins: 
         images: Its images or rows.
         pins: Whether it goes to a GPU; from memory that is not pinned, a copy would wait for the step before.
     """
-    tensors = [torch.from_numpy(each) for each in (images, source.labels(spec), source.moves(spec))]
+    first, labels, moves = (torch.from_numpy(each) for each in (images, source.labels(spec), source.moves(spec)))
     if pins and torch.cuda.is_available():
-        tensors = [tensor.pin_memory() for tensor in tensors]
-    first, labels, moves = tensors
+        return first.pin_memory(), labels.pin_memory(), moves.pin_memory()
     return first, labels, moves

@@ -75,7 +75,7 @@ def load_train(data: str | None = None) -> Images:
 
 
 def load_test(data: str | None = None) -> Images:
-    """The 10,000 test images. For final models alone: nothing may be chosen from them."""
+    """The test images. For final models alone: nothing may be chosen from them."""
     return _load(find_folder(data), train=False)
 
 
@@ -99,7 +99,7 @@ def search_split(
     a subset of a larger one's images and no training image ever validates.
 
     Args:
-        labels: int64 [50000], all training labels.
+        labels: int64 [N_TRAINING], all training labels.
         n_train: Images to train on, at most N_SEARCH.
         n_val: Images to validate on, at most N_VALIDATION.
     """
