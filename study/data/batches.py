@@ -94,11 +94,8 @@ def _alone(source: AugmentedBatches, order: Iterable[BatchSpec], rows_only: bool
 def _ahead(source: AugmentedBatches, order: Iterable[BatchSpec], n_loaders: int) -> Generator[Batch]:
     """The helpers take turns, each with as many batches in hand as its memory has room for."""
     compose(source.augmentation)  # imports albumentations, once, for all processes to come
-    specs, first = _peeked(order)
-    if first is None:
-        return
     asked: deque[tuple[_Helper, BatchSpec]] = deque()
-    with _helpers(source, n_loaders, len(first.indices), AHEAD) as helpers:
+    with _helpers(source, order, n_loaders, AHEAD) as (specs, helpers):
 
         def ask(helper: _Helper) -> None:
             for spec in itertools.islice(specs, 1):
@@ -117,10 +114,7 @@ def _ahead(source: AugmentedBatches, order: Iterable[BatchSpec], n_loaders: int)
 
 def _in_rounds(source: AugmentedBatches, order: Iterable[BatchSpec], n_helpers: int) -> Generator[Batch]:
     """This process augments the first batch of each round, each helper one of the others."""
-    specs, first = _peeked(order)
-    if first is None:
-        return
-    with _helpers(source, n_helpers, len(first.indices)) as helpers:
+    with _helpers(source, order, n_helpers) as (specs, helpers):
         while round_ := list(itertools.islice(specs, 1 + len(helpers))):
             for helper, spec in zip(helpers, round_[1:], strict=False):
                 helper.ask(spec)
@@ -129,18 +123,17 @@ def _in_rounds(source: AugmentedBatches, order: Iterable[BatchSpec], n_helpers: 
                 yield _batch(source, spec, helper.answer(spec))
 
 
-def _peeked(order: Iterable[BatchSpec]) -> tuple[Iterator[BatchSpec], BatchSpec | None]:
-    """`order`, and its first batch, which is as large as any."""
-    specs = iter(order)
-    first = next(specs, None)
-    return (specs if first is None else itertools.chain([first], specs)), first
-
-
 @contextlib.contextmanager
-def _helpers(source: AugmentedBatches, n: int, batch_size: int, ahead: int = 1) -> Iterator[list[_Helper]]:
-    n_bytes = source.images.pixels[:1].nbytes * batch_size
+def _helpers(
+    source: AugmentedBatches, order: Iterable[BatchSpec], n: int, ahead: int = 1
+) -> Iterator[tuple[Iterator[BatchSpec], list[_Helper]]]:
+    """The batches of `order`, and `n` helpers with memory for `ahead` of them each."""
+    specs = iter(order)
+    first = list(itertools.islice(specs, 1))  # as large as any
+    n_bytes = source.images.pixels[:1].nbytes * max((len(spec.indices) for spec in first), default=1)
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(contextlib.closing(_Helper(source, n_bytes, ahead))) for _ in range(n)]
+        helpers = [stack.enter_context(contextlib.closing(_Helper(source, n_bytes, ahead))) for _ in range(n)]
+        yield itertools.chain(first, specs), helpers
 
 
 class _Helper:

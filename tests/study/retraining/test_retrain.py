@@ -206,7 +206,6 @@ def test_damaged_checkpoint_starts_the_seed_anew(made_cifar10: Path, tmp_path: P
     ("arguments", "words"),
     [
         (["--epochs", "0"], "--epochs must be at least 1: 0"),
-        (["--seeds", "0"], "--seeds must be at least 1: 0"),
         (["--target-accuracy", "85"], "For 85% write 0.85"),
         (["--train-images", "60000"], "between 10 and 50,000"),
         (["--out", "nowhere"], "There is no study"),
