@@ -36,10 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--teacher-epochs {options.teacher_epochs} needs --teacher.")
     if options.evaluate is not None:
         return evaluate_bundle(Path(options.evaluate), options.data, options.device)
-    return retrain(_plan(options))
+    return retrain(_plan(options, argv))
 
 
-def _plan(options: argparse.Namespace) -> RetrainPlan:
+def _plan(options: argparse.Namespace, argv: Sequence[str] | None) -> RetrainPlan:
+    from study.storage.database import command_of
+
     place = place_of(options)
     return RetrainPlan(
         url=place.url,
@@ -57,6 +59,7 @@ def _plan(options: argparse.Namespace) -> RetrainPlan:
         teacher=options.teacher,
         teacher_epochs=options.teacher_epochs,
         target_accuracy=options.target_accuracy,
+        command=command_of("study.retrain", argv, options.storage),
     )
 
 

@@ -24,6 +24,7 @@ class RetrainPlan:
         teacher: Whether a larger network is trained first, to learn from.
         teacher_epochs: Its epochs; None: as many as `epochs`.
         target_accuracy: A fraction; None: the study's, or the default.
+        command: What the user typed, without secrets; kept with the bundle.
     """
 
     url: str
@@ -41,6 +42,7 @@ class RetrainPlan:
     teacher: bool = False
     teacher_epochs: int | None = None
     target_accuracy: float | None = None
+    command: str = ""
 
     @property
     def lengthens(self) -> bool:

@@ -51,7 +51,7 @@ def retrain(plan: RetrainPlan) -> int:
     # Every optimizer step is done: from here on, and only here, test images are loaded.
     test = load_test(seeds[0].data)
     results = [test_seed(seed, test) for seed in seeds]
-    shipped, metrics = results[0], _metrics(target, seeds, results)
+    shipped, metrics = results[0], {**_metrics(target, seeds, results), "command": plan.command}
     write_bundle(target.folder, seeds[0].candidate, shipped.network, metrics, shipped.curve, test, shipped.logits)
     if target.study is not None:
         report(target.study, plan.out, tell=False)
