@@ -29,22 +29,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from search_spaces import fitting
 from search_spaces.architecture import Architecture, Conv, Layer, Residual
 from search_spaces.constraints import Clock, Limits
-from search_spaces.fitting import (
-    BUDGET_FRAC,
-    StagedPlan,
-    decode_plan,
-    deeper,
-    first_that_sees_enough,
-    of_stages,
-    repair_sentences,
-    round_width,
-    shallower,
-    share_of_budget,
-    simpler,
-    wider_dilations,
-)
 from search_spaces.reference import REFERENCE, REFERENCE_ARCHITECTURE
 from search_spaces.space import Choice, Decoded, Dimension, Integer, Params, Real, SearchSpace, column, same_named
 from search_spaces.training_dimensions import DEFAULT_TRAINING, TRAINING_DIMENSIONS, training_params
@@ -74,7 +61,7 @@ _STRUCTURE: dict[str, tuple[Dimension, Any, Any]] = {  # and its values in the r
     "separable_kernel": (Choice((3, 5)), 3, 3),
     "head_convs": (Integer(0, 2), 2, 0),
 }
-_DIMENSIONS = {"budget_frac": BUDGET_FRAC, **column(_STRUCTURE, 0), **TRAINING_DIMENSIONS}
+_DIMENSIONS = {"budget_frac": fitting.BUDGET_FRAC, **column(_STRUCTURE, 0), **TRAINING_DIMENSIONS}
 _REFERENCE_PARAMS = {**column(_STRUCTURE, 1), **training_params(REFERENCE.augmentation, REFERENCE.optimisation)}
 _DEFAULT_PARAMS = {"budget_frac": 1.0, **column(_STRUCTURE, 2), **DEFAULT_TRAINING}
 
@@ -89,16 +76,16 @@ class DilatedSpace(SearchSpace):
     dimensions = _DIMENSIONS
 
     def decode(self, params: Params, limits: Limits, clock: Clock | None = None) -> Decoded:
-        return decode_plan(_plan(params), params, limits, clock, _repair, _simplifications)
+        return fitting.decode_plan(_plan(params), params, limits, clock, _repair, _simplifications)
 
     def anchors(self, limits: Limits) -> Mapping[str, Params]:
-        share = share_of_budget(REFERENCE_ARCHITECTURE, limits)
+        share = fitting.share_of_budget(REFERENCE_ARCHITECTURE, limits)
         reference = {} if share is None else {"reference": {**_REFERENCE_PARAMS, "budget_frac": share}}
         return {**reference, "default": dict(_DEFAULT_PARAMS)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Plan(StagedPlan):
+class _Plan(fitting.StagedPlan):
     """The structure before its widths are known; one entry per stage, reduction, or stage but the first."""
 
     separable: tuple[str, ...]
@@ -111,12 +98,12 @@ class _Plan(StagedPlan):
 
     def build(self, base_width: float) -> Architecture:
         second = base_width * self.ratios[0]
-        widths = [round_width(width) for width in (base_width, second, second * self.ratios[1])]
+        widths = [fitting.round_width(width) for width in (base_width, second, second * self.ratios[1])]
         layers: list[Layer] = [Conv(widths[0]), *self._stage(0, widths[0], widths[0])]
         for stage in (1, 2):
             width = widths[stage] if self.widen[stage - 1] == "reduction" else widths[stage - 1]
             layers += [self._reduction(stage - 1, width), *self._stage(stage, width, widths[stage])]
-        layers += [Conv(round_width(widths[2] / 2 ** (i + 1)), padded=False) for i in range(self.head_convs)]
+        layers += [Conv(fitting.round_width(widths[2] / 2 ** (i + 1)), padded=False) for i in range(self.head_convs)]
         return Architecture(tuple(layers))
 
     def _reduction(self, index: int, width: int) -> Conv:
@@ -152,12 +139,12 @@ def _plan(params: Params) -> _Plan:
     dilated_at = {"both": ("first", "second")}.get(params["dilated_at"], (params["dilated_at"],))
     dilated = dilated_at if params["reduction"] == DILATED else ()
     return _Plan(
-        depths=of_stages(params, "depth", (1, 2, 3)),
-        dilations=of_stages(params, "dilation", (1, 2, 3)),
-        separable=of_stages(params, "separable", (1, 2, 3)),
+        depths=fitting.of_stages(params, "depth", (1, 2, 3)),
+        dilations=fitting.of_stages(params, "dilation", (1, 2, 3)),
+        separable=fitting.of_stages(params, "separable", (1, 2, 3)),
         reductions=tuple(DILATED if place in dilated else STRIDED for place in ("first", "second")),
-        widen=of_stages(params, "widen", (1, 2)),
-        ratios=of_stages(params, "width_ratio", (2, 3)),
+        widen=fitting.of_stages(params, "widen", (1, 2)),
+        ratios=fitting.of_stages(params, "width_ratio", (2, 3)),
         **same_named(_Plan, params),
     )
 
@@ -168,32 +155,32 @@ def _repair(plan: _Plan, limits: Limits) -> tuple[_Plan, list[str]]:
     if all(choice == "none" for choice in plan.separable):
         plan = replace(plan, separable=("none", "last", "none"))
         repairs.append("last unit of stage 2 made separable")
-    lifted = first_that_sees_enough(_lifts(plan), limits)
-    return lifted, repairs + repair_sentences(plan, lifted, "unit")
+    lifted = fitting.first_that_sees_enough(_lifts(plan), limits)
+    return lifted, repairs + fitting.repair_sentences(plan, lifted, "unit")
 
 
 def _lifts(plan: _Plan) -> Iterator[_Plan]:
     """The plan itself, then ever larger receptive fields: dilations first, depths last."""
     yield plan
-    plan = yield from wider_dilations(plan)
-    plan = yield from wider_dilations(replace(plan, dilate_all=True))
-    yield from deeper(plan, MAX_DEPTHS)
+    plan = yield from fitting.wider_dilations(plan)
+    plan = yield from fitting.wider_dilations(replace(plan, dilate_all=True))
+    yield from fitting.deeper(plan, MAX_DEPTHS)
 
 
 def _simplifications(plan: _Plan) -> Iterator[tuple[_Plan, str]]:
     """Ever cheaper plans, for upper limits that even the narrowest network of `plan` breaks."""
-    plan = yield from simpler(plan, {"width ratios lowered to 1": {"ratios": (1.0, 1.0)}})
+    plan = yield from fitting.simpler(plan, {"width ratios lowered to 1": {"ratios": (1.0, 1.0)}})
     if plan.head_convs:
-        plan = yield from simpler(plan, {"head dropped": {"head_convs": 0}})
+        plan = yield from fitting.simpler(plan, {"head dropped": {"head_convs": 0}})
     steps: dict[str, dict[str, Any]] = {
         "strided reductions": {"reductions": (STRIDED, STRIDED)},
         "one small separable unit": {"separable": ("none", "none", "last"), "separable_kernel": 3},
     }
-    plan = yield from simpler(plan, steps)
-    plan = yield from shallower(plan)
+    plan = yield from fitting.simpler(plan, steps)
+    plan = yield from fitting.shallower(plan)
     # The last two are the same whatever was sampled: whether limits can be met at all must not depend on it.
     last_steps: dict[str, dict[str, Any]] = {
         "no residual blocks, smallest dilations": {"residual": False, "dilations": (1, 1, 1), "dilate_all": False},
         "one small separable unit in every stage": {"separable": ("last", "last", "last")},
     }
-    yield from simpler(plan, last_steps)
+    yield from fitting.simpler(plan, last_steps)

@@ -65,6 +65,15 @@ class StagedPlan(Plan):
 AnyPlan = TypeVar("AnyPlan", bound=Plan)
 AnyStages = TypeVar("AnyStages", bound=StagedPlan)
 
+Repair = Callable[[AnyPlan, Limits], tuple[AnyPlan, list[str]]]
+"""Meets the limits that do not depend on widths; returns the plan and what was changed."""
+Simplifications = Callable[[AnyPlan], Iterable[tuple[AnyPlan, str]]]
+"""Ever cheaper plans and what was changed, for upper limits that even the narrowest network of a plan breaks.
+
+The last ones are the same whatever was sampled, and the cheapest of the space: whether limits can be met at all must
+not depend on the sample.
+"""
+
 
 def round_width(width: float, step: int = WIDTH_STEP) -> int:
     """The nearest multiple of `step` (halves up), at least MIN_WIDTH."""
@@ -81,8 +90,8 @@ def decode_plan(
     params: Params,
     limits: Limits,
     clock: Clock | None,
-    repair: Callable[[AnyPlan, Limits], tuple[AnyPlan, list[str]]],
-    simplifications: Callable[[AnyPlan], Iterable[tuple[AnyPlan, str]]],
+    repair: Repair[AnyPlan],
+    simplifications: Simplifications[AnyPlan],
 ) -> Decoded:
     """The candidate of the plan that was read from `params`, as `fit` makes it.
 
@@ -109,8 +118,8 @@ def fit(
     limits: Limits,
     budget_frac: float,
     clock: Clock | None,
-    repair: Callable[[AnyPlan, Limits], tuple[AnyPlan, list[str]]],
-    simplifications: Callable[[AnyPlan], Iterable[tuple[AnyPlan, str]]],
+    repair: Repair[AnyPlan],
+    simplifications: Simplifications[AnyPlan],
 ) -> tuple[Architecture, tuple[str, ...]]:
     """The widest network of `plan`, and one sentence per change that it took.
 
@@ -119,10 +128,7 @@ def fit(
         limits: What the network has to meet; it is not certified here.
         budget_frac: Share of the parameter limit that it may spend.
         clock: Predicts seconds, for a limit on them.
-        repair: Meets the limits that do not depend on widths; returns the plan and what was changed.
-        simplifications: Ever cheaper plans and what was changed, for upper limits that even the narrowest
-            network of `plan` breaks. The last ones are the same whatever was sampled, and the cheapest of
-            the space: whether limits can be met at all must not depend on the sample.
+        repair, simplifications: Of the space.
     """
     plan, repairs = repair(plan, limits)
     within = replace(limits, max_params=math.floor(budget_frac * (limits.max_params - 1)) + 1)

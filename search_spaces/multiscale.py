@@ -34,22 +34,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from search_spaces import fitting
 from search_spaces.architecture import Architecture, Branch, Branches, Conv, Gated, Layer, Residual
 from search_spaces.constraints import Clock, Limits
-from search_spaces.fitting import (
-    BUDGET_FRAC,
-    StagedPlan,
-    decode_plan,
-    deeper,
-    first_that_sees_enough,
-    of_stages,
-    repair_sentences,
-    round_width,
-    shallower,
-    share_of_budget,
-    simpler,
-    wider_dilations,
-)
 from search_spaces.space import Choice, Decoded, Dimension, Integer, Params, Real, SearchSpace, column, same_named
 from search_spaces.training_dimensions import DEFAULT_TRAINING, TRAINING_DIMENSIONS, training_params
 from search_spaces.yardstick import N_BLOCKS, WIDTHS, YARDSTICK, YARDSTICK_WITHOUT_POOLING
@@ -79,7 +66,7 @@ _STRUCTURE: dict[str, tuple[Dimension, Any, Any]] = {  # and its values in the y
     "residual_scale": (Choice(("none", "body", "identity")), "identity", "identity"),
     "norm": (Choice(("batch", "layer")), "layer", "layer"),
 }
-MULTISCALE_DIMENSIONS = {"budget_frac": BUDGET_FRAC, **column(_STRUCTURE, 0), **TRAINING_DIMENSIONS}
+MULTISCALE_DIMENSIONS = {"budget_frac": fitting.BUDGET_FRAC, **column(_STRUCTURE, 0), **TRAINING_DIMENSIONS}
 _YARDSTICK_PARAMS = {**column(_STRUCTURE, 1), **training_params(YARDSTICK.augmentation, YARDSTICK.optimisation)}
 _DEFAULT_PARAMS = {"budget_frac": 1.0, **column(_STRUCTURE, 2), **DEFAULT_TRAINING}
 
@@ -93,16 +80,16 @@ class MultiscaleSpace(SearchSpace):
     dimensions = MULTISCALE_DIMENSIONS
 
     def decode(self, params: Params, limits: Limits, clock: Clock | None = None) -> Decoded:
-        return decode_plan(_plan(params), params, limits, clock, _repair, _simplifications)
+        return fitting.decode_plan(_plan(params), params, limits, clock, _repair, _simplifications)
 
     def anchors(self, limits: Limits) -> Mapping[str, Params]:
-        share = share_of_budget(YARDSTICK_WITHOUT_POOLING, limits)
+        share = fitting.share_of_budget(YARDSTICK_WITHOUT_POOLING, limits)
         yardstick = {} if share is None else {"yardstick": {**_YARDSTICK_PARAMS, "budget_frac": share}}
         return {"default": dict(_DEFAULT_PARAMS), **yardstick}
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Plan(StagedPlan):
+class _Plan(fitting.StagedPlan):
     """The structure before its widths are known. Every block is dilated: `dilate_all` has no effect."""
 
     ratio: float
@@ -118,7 +105,7 @@ class _Plan(StagedPlan):
     norm: str
 
     def build(self, base_width: float) -> Architecture:
-        first, second = round_width(base_width), round_width(base_width * self.ratio)
+        first, second = fitting.round_width(base_width), fitting.round_width(base_width * self.ratio)
         layers: list[Layer] = [self._conv(first)]
         layers += [self._block(0, first)] * self.depths[0]
         layers.append(self._reduction(first, second))
@@ -142,7 +129,7 @@ class _Plan(StagedPlan):
             Branch(self.large_kernel),
             Branch(self.dilated_kernel, self.dilations[stage]),
         )
-        hidden = round_width(width * self.expansion, HIDDEN_STEP)
+        hidden = fitting.round_width(width * self.expansion, HIDDEN_STEP)
         body = (
             Branches(branches, self.join, norm_type=self.norm),
             Gated(width, hidden, activation_type=self.activation),
@@ -173,8 +160,8 @@ _SMALLEST = _Plan(
 
 def _plan(params: Params) -> _Plan:
     return _Plan(
-        depths=of_stages(params, "depth", (1, 2)),
-        dilations=of_stages(params, "dilation", (1, 2)),
+        depths=fitting.of_stages(params, "depth", (1, 2)),
+        dilations=fitting.of_stages(params, "dilation", (1, 2)),
         ratio=params["width_ratio"],
         **same_named(_Plan, params),
     )
@@ -183,19 +170,19 @@ def _plan(params: Params) -> _Plan:
 def _repair(plan: _Plan, limits: Limits) -> tuple[_Plan, list[str]]:
     """Meets every limit that does not depend on widths, with the smallest change that does."""
     repairs = []
-    lifted = first_that_sees_enough(_lifts(plan), limits)
+    lifted = fitting.first_that_sees_enough(_lifts(plan), limits)
     if lifted.dilated_kernel != plan.dilated_kernel:
         repairs.append(f"dilated kernel ({plan.dilated_kernel}) -> ({lifted.dilated_kernel})")
-    return lifted, repairs + repair_sentences(plan, lifted, "block")
+    return lifted, repairs + fitting.repair_sentences(plan, lifted, "block")
 
 
 def _lifts(plan: _Plan) -> Iterator[_Plan]:
     """The plan itself, then ever larger receptive fields: dilations first, depths last."""
     yield plan
-    plan = yield from wider_dilations(plan)
-    plan = yield from deeper(plan, MAX_DEPTHS)
+    plan = yield from fitting.wider_dilations(plan)
+    plan = yield from fitting.deeper(plan, MAX_DEPTHS)
     # The largest field of the space, whatever was sampled: small kernels reach to the border exactly.
-    yield from wider_dilations(replace(plan, reduction=GROUPED, dilated_kernel=3, dilations=(2, 2)))
+    yield from fitting.wider_dilations(replace(plan, reduction=GROUPED, dilated_kernel=3, dilations=(2, 2)))
 
 
 def _simplifications(plan: _Plan) -> Iterator[tuple[_Plan, str]]:
@@ -206,7 +193,7 @@ def _simplifications(plan: _Plan) -> Iterator[tuple[_Plan, str]]:
         "branches share the channels": {"join": "concat", "identity": True},
         "smallest kernels": {"small_kernel": 3, "large_kernel": 5, "dilated_kernel": 3},
     }
-    plan = yield from simpler(plan, steps)
-    yield from shallower(plan)
+    plan = yield from fitting.simpler(plan, steps)
+    yield from fitting.shallower(plan)
     # The last one is the same whatever was sampled, and the cheapest: whether limits can be met must not depend on it.
     yield _SMALLEST, "the smallest network"

@@ -34,21 +34,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from search_spaces import fitting
 from search_spaces.architecture import Architecture, Conv, Layer, Residual
 from search_spaces.constraints import Clock, Limits
-from search_spaces.fitting import (
-    BUDGET_FRAC,
-    StagedPlan,
-    decode_plan,
-    deeper,
-    first_that_sees_enough,
-    of_stages,
-    repair_sentences,
-    round_width,
-    shallower,
-    simpler,
-    wider_dilations,
-)
 from search_spaces.space import Choice, Decoded, Dimension, Integer, Params, Real, SearchSpace, column, same_named
 from search_spaces.training_dimensions import DEFAULT_TRAINING, TRAINING_DIMENSIONS
 
@@ -81,7 +69,7 @@ _STRUCTURE: dict[str, tuple[Dimension, Any]] = {  # and its values in the defaul
     "norm": (Choice(("batch", "layer")), "batch"),
     "activation": (Choice(("relu", "gelu", "silu")), "relu"),
 }
-_DIMENSIONS = {"budget_frac": BUDGET_FRAC, **column(_STRUCTURE, 0), **TRAINING_DIMENSIONS}
+_DIMENSIONS = {"budget_frac": fitting.BUDGET_FRAC, **column(_STRUCTURE, 0), **TRAINING_DIMENSIONS}
 _DEFAULT_PARAMS = {"budget_frac": 1.0, **column(_STRUCTURE, 1), **DEFAULT_TRAINING}
 
 
@@ -94,14 +82,14 @@ class SeparableSpace(SearchSpace):
     dimensions = _DIMENSIONS
 
     def decode(self, params: Params, limits: Limits, clock: Clock | None = None) -> Decoded:
-        return decode_plan(_plan(params), params, limits, clock, _repair, _simplifications)
+        return fitting.decode_plan(_plan(params), params, limits, clock, _repair, _simplifications)
 
     def anchors(self, limits: Limits) -> Mapping[str, Params]:
         return {"default": dict(_DEFAULT_PARAMS)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Plan(StagedPlan):
+class _Plan(fitting.StagedPlan):
     """The structure before its widths are known.
 
     Attributes:
@@ -131,7 +119,7 @@ class _Plan(StagedPlan):
         layers: list[Layer] = []
         for stage, ratio in enumerate((1.0, *self.ratios)):
             base_width *= ratio
-            width = round_width(base_width)
+            width = fitting.round_width(base_width)
             layers.append(self._transition(stage, width))
             layers += [self._block(stage, index, width) for index in range(self.depths[stage])]
         return Architecture(tuple(layers))
@@ -146,7 +134,11 @@ class _Plan(StagedPlan):
         return self._unit(width, kernel=self.kernels[stage], stride=2, separable=True)
 
     def _block(self, stage: int, index: int, width: int) -> Residual:
-        inside, kernel, dilation = round_width(width * self.expansion), self.kernels[stage], self.dilation(stage, index)
+        inside, kernel, dilation = (
+            fitting.round_width(width * self.expansion),
+            self.kernels[stage],
+            self.dilation(stage, index),
+        )
         expands = inside > width
         body = [self._unit(inside, kernel=1)] if expands else []
         body.append(self._unit(inside, kernel=kernel, dilation=dilation, groups=inside))
@@ -179,10 +171,10 @@ _SMALLEST = _Plan(
 def _plan(params: Params) -> _Plan:
     stages = range(1, params["n_stages"] + 1)
     return _Plan(
-        depths=of_stages(params, "depth", stages),
-        kernels=of_stages(params, "kernel", stages),
-        dilations=of_stages(params, "dilation", stages),
-        ratios=of_stages(params, "width_ratio", stages[1:]),
+        depths=fitting.of_stages(params, "depth", stages),
+        kernels=fitting.of_stages(params, "kernel", stages),
+        dilations=fitting.of_stages(params, "dilation", stages),
+        ratios=fitting.of_stages(params, "width_ratio", stages[1:]),
         **same_named(_Plan, params),
     )
 
@@ -194,23 +186,23 @@ def _repair(plan: _Plan, limits: Limits) -> tuple[_Plan, list[str]]:
     if inside != plan.dilations:
         repairs.append(f"dilations inside the map {plan.dilations} -> {inside}")
         plan = replace(plan, dilations=inside)
-    lifted = first_that_sees_enough(_lifts(plan), limits)
+    lifted = fitting.first_that_sees_enough(_lifts(plan), limits)
     if (lifted.n_stages, lifted.n_reductions, lifted.repeats) != (plan.n_stages, plan.n_reductions, plan.repeats):
         repairs.append(f"{lifted.n_stages} stages, {lifted.n_reductions} reduction, repeats {lifted.repeats}")
-    return lifted, repairs + repair_sentences(plan, lifted, "block")
+    return lifted, repairs + fitting.repair_sentences(plan, lifted, "block")
 
 
 def _lifts(plan: _Plan) -> Iterator[_Plan]:
     """The plan itself, then ever larger receptive fields: dilations first, structure last."""
     yield plan
-    plan = yield from wider_dilations(plan)
-    plan = yield from wider_dilations(replace(plan, dilate_all=True))
-    plan = yield from deeper(plan, MAX_DEPTHS)
+    plan = yield from fitting.wider_dilations(plan)
+    plan = yield from fitting.wider_dilations(replace(plan, dilate_all=True))
+    plan = yield from fitting.deeper(plan, MAX_DEPTHS)
     plan = replace(plan, repeats="all")
     yield plan
     # The largest field of the space, whatever was sampled.
     plan = replace(plan, depths=MAX_DEPTHS, kernels=(3, 3, 3), dilations=(1, 1, 1), ratios=(1.0, 1.0), n_reductions=1)
-    yield from wider_dilations(plan)
+    yield from fitting.wider_dilations(plan)
 
 
 def _simplifications(plan: _Plan) -> Iterator[tuple[_Plan, str]]:
@@ -221,7 +213,7 @@ def _simplifications(plan: _Plan) -> Iterator[tuple[_Plan, str]]:
         "no repeats": {"repeats": "none"},
         "3x3 kernels": {"reduction": DEPTHWISE, "kernels": (3,) * plan.n_stages},
     }
-    plan = yield from simpler(plan, steps)
-    yield from shallower(plan)
+    plan = yield from fitting.simpler(plan, steps)
+    yield from fitting.shallower(plan)
     # The last one is the same whatever was sampled, and the cheapest: whether limits can be met must not depend on it.
     yield _SMALLEST, "the smallest network"

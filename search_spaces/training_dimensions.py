@@ -76,15 +76,11 @@ def lengthened(augmentation: Augmentation, n_images: int) -> Augmentation:
     passes = n_images / 50_000
     share = math.log(max(passes, SHORT_PASSES) / SHORT_PASSES) / math.log(LONG_PASSES / SHORT_PASSES)
     share = min(1.0, share)
-    names = (
-        *("crop_padding", "affine_p", "shift_frac", "scale_frac", "rotate_deg", "dropout_p"),
-        *("colour_p", "colour_strength", "mixup"),
-    )
-    floors = {name: share * getattr(LONG_AUGMENTATION, name) for name in names}
+    strengths = {name: most for name, most in vars(LONG_AUGMENTATION).items() if name not in ("flip_p", "dropout_hole")}
+    floors = {name: share * most for name, most in strengths.items()}
     floors["crop_padding"] = round(floors["crop_padding"])
-    return dataclasses.replace(
-        augmentation, **{name: max(getattr(augmentation, name), floor) for name, floor in floors.items()}
-    )
+    raised = {name: max(getattr(augmentation, name), floor) for name, floor in floors.items()}
+    return dataclasses.replace(augmentation, **raised)
 
 
 def training_params(augmentation: Augmentation, optimisation: Optimisation) -> dict[str, Any]:
