@@ -86,7 +86,12 @@ class DilatedSpace(SearchSpace):
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan(fitting.StagedPlan):
-    """The structure before its widths are known; one entry per stage, reduction, or stage but the first."""
+    """The structure before its widths are known.
+
+    Attributes:
+        separable: One entry per stage.
+        reductions, widen, ratios: One entry per reduction, and so per stage but the first.
+    """
 
     separable: tuple[str, ...]
     separable_kernel: int
@@ -136,13 +141,12 @@ class _Plan(fitting.StagedPlan):
 
 
 def _plan(params: Params) -> _Plan:
-    dilated_at = {"both": ("first", "second")}.get(params["dilated_at"], (params["dilated_at"],))
-    dilated = dilated_at if params["reduction"] == DILATED else ()
+    at = params["dilated_at"] if params["reduction"] == DILATED else "none"
     return _Plan(
         depths=fitting.of_stages(params, "depth", (1, 2, 3)),
         dilations=fitting.of_stages(params, "dilation", (1, 2, 3)),
         separable=fitting.of_stages(params, "separable", (1, 2, 3)),
-        reductions=tuple(DILATED if place in dilated else STRIDED for place in ("first", "second")),
+        reductions=tuple(DILATED if at in ("both", place) else STRIDED for place in ("first", "second")),
         widen=fitting.of_stages(params, "widen", (1, 2)),
         ratios=fitting.of_stages(params, "width_ratio", (2, 3)),
         **same_named(_Plan, params),
@@ -169,10 +173,10 @@ def _lifts(plan: _Plan) -> Iterator[_Plan]:
 
 def _simplifications(plan: _Plan) -> Iterator[tuple[_Plan, str]]:
     """Ever cheaper plans, for upper limits that even the narrowest network of `plan` breaks."""
-    plan = yield from fitting.simpler(plan, {"width ratios lowered to 1": {"ratios": (1.0, 1.0)}})
-    if plan.head_convs:
-        plan = yield from fitting.simpler(plan, {"head dropped": {"head_convs": 0}})
+    head = {"head dropped": {"head_convs": 0}} if plan.head_convs else {}
     steps: dict[str, dict[str, Any]] = {
+        "width ratios lowered to 1": {"ratios": (1.0, 1.0)},
+        **head,
         "strided reductions": {"reductions": (STRIDED, STRIDED)},
         "one small separable unit": {"separable": ("none", "none", "last"), "separable_kernel": 3},
     }

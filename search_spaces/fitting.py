@@ -1,13 +1,13 @@
 """How a sampled structure becomes a network that meets every limit; what all spaces share.
 
-plan        the sampled structure, before its widths are known; of stages, in all spaces of ours
+plan        the sampled structure, before its widths are known
 repair      meets the limits that do not depend on widths, with the smallest change that does:
             the first of ever larger receptive fields that is large enough
 fit         the widest network of the plan within the sampled share of the parameter limit and within
             every other upper limit; ever simpler plans where even the narrowest one breaks a limit
 
-Repairs and simplifications are generators of ever other plans that return the last one, so that a space writes
-its own as a sequence of the steps at the end of this file.
+The steps at the end of this file are for plans of several stages. Each generates ever other plans and returns the
+last one, where the next step of a space begins.
 """
 
 from __future__ import annotations
