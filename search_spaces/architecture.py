@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ NORM_NAMES = {"batch": "BatchNorm2d", "layer": "LayerNorm2d"}
 """Torch's name (torchvision's for the layer norm over channels) of every norm."""
 ACTIVATION_NAMES = {"relu": "ReLU", "gelu": "GELU", "silu": "SiLU", "tanhexp": "TanhExp"}
 """The module's name of every activation. TanhExp is x * tanh(exp(x)) (Liu and Di 2020)."""
+_NORM_RULE = f"A norm is one of {', '.join(NORM_NAMES)}"
+_ACTIVATION_RULE = f"An activation is one of {', '.join(ACTIVATION_NAMES)}"
 JOINS = {"sum": "Sum", "concat": "Concat"}
 """How branches come together."""
 SCALED = (None, "body", "identity")
@@ -42,6 +45,11 @@ SCALED = (None, "body", "identity")
 
 class ArchitectureError(ValueError):
     """The description is not a network: a map would vanish, or a residual body changes its shape."""
+
+
+def _require(holds: bool, rule: str, **values: Any) -> None:
+    if not holds:
+        raise ArchitectureError(f"{rule}: {', '.join(f'{name}={value!r}' for name, value in values.items())}.")
 
 
 @dataclass(frozen=True)
@@ -80,18 +88,23 @@ class Conv:
 
     def __post_init__(self) -> None:
         patch = self.kernel > 0 and self.kernel % 2 == 0 == self.stride % 2 and self.dilation == 1
-        if not patch and (self.kernel < 1 or self.kernel % 2 == 0):
-            raise ArchitectureError(
-                "A kernel side must be odd and positive, or even with an even stride and no dilation: "
-                f"kernel={self.kernel}, stride={self.stride}, dilation={self.dilation}."
-            )
-        if min(self.out_channels, self.stride, self.dilation, self.groups) < 1:
-            raise ArchitectureError(
-                "Channels, stride, dilation and groups must be at least 1: out_channels="
-                f"{self.out_channels}, stride={self.stride}, dilation={self.dilation}, groups={self.groups}."
-            )
-        if self.separable and self.groups > 1:
-            raise ArchitectureError(f"A separable convolution has no groups of its own: groups={self.groups}.")
+        _require(
+            patch or (self.kernel > 0 and self.kernel % 2 == 1),
+            "A kernel side must be odd and positive, or even with an even stride and no dilation",
+            kernel=self.kernel,
+            stride=self.stride,
+            dilation=self.dilation,
+        )
+        _require(
+            min(self.out_channels, self.stride, self.dilation, self.groups) >= 1,
+            "Channels, stride, dilation and groups must be at least 1",
+            out_channels=self.out_channels,
+            stride=self.stride,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+        if self.separable:
+            _require(self.groups == 1, "A separable convolution has no groups of its own", groups=self.groups)
         _check_types(self.norm_type, self.activation_type)
 
     @property
@@ -103,6 +116,23 @@ class Conv:
     def is_dilated(self) -> bool:
         """A dilation on a 1x1 kernel dilates nothing, so it does not count."""
         return self.kernel > 1 and self.dilation > 1
+
+    def convs(self, in_channels: int) -> tuple[Conv, ...]:
+        """The convolutions that it consists of: itself, or a depthwise and a pointwise one."""
+        if not self.separable:
+            return (self,)
+        geometry = (self.kernel, self.stride, self.dilation, self.padded, self.bias)
+        return _depthwise(in_channels, *geometry), _pointwise(self.out_channels, self.bias)
+
+
+@functools.cache  # solving widths describes the same convolutions thousands of times
+def _depthwise(channels: int, kernel: int, stride: int, dilation: int, padded: bool, bias: bool) -> Conv:
+    return Conv(channels, kernel, stride, dilation, padded, bias=bias, groups=channels)
+
+
+@functools.cache
+def _pointwise(out_channels: int, bias: bool) -> Conv:
+    return Conv(out_channels, kernel=1, bias=bias)
 
 
 @dataclass(frozen=True)
@@ -121,11 +151,13 @@ class Branch:
     smooth: bool = False
 
     def __post_init__(self) -> None:
-        if self.kernel < 1 or self.kernel % 2 == 0 or self.dilation < 1:
-            raise ArchitectureError(
-                "A branch has an odd, positive kernel side and a positive dilation: "
-                f"kernel={self.kernel}, dilation={self.dilation}."
-            )
+        odd = self.kernel > 0 and self.kernel % 2 == 1
+        rule = "A branch has an odd, positive kernel side and a positive dilation"
+        _require(odd and self.dilation > 0, rule, kernel=self.kernel, dilation=self.dilation)
+
+    def conv(self, channels: int, bias: bool) -> Conv:
+        """The depthwise convolution on `channels` channels."""
+        return _depthwise(channels, self.kernel, 1, self.dilation, True, bias)
 
     def __str__(self) -> str:
         kernel = f"{self.kernel}x{self.kernel}" if self.kernel > 1 else "identity"
@@ -155,8 +187,7 @@ class Branches:
     def __post_init__(self) -> None:
         if len(self.branches) < 2 or all(branch.kernel == 1 for branch in self.branches):
             raise ArchitectureError(f"Branches are at least two, and one of them convolves: {self.branches}.")
-        if self.join not in JOINS:
-            raise ArchitectureError(f"Branches join by {' or '.join(JOINS)}: join={self.join!r}.")
+        _require(self.join in JOINS, f"Branches join by {' or '.join(JOINS)}", join=self.join)
         _check_types(self.norm_type, self.activation_type)
 
     def channels(self, in_channels: int) -> tuple[int, ...]:
@@ -165,8 +196,7 @@ class Branches:
         if self.join == "sum":
             return (in_channels,) * n_branches
         share = in_channels // n_branches
-        if share < 1:
-            raise ArchitectureError(f"{n_branches} branches need as many channels: in_channels={in_channels}.")
+        _require(share >= 1, f"{n_branches} branches need as many channels", in_channels=in_channels)
         return (in_channels - share * (n_branches - 1),) + (share,) * (n_branches - 1)
 
 
@@ -190,11 +220,14 @@ class Gated:
     activation_type: str = "silu"
 
     def __post_init__(self) -> None:
-        if min(self.out_channels, self.hidden) < 1:
-            raise ArchitectureError(
-                f"Channels must be at least 1: out_channels={self.out_channels}, hidden={self.hidden}."
-            )
+        counts = {"out_channels": self.out_channels, "hidden": self.hidden}
+        _require(min(counts.values()) >= 1, "Channels must be at least 1", **counts)
         _check_types(self.norm_type, self.activation_type)
+
+    @property
+    def convs(self) -> tuple[Conv, Conv]:
+        """The pointwise convolutions before and after the gate."""
+        return _pointwise(2 * self.hidden, self.bias), _pointwise(self.out_channels, self.bias)
 
 
 Unit = Conv | Branches | Gated
@@ -220,10 +253,8 @@ class Residual:
     times: int = 1
 
     def __post_init__(self) -> None:
-        if self.scaled not in SCALED:
-            raise ArchitectureError(f"A learned scale multiplies 'body' or 'identity': scaled={self.scaled!r}.")
-        if self.times < 1:
-            raise ArchitectureError(f"A residual block runs at least once: times={self.times}.")
+        _require(self.scaled in SCALED, "A learned scale multiplies 'body' or 'identity'", scaled=self.scaled)
+        _require(self.times >= 1, "A residual block runs at least once", times=self.times)
         _check_types("batch", self.activation_type)
 
 
@@ -237,12 +268,8 @@ _OMITTED_AT_DEFAULT = {
 
 
 def _check_types(norm_type: str, activation_type: str) -> None:
-    if norm_type not in NORM_NAMES:
-        raise ArchitectureError(f"A norm is one of {', '.join(NORM_NAMES)}: norm_type={norm_type!r}.")
-    if activation_type not in ACTIVATION_NAMES:
-        raise ArchitectureError(
-            f"An activation is one of {', '.join(ACTIVATION_NAMES)}: activation_type={activation_type!r}."
-        )
+    _require(norm_type in NORM_NAMES, _NORM_RULE, norm_type=norm_type)
+    _require(activation_type in ACTIVATION_NAMES, _ACTIVATION_RULE, activation_type=activation_type)
 
 
 @dataclass(frozen=True)
@@ -345,10 +372,8 @@ class Architecture:
     @property
     def units(self) -> tuple[Unit, ...]:
         """All units in order, residual bodies opened."""
-        units: list[Unit] = []
-        for layer in self.layers:
-            units.extend(layer.body if isinstance(layer, Residual) else (layer,))
-        return tuple(units)
+        bodies = (layer.body if isinstance(layer, Residual) else (layer,) for layer in self.layers)
+        return tuple(itertools.chain.from_iterable(bodies))
 
     @property
     def convs(self) -> tuple[Conv, ...]:
@@ -410,10 +435,8 @@ class Architecture:
         Raises:
             ArchitectureError: Another format version, or fields that do not fit.
         """
-        if data.get("version") != FORMAT_VERSION:
-            raise ArchitectureError(
-                f"Architectures of format {FORMAT_VERSION} can be read: version={data.get('version')!r}."
-            )
+        version = data.get("version")
+        _require(version == FORMAT_VERSION, f"Architectures of format {FORMAT_VERSION} can be read", version=version)
         try:
             return cls(
                 layers=tuple(_layer_from_json(layer) for layer in data["layers"]),
@@ -450,20 +473,14 @@ def _layer_to_json(layer: Layer) -> dict[str, Any]:
 def _layer_from_json(data: Mapping[str, Any]) -> Layer:
     fields = dict(data)
     kind = fields.pop("kind")
-    if kind not in _KINDS:
-        raise ArchitectureError(f"A layer is one of {', '.join(_KINDS)}: kind={kind!r}.")
+    _require(kind in _KINDS, f"A layer is one of {', '.join(_KINDS)}", kind=kind)
     if kind == "residual":
-        fields["body"] = tuple(_unit_from_json(unit) for unit in fields["body"])
+        fields["body"] = tuple(_layer_from_json(unit) for unit in fields["body"])
+        if any(isinstance(unit, Residual) for unit in fields["body"]):
+            raise ArchitectureError("The body of a residual block holds no residual blocks.")
     elif kind == "branches":
         fields["branches"] = tuple(Branch(**branch) for branch in fields["branches"])
     return _KINDS[kind](**fields)
-
-
-def _unit_from_json(data: Mapping[str, Any]) -> Unit:
-    unit = _layer_from_json(data)
-    if isinstance(unit, Residual):
-        raise ArchitectureError("The body of a residual block holds no residual blocks.")
-    return unit
 
 
 class _Trace:
@@ -482,55 +499,36 @@ class _Trace:
         out_shape: tuple[int, int, int] | None = None,
         params: int = 0,
         macs: int = 0,
-        kernel: int = 1,
-        dilation: int = 1,
-        padded: bool = True,
-        groups: int = 1,
+        geometry: tuple[int, int, bool, int] = (1, 1, True, 1),
     ) -> None:
         """Appends an operation that leads to `out_shape` (the same shape, if None) and the current field."""
         before, self.shape = self.shape, out_shape or self.shape
+        figures = (params, macs, self.field, self.jump)
         self.operations.append(
-            Operation(
-                self.layer, name, detail, before, self.shape, params, macs, self.field, self.jump,
-                kernel, dilation, padded, groups, self.unit, self.run,
-            )
-        )  # fmt: skip
+            Operation(self.layer, name, detail, before, self.shape, *figures, *geometry, self.unit, self.run)
+        )
 
-    def convolve(
-        self,
-        out_channels: int,
-        kernel: int = 1,
-        stride: int = 1,
-        dilation: int = 1,
-        padded: bool = True,
-        bias: bool = False,
-        groups: int = 1,
-        kind: str = "",
-    ) -> None:
+    def convolve(self, conv: Conv, kind: str = "") -> None:
         """Receptive field: r <- r + (k - 1) * dilation * jump, then jump <- jump * stride (Araujo et al. 2019)."""
         channels, side, _ = self.shape
-        padding = dilation * (kernel - 1) // 2 if padded else 0
-        out_side = (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        kernel, dilation, padded = conv.kernel, conv.dilation, conv.padded
+        extent = dilation * (kernel - 1)
+        out_side = (side + 2 * conv.padding - extent - 1) // conv.stride + 1
         if out_side < 1:
             raise ArchitectureError(
                 f"The map would shrink below 1 pixel in layer {self.layer}: {side}x{side} with "
                 f"{kernel=}, {dilation=}, {padded=}."
             )
-        self.field += (kernel - 1) * dilation * self.jump
-        self.jump *= stride
+        self.field += extent * self.jump
+        self.jump *= conv.stride
         detail = f"{kernel}x{kernel}"
-        if stride > 1:
-            detail += f", stride {stride}"
-        if kernel > 1 and dilation > 1:
-            detail += f", dilation {dilation}"
-        if not padded:
-            detail += ", unpadded"
-        if kind:
-            detail += f", {kind}"
-        weights = out_channels * channels * kernel**2 // groups
-        params = 0 if self.run else weights + out_channels * bias
-        out = (out_channels, out_side, out_side)
-        self.add("Conv2d", detail, out, params, weights * out_side**2, kernel, dilation, padded, groups)
+        detail += f", stride {conv.stride}" if conv.stride > 1 else ""
+        detail += f", dilation {dilation}" if kernel > 1 < dilation else ""
+        detail += ("" if padded else ", unpadded") + (f", {kind}" if kind else "")
+        weights = conv.out_channels * channels * kernel**2 // conv.groups
+        params = 0 if self.run else weights + conv.out_channels * conv.bias
+        out = (conv.out_channels, out_side, out_side)
+        self.add("Conv2d", detail, out, params, weights * out_side**2, (kernel, dilation, padded, conv.groups))
 
     def follow(self, unit: Unit) -> None:
         """Appends the operations of `unit`."""
@@ -539,9 +537,10 @@ class _Trace:
         elif isinstance(unit, Branches):
             self._branches(unit)
         else:
-            self.convolve(2 * unit.hidden, bias=unit.bias, kind="pointwise")
+            first, last = unit.convs
+            self.convolve(first, "pointwise")
             self.add("Gate", ACTIVATION_NAMES[unit.activation_type], (unit.hidden, *self.shape[1:]))
-            self.convolve(unit.out_channels, bias=unit.bias, kind="pointwise")
+            self.convolve(last, "pointwise")
         if unit.norm:
             self.add(NORM_NAMES[unit.norm_type], params=2 * self.shape[0])
         if not isinstance(unit, Gated) and unit.activation:
@@ -549,20 +548,16 @@ class _Trace:
 
     def _conv(self, unit: Conv) -> None:
         channels = self.shape[0]
-        geometry = (unit.kernel, unit.stride, unit.dilation, unit.padded, unit.bias)
-        if unit.separable:
-            self.convolve(channels, *geometry, groups=channels, kind="depthwise")
-            self.convolve(unit.out_channels, bias=unit.bias, kind="pointwise")
-        elif unit.groups == 1:
-            self.convolve(unit.out_channels, *geometry)
-        elif channels % unit.groups or unit.out_channels % unit.groups:
+        if channels % unit.groups or unit.out_channels % unit.groups:
             raise ArchitectureError(
                 f"Groups divide the channels before and after: layer {self.layer} has groups={unit.groups}, "
                 f"in_channels={channels}, out_channels={unit.out_channels}."
             )
-        else:
-            kind = "depthwise" if unit.groups == channels else f"{unit.groups} groups"
-            self.convolve(unit.out_channels, *geometry, unit.groups, kind)
+        kinds: tuple[str, ...] = ("depthwise", "pointwise")
+        if not unit.separable:
+            kinds = ({channels: "depthwise", 1: ""}.get(unit.groups, f"{unit.groups} groups"),)
+        for conv, kind in zip(unit.convs(channels), kinds, strict=True):
+            self.convolve(conv, kind)
 
     def _branches(self, unit: Branches) -> None:
         shape, start = self.shape, self.field
@@ -573,9 +568,7 @@ class _Trace:
                 self.field += 2 * self.jump
                 self.add("AvgPool2d", "3x3, stride 1")
             if branch.kernel > 1:
-                self.convolve(
-                    channels, branch.kernel, 1, branch.dilation, bias=unit.bias, groups=channels, kind="depthwise"
-                )
+                self.convolve(branch.conv(channels, unit.bias), "depthwise")
             longest = max(longest, self.field)
         self.shape, self.field = shape, longest
         self.add(JOINS[unit.join], ", ".join(map(str, unit.branches)))
@@ -613,5 +606,5 @@ def _trace(architecture: Architecture) -> tuple[Operation, ...]:
     channels, side, _ = trace.shape
     trace.field += (side - 1) * trace.jump
     trace.add("AvgPool2d", f"global, {side}x{side}", (channels, 1, 1))
-    trace.convolve(architecture.n_classes, bias=architecture.classifier_bias, kind="classifier")
+    trace.convolve(Conv(architecture.n_classes, kernel=1, bias=architecture.classifier_bias), "classifier")
     return tuple(trace.operations)

@@ -25,8 +25,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from search_spaces.constraints import Clock, Limits
+from search_spaces.fitting import BUDGET_FRAC
 from search_spaces.multiscale import GROUPED, MultiscaleSpace
-from search_spaces.space import Choice, Decoded, Dimension, Integer, Params, Real, SearchSpace
+from search_spaces.space import Choice, Decoded, Dimension, Integer, Params, Real, SearchSpace, column
 from search_spaces.training_dimensions import DEFAULT_TRAINING, LONG_DIMENSIONS, TRAINING_DIMENSIONS
 
 _TREE = (__doc__ or "").split("\n\n")[1]
@@ -42,30 +43,20 @@ _FIXED: dict[str, Any] = {
 }
 """What `multiscale` samples and this space does not."""
 
-_DIMENSIONS: dict[str, Dimension] = {
-    "budget_frac": Real(0.4, 1.0),
-    "depth_1": Integer(2, 5),
-    "depth_2": Integer(2, 6),
-    "width_ratio": Real(1.25, 2.25),
-    "dilation_1": Integer(2, 5),
-    "dilation_2": Integer(2, 5),
-    "expansion": Real(0.75, 2.0),
-    "activation": Choice(("gelu", "silu")),
-    "residual_scale": Choice(("body", "identity")),
-    **LONG_DIMENSIONS,
-    **TRAINING_DIMENSIONS,
+_SAMPLED: dict[str, tuple[Dimension, Any]] = {  # and its values in the default
+    "budget_frac": (BUDGET_FRAC, 1.0),
+    "depth_1": (Integer(2, 5), 2),
+    "depth_2": (Integer(2, 6), 5),
+    "width_ratio": (Real(1.25, 2.25), 1.5),
+    "dilation_1": (Integer(2, 5), 3),
+    "dilation_2": (Integer(2, 5), 2),
+    "expansion": (Real(0.75, 2.0), 1.0),
+    "activation": (Choice(("gelu", "silu")), "silu"),
+    "residual_scale": (Choice(("body", "identity")), "identity"),
 }
-
+_DIMENSIONS = {**column(_SAMPLED, 0), **LONG_DIMENSIONS, **TRAINING_DIMENSIONS}
 _DEFAULT_PARAMS: dict[str, Any] = {
-    "budget_frac": 1.0,
-    "depth_1": 2,
-    "depth_2": 5,
-    "width_ratio": 1.5,
-    "dilation_1": 3,
-    "dilation_2": 2,
-    "expansion": 1.0,
-    "activation": "silu",
-    "residual_scale": "identity",
+    **column(_SAMPLED, 1),
     "colour_p": 0.0,
     "colour_strength": 0.1,
     "sharpen_p": 0.0,
@@ -84,10 +75,7 @@ class BestSpace(SearchSpace):
     name = "best"
     version = 3
     tree = _TREE
-
-    @property
-    def dimensions(self) -> Mapping[str, Dimension]:
-        return _DIMENSIONS
+    dimensions = _DIMENSIONS
 
     def decode(self, params: Params, limits: Limits, clock: Clock | None = None) -> Decoded:
         return MultiscaleSpace().decode({**_FIXED, **params}, limits, clock)

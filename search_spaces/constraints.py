@@ -101,23 +101,28 @@ def check(architecture: Architecture, limits: Limits, clock: Clock | None = None
 
     `max_epoch_s` needs a `clock`; without one it is not checked (and no study sets it without one).
     """
+    params, field, n_pools = architecture.params, architecture.receptive_field, architecture.n_local_pools
     found = [
-        _below("parameters", architecture.params, limits.max_params, "parameters"),
-        _above("receptive_field", architecture.receptive_field, limits.min_receptive_field),
-        _at_least_one("dilated_convolution", architecture.n_dilated),
-        _at_least_one("depthwise_separable_convolution", architecture.n_separable),
+        _held("parameters", params - limits.max_params + 1, f"{params:,} parameters, not below {limits.max_params:,}"),
+        _held(
+            "receptive_field",
+            limits.min_receptive_field + 1 - field,
+            f"receptive field {field}, not above {limits.min_receptive_field}",
+        ),
+        _held("dilated_convolution", 1 - architecture.n_dilated, "no dilated convolution"),
+        _held("depthwise_separable_convolution", 1 - architecture.n_separable, "no depthwise separable convolution"),
         _dilation_reach(architecture),
-        _no_pooling(architecture),
+        _held("pooling", n_pools, f"{n_pools} poolings before the global average"),
     ]
     if limits.max_macs is not None:
-        found.append(_below("macs", architecture.macs, limits.max_macs, "multiply-accumulates"))
+        macs = architecture.macs
+        reason = f"{macs:,} multiply-accumulates, not below {limits.max_macs:,}"
+        found.append(_held("macs", macs - limits.max_macs + 1, reason))
     if limits.max_epoch_s is not None and clock is not None:
         seconds = clock.epoch_s(architecture)
-        # Seconds are not whole numbers: a strict limit is met when the difference is negative.
-        value = seconds - limits.max_epoch_s
-        value = value if value != 0 else 1e-9
         reason = f"predicted {seconds:.1f} s an epoch, not below {limits.max_epoch_s:g} s"
-        found.append(Constraint("epoch_s", value, reason if value > 0 else ""))
+        # Seconds are not whole numbers: a strict limit is met when the difference is negative.
+        found.append(_held("epoch_s", (seconds - limits.max_epoch_s) or 1e-9, reason))
     return tuple(found)
 
 
@@ -156,56 +161,36 @@ def limit_rows(
         words["macs"] = ("Multiply-accumulates", f"< {limits.max_macs:,}")
     if limits.max_epoch_s is not None:
         words["epoch_s"] = ("Predicted time of an epoch", f"< {limits.max_epoch_s:g} s")
-    found = {c.name: c for c in check(architecture, limits, clock)} if architecture else {}
+    found = {}
+    if architecture is not None:
+        found = {held.name: _standing(held, architecture, clock) for held in check(architecture, limits, clock)}
     rows = []
     for name, (label, required) in words.items():
-        if architecture is None or name not in found:
-            rows.append(LimitRow(name, label, required))
-            continue
-        value, distance = _standing(found[name], architecture, clock)
-        rows.append(LimitRow(name, label, required, value, distance, found[name].feasible))
+        value, distance, met = found.get(name, ("", "", None))
+        rows.append(LimitRow(name, label, required, value, distance, met))
     return tuple(rows)
 
 
-def _standing(constraint: Constraint, architecture: Architecture, clock: Clock | None) -> tuple[str, str]:
-    """(figure, what it may still lose) of one limit."""
-    left = -constraint.value
-    match constraint.name:
-        case "parameters":
-            return f"{architecture.params:,}", f"{left:,} left"
-        case "receptive_field":
-            return f"{architecture.receptive_field:,}", f"{left:,} pixels to spare"
-        case "dilated_convolution":
-            return f"{architecture.n_dilated:,}", f"{left:,} to spare"
-        case "depthwise_separable_convolution":
-            return f"{architecture.n_separable:,}", f"{left:,} to spare"
-        case "macs":
-            return f"{architecture.macs:,}", f"{left:,} left"
-        case "epoch_s" if clock is not None:
-            return f"{clock.epoch_s(architecture):.1f} s", f"{left:.1f} s left"
-        case "dilation_reach":
-            return constraint.reason or "inside", ""
-    return constraint.reason or "no other", ""
+def _standing(constraint: Constraint, architecture: Architecture, clock: Clock | None) -> tuple[str, str, bool | None]:
+    """(figure, what it may still lose, whether it is met) of one limit."""
+    counts = {
+        "parameters": (architecture.params, "left"),
+        "receptive_field": (architecture.receptive_field, "pixels to spare"),
+        "dilated_convolution": (architecture.n_dilated, "to spare"),
+        "depthwise_separable_convolution": (architecture.n_separable, "to spare"),
+        "macs": (architecture.macs, "left"),
+    }
+    name, left, met = constraint.name, -constraint.value, constraint.feasible
+    if name in counts:
+        figure, words = counts[name]
+        return f"{figure:,}", f"{left:,} {words}", met
+    if name == "epoch_s" and clock is not None:
+        return f"{clock.epoch_s(architecture):.1f} s", f"{left:.1f} s left", met
+    return constraint.reason or {"dilation_reach": "inside"}.get(name, "no other"), "", met
 
 
-def _below(name: str, value: int, limit: int, noun: str) -> Constraint:
-    excess = value - limit + 1
-    return Constraint(name, excess, f"{value:,} {noun}, not below {limit:,}" if excess > 0 else "")
-
-
-def _above(name: str, value: int, limit: int) -> Constraint:
-    lack = limit + 1 - value
-    return Constraint(name, lack, f"receptive field {value}, not above {limit}" if lack > 0 else "")
-
-
-def _at_least_one(name: str, count: int) -> Constraint:
-    noun = name.replace("_", " ")
-    return Constraint(name, 1 - count, f"no {noun}" if count < 1 else "")
-
-
-def _no_pooling(architecture: Architecture) -> Constraint:
-    count = architecture.n_local_pools
-    return Constraint("pooling", count, f"{count} poolings before the global average" if count else "")
+def _held(name: str, value: float, reason: str) -> Constraint:
+    return Constraint(name, value, reason if value > 0 else "")
 
 
 def _dilation_reach(architecture: Architecture) -> Constraint:

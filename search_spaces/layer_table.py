@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from search_spaces.architecture import Architecture, Operation, Residual
+from search_spaces.architecture import Architecture, Residual
 
 _HEADER = ("#", "Layer (type)", "Details", "Output [C, H, W]", "Params", "MACs", "Receptive field")
 _LEFT_ALIGNED = 3
@@ -25,14 +25,8 @@ def layer_table(architecture: Architecture) -> str:
     rows = list(_rows(architecture))
     widths = [max(len(row[column]) for row in (_HEADER, *rows)) for column in range(len(_HEADER))]
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    lines = [
-        _line(_HEADER, widths),
-        rule,
-        *(_line(row, widths) for row in rows),
-        rule,
-        *_totals(architecture),
-    ]
-    return "\n".join(lines)
+    header, *lines = (_line(row, widths) for row in (_HEADER, *rows))
+    return "\n".join((header, rule, *lines, rule, *_totals(architecture)))
 
 
 def weights_mib(architecture: Architecture) -> float:
@@ -52,21 +46,10 @@ def _rows(architecture: Architecture) -> Iterator[_Row]:
         number = ""
         if place != last_place and not (residual and op.unit is None):
             number = f"{op.layer}.{op.unit}" if residual else str(op.layer)
-        yield _row(number, op, "  " if residual else "")
+        figures = (f"{figure:,}" for figure in (op.params, op.macs, op.receptive_field))
+        shape = f"[{', '.join(str(side) for side in op.out_shape)}]"
+        yield (number, "  " * residual + op.name, op.detail, shape, *figures)
         last_layer, last_place = op.layer, place
-
-
-def _row(number: str, op: Operation, indent: str = "") -> _Row:
-    shape = f"[{', '.join(str(side) for side in op.out_shape)}]"
-    return (
-        number,
-        indent + op.name,
-        op.detail,
-        shape,
-        f"{op.params:,}",
-        f"{op.macs:,}",
-        f"{op.receptive_field:,}",
-    )
 
 
 def _line(row: _Row, widths: list[int]) -> str:
@@ -79,16 +62,12 @@ def _line(row: _Row, widths: list[int]) -> str:
 
 def _totals(architecture: Architecture) -> list[str]:
     totals = {
-        "Parameters": f"{architecture.params:,}",
-        "Multiply-accumulates": f"{architecture.macs:,}",
-        "Receptive field": f"{architecture.receptive_field:,}",
-        "  with the global pooling": f"{architecture.receptive_field_with_pool:,}",
-        "Size of the weights": f"{weights_mib(architecture):.2f} MiB",
+        "Parameters": (f"{architecture.params:,}", ""),
+        "Multiply-accumulates": (f"{architecture.macs:,}", ""),
+        "Receptive field": (f"{architecture.receptive_field:,}", ""),
+        "  with the global pooling": (f"{architecture.receptive_field_with_pool:,}", ""),
+        "Size of the weights": (f"{weights_mib(architecture):.2f}", " MiB"),
     }
     names = max(len(name) for name in totals)
-    values = max(len(value.removesuffix(" MiB")) for value in totals.values())
-    unit = " MiB"
-    return [
-        f"{name.ljust(names)}  {value.removesuffix(unit).rjust(values)}{unit if value.endswith(unit) else ''}"
-        for name, value in totals.items()
-    ]
+    values = max(len(value) for value, _ in totals.values())
+    return [f"{name:<{names}}  {value:>{values}}{unit}" for name, (value, unit) in totals.items()]

@@ -6,7 +6,7 @@ import abc
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from search_spaces.candidate import Candidate
@@ -76,6 +76,16 @@ class Real:
 Dimension = Choice | Integer | Real
 
 
+def column(table: Mapping[str, tuple[Any, ...]], index: int) -> dict[str, Any]:
+    """One column of a table of parameters: the first is their dimensions, the others are points of the space."""
+    return {name: row[index] for name, row in table.items()}
+
+
+def same_named(of: type[Any], params: Params) -> dict[str, Any]:
+    """The fields of the dataclass `of` that are parameters as they stand."""
+    return {field.name: params[field.name] for field in fields(of) if field.name in params}
+
+
 @dataclass(frozen=True)
 class Decoded:
     """A feasible candidate, and what had to be changed to make it so.
@@ -99,6 +109,7 @@ class SearchSpace(abc.ABC):
         name: What `--space` takes.
         version: Raised when the same parameters decode to something else; part of a study's fingerprint.
         tree: The space drawn as a tree, for people.
+        dimensions: Every parameter and its fixed distribution, in the order in which they are sampled.
         cpu_epoch_factor: How many times the reference network's epoch a candidate's may take in a study on a
             CPU, unless the user says otherwise. Depthwise convolutions cost ten times dense ones there, so a
             space made of them would shrink to nothing under a tight limit, and without one be unaffordable.
@@ -107,12 +118,8 @@ class SearchSpace(abc.ABC):
     name: ClassVar[str]
     version: ClassVar[int]
     tree: ClassVar[str]
+    dimensions: ClassVar[Mapping[str, Dimension]]
     cpu_epoch_factor: ClassVar[float] = 12.0
-
-    @property
-    @abc.abstractmethod
-    def dimensions(self) -> Mapping[str, Dimension]:
-        """Every parameter and its fixed distribution, in the order in which they are sampled."""
 
     @abc.abstractmethod
     def decode(self, params: Params, limits: Limits, clock: Clock | None = None) -> Decoded:

@@ -13,27 +13,31 @@ import math
 from typing import Any
 
 from search_spaces.candidate import Augmentation, Optimisation
-from search_spaces.space import Choice, Dimension, Integer, Params, Real
+from search_spaces.space import Choice, Dimension, Integer, Params, Real, column, same_named
 
-TRAINING_DIMENSIONS: dict[str, Dimension] = {
-    "flip": Choice((False, True)),
-    "crop_padding": Integer(0, 4),
-    "affine_p": Real(0.0, 0.6),
-    "shift_frac": Real(0.0, 0.125),
-    "scale_frac": Real(0.0, 0.2),
-    "rotate_deg": Real(0.0, 15.0),
-    "dropout_p": Real(0.0, 0.6),
-    "dropout_hole": Integer(4, 12),
-    "optimizer": Choice(("sgd", "adamw", "muon")),
-    "lr": Real(0.03, 0.6, log=True),
-    "weight_decay": Real(1e-4, 3e-3, log=True),
-    "adamw_lr": Real(1e-3, 2e-2, log=True),
-    "adamw_weight_decay": Real(1e-2, 0.3, log=True),
-    "muon_lr": Real(5e-3, 4e-2, log=True),
-    "muon_weight_decay": Real(1e-2, 0.3, log=True),
-    "batch_size": Choice((64, 128, 256)),
-    "label_smoothing": Real(0.0, 0.15),
+_TRAINING: dict[str, tuple[Dimension, Any]] = {
+    "flip": (Choice((False, True)), True),
+    "crop_padding": (Integer(0, 4), 3),
+    "affine_p": (Real(0.0, 0.6), 0.1),
+    "shift_frac": (Real(0.0, 0.125), 0.1),
+    "scale_frac": (Real(0.0, 0.2), 0.1),
+    "rotate_deg": (Real(0.0, 15.0), 10.0),
+    "dropout_p": (Real(0.0, 0.6), 0.2),
+    "dropout_hole": (Integer(4, 12), 8),
+    "optimizer": (Choice(("sgd", "adamw", "muon")), "muon"),
+    "lr": (Real(0.03, 0.6, log=True), 0.2),
+    "weight_decay": (Real(1e-4, 3e-3, log=True), 5e-4),
+    "adamw_lr": (Real(1e-3, 2e-2, log=True), 4e-3),
+    "adamw_weight_decay": (Real(1e-2, 0.3, log=True), 0.05),
+    "muon_lr": (Real(5e-3, 4e-2, log=True), 0.015),
+    "muon_weight_decay": (Real(1e-2, 0.3, log=True), 0.05),
+    "batch_size": (Choice((64, 128, 256)), 128),
+    "label_smoothing": (Real(0.0, 0.15), 0.0),
 }
+TRAINING_DIMENSIONS: dict[str, Dimension] = column(_TRAINING, 0)
+DEFAULT_TRAINING: dict[str, Any] = column(_TRAINING, 1)
+"""Light augmentation, for short runs."""
+
 LONG_AUGMENTATION_DIMENSIONS: dict[str, Dimension] = {
     "colour_p": Real(0.0, 0.5),
     "colour_strength": Real(0.0, 0.4),
@@ -45,28 +49,6 @@ LONG_DIMENSIONS: dict[str, Dimension] = {**LONG_AUGMENTATION_DIMENSIONS, "warmup
 
 OF_OPTIMIZER = {"sgd": "", "adamw": "adamw_", "muon": "muon_"}
 """Every optimizer has a rate and a decay of its own: one name, one fixed distribution."""
-
-
-DEFAULT_TRAINING: dict[str, Any] = {
-    "flip": True,
-    "crop_padding": 3,
-    "affine_p": 0.1,
-    "shift_frac": 0.1,
-    "scale_frac": 0.1,
-    "rotate_deg": 10.0,
-    "dropout_p": 0.2,
-    "dropout_hole": 8,
-    "optimizer": "muon",
-    "lr": 0.2,
-    "weight_decay": 5e-4,
-    "adamw_lr": 4e-3,
-    "adamw_weight_decay": 0.05,
-    "muon_lr": 0.015,
-    "muon_weight_decay": 0.05,
-    "batch_size": 128,
-    "label_smoothing": 0.0,
-}
-"""Light augmentation, for short runs."""
 
 LONG_AUGMENTATION = Augmentation(
     crop_padding=4,
@@ -94,58 +76,33 @@ def lengthened(augmentation: Augmentation, n_images: int) -> Augmentation:
     passes = n_images / 50_000
     share = math.log(max(passes, SHORT_PASSES) / SHORT_PASSES) / math.log(LONG_PASSES / SHORT_PASSES)
     share = min(1.0, share)
-    names = (
-        *("crop_padding", "affine_p", "shift_frac", "scale_frac", "rotate_deg", "dropout_p"),
-        *("colour_p", "colour_strength", "mixup"),
-    )
-    floors = {name: share * getattr(LONG_AUGMENTATION, name) for name in names}
+    strengths = {name: most for name, most in vars(LONG_AUGMENTATION).items() if name not in ("flip_p", "dropout_hole")}
+    floors = {name: share * most for name, most in strengths.items()}
     floors["crop_padding"] = round(floors["crop_padding"])
-    return dataclasses.replace(
-        augmentation, **{name: max(getattr(augmentation, name), floor) for name, floor in floors.items()}
-    )
+    raised = {name: max(getattr(augmentation, name), floor) for name, floor in floors.items()}
+    return dataclasses.replace(augmentation, **raised)
 
 
 def training_params(augmentation: Augmentation, optimisation: Optimisation) -> dict[str, Any]:
     """The parameters that decode to these two, as far as they are dimensions."""
+    of_optimizer = OF_OPTIMIZER[optimisation.optimizer]
     return {
         "flip": augmentation.flip_p > 0,
-        "crop_padding": augmentation.crop_padding,
-        "affine_p": augmentation.affine_p,
-        "shift_frac": augmentation.shift_frac,
-        "scale_frac": augmentation.scale_frac,
-        "rotate_deg": augmentation.rotate_deg,
-        "dropout_p": augmentation.dropout_p,
-        "dropout_hole": augmentation.dropout_hole,
+        **{name: getattr(augmentation, name) for name in TRAINING_DIMENSIONS if hasattr(augmentation, name)},
         **{name: DEFAULT_TRAINING[name] for name in TRAINING_DIMENSIONS if name.endswith(("lr", "weight_decay"))},
         "optimizer": optimisation.optimizer,
-        OF_OPTIMIZER[optimisation.optimizer] + "lr": optimisation.lr,
-        OF_OPTIMIZER[optimisation.optimizer] + "weight_decay": optimisation.weight_decay,
+        of_optimizer + "lr": optimisation.lr,
+        of_optimizer + "weight_decay": optimisation.weight_decay,
         "batch_size": optimisation.batch_size,
         "label_smoothing": optimisation.label_smoothing,
     }
 
 
 def decode_augmentation(params: Params) -> Augmentation:
-    return Augmentation(
-        flip_p=0.5 if params["flip"] else 0.0,
-        crop_padding=params["crop_padding"],
-        affine_p=params["affine_p"],
-        shift_frac=params["shift_frac"],
-        scale_frac=params["scale_frac"],
-        rotate_deg=params["rotate_deg"],
-        dropout_p=params["dropout_p"],
-        dropout_hole=params["dropout_hole"],
-        **{name: params[name] for name in LONG_AUGMENTATION_DIMENSIONS if name in params},
-    )
+    return Augmentation(flip_p=0.5 if params["flip"] else 0.0, **same_named(Augmentation, params))
 
 
 def decode_optimisation(params: Params) -> Optimisation:
     of_optimizer = OF_OPTIMIZER[params["optimizer"]]
-    return Optimisation(
-        lr=params[of_optimizer + "lr"],
-        batch_size=params["batch_size"],
-        weight_decay=params[of_optimizer + "weight_decay"],
-        label_smoothing=params["label_smoothing"],
-        optimizer=params["optimizer"],
-        **{name: params[name] for name in ("warmup_frac",) if name in params},
-    )
+    own = {name: params[of_optimizer + name] for name in ("lr", "weight_decay")}
+    return Optimisation(**{**same_named(Optimisation, params), **own})

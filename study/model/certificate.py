@@ -35,7 +35,7 @@ def measure_receptive_field(network: Network, architecture: Architecture) -> int
 
     def linear(module: nn.Module) -> None:
         for name, child in module.named_children():
-            if isinstance(child, (RunNorms, *_NORMS, *_ACTIVATIONS.values())):
+            if isinstance(child, (RunNorms, *_NORMS.values(), *_ACTIVATIONS.values())):
                 setattr(module, name, nn.Identity())
             elif isinstance(child, Gate):
                 setattr(module, name, SumOfHalves())

@@ -54,7 +54,7 @@ DepthwiseClass = tuple[int, bool, int]
 
 
 class DepthwiseConv2d(GroupedConv2d):
-    """A depthwise convolution, [N, C, H, W] -> [N, C', H', W'].
+    """A depthwise convolution, [N, C, H, W] -> [N, C, H', W'].
 
     On a GPU, channels_last memory leads to cuDNN's grouped kernels, which for some shapes fall back to ones many
     times slower than torch's own kernel for depthwise convolutions, which wants plain memory. So the classes of
@@ -151,12 +151,9 @@ class ParallelBranches(nn.Module):
         self.join = unit.join
         branches: list[nn.Module] = []
         for branch, size in zip(unit.branches, self.sizes, strict=True):
-            steps: list[nn.Module] = []
-            if branch.smooth:
-                steps.append(nn.AvgPool2d(3, stride=1, padding=1))
+            steps: list[nn.Module] = [nn.AvgPool2d(3, stride=1, padding=1)] if branch.smooth else []
             if branch.kernel > 1:
-                padding = branch.dilation * (branch.kernel - 1) // 2
-                steps.append(DepthwiseConv2d(size, branch.kernel, 1, padding, branch.dilation, unit.bias))
+                steps.append(_convolution(size, branch.conv(size, unit.bias)))
             branches.append(nn.Sequential(*steps))
         self.branches = nn.ModuleList(branches)
 
@@ -227,7 +224,7 @@ class ResidualBlock(nn.Module):
         if self.body_scale is not None:
             return
         for module in reversed(self.body):
-            last = [child for child in module.modules() if isinstance(child, (*_NORMS, nn.Conv2d))]
+            last = [child for child in module.modules() if isinstance(child, (nn.BatchNorm2d, LayerNorm2d, nn.Conv2d))]
             for child in last:
                 nn.init.zeros_(child.weight)
             if last:
@@ -240,45 +237,34 @@ def unit_modules(in_channels: int, unit: Unit, runs: int = 1) -> list[nn.Module]
     if isinstance(unit, Branches):
         modules = [ParallelBranches(in_channels, unit)]
     elif isinstance(unit, Gated):
-        modules = [
-            nn.Conv2d(in_channels, 2 * unit.hidden, 1, bias=unit.bias),
-            Gate(_activation(unit.activation_type, inplace=False)),
-            nn.Conv2d(unit.hidden, unit.out_channels, 1, bias=unit.bias),
-        ]
+        first, last = unit.convs
+        gate = Gate(_activation(unit.activation_type, inplace=False))
+        modules = [_convolution(in_channels, first), gate, _convolution(unit.hidden, last)]
     else:
-        modules = _convolution(in_channels, unit)
+        modules = [_convolution(in_channels, conv) for conv in unit.convs(in_channels)]
     if unit.norm:
-        norms = [_norm(unit.norm_type, out_channels_of(in_channels, unit)) for _ in range(runs)]
+        norms = [_NORMS[unit.norm_type](out_channels_of(in_channels, unit)) for _ in range(runs)]
         modules.append(RunNorms(norms) if runs > 1 else norms[0])
     if not isinstance(unit, Gated) and unit.activation:
         modules.append(_activation(unit.activation_type))
     return modules
 
 
-def _convolution(in_channels: int, unit: Conv) -> list[nn.Module]:
-    geometry = (unit.kernel, unit.stride, unit.padding, unit.dilation)
-    if unit.separable:
-        return [
-            DepthwiseConv2d(in_channels, *geometry, unit.bias),
-            nn.Conv2d(in_channels, unit.out_channels, 1, bias=unit.bias),
-        ]
-    if unit.groups == 1:
-        return [DenseConv2d(in_channels, unit.out_channels, *geometry, bias=unit.bias)]
-    if unit.groups == in_channels == unit.out_channels:
-        return [DepthwiseConv2d(in_channels, *geometry, unit.bias)]
-    return [GroupedConv2d(in_channels, unit.out_channels, *geometry, unit.groups, unit.bias)]
+def _convolution(in_channels: int, conv: Conv) -> nn.Module:
+    geometry = (conv.kernel, conv.stride, conv.padding, conv.dilation)
+    if conv.groups == 1:
+        return DenseConv2d(in_channels, conv.out_channels, *geometry, bias=conv.bias)
+    if conv.groups == in_channels == conv.out_channels:
+        return DepthwiseConv2d(in_channels, *geometry, conv.bias)
+    return GroupedConv2d(in_channels, conv.out_channels, *geometry, conv.groups, conv.bias)
 
 
 def out_channels_of(in_channels: int, unit: Unit) -> int:
     return in_channels if isinstance(unit, Branches) else unit.out_channels
 
 
-_NORMS = (nn.BatchNorm2d, LayerNorm2d)
+_NORMS: dict[str, type[nn.BatchNorm2d | LayerNorm2d]] = {"batch": nn.BatchNorm2d, "layer": LayerNorm2d}
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanhexp": TanhExp}
-
-
-def _norm(norm_type: str, channels: int) -> nn.Module:
-    return nn.BatchNorm2d(channels) if norm_type == "batch" else LayerNorm2d(channels)
 
 
 def _activation(activation_type: str, inplace: bool = True) -> nn.Module:
