@@ -23,7 +23,8 @@ from search_spaces.candidate import Augmentation
 from study.data.cifar10 import MEAN, Images
 
 AUGMENTATION_ORDER = "affine,dropout,crop,flip"
-"""Of what `compose` and `study.data.batches.place` do; another order is another study."""
+"""Of what `compose` and `study.data.batches.place` do; another order is another study. Studies and checkpoints have it
+in their names, so it stays as it was called first: colour and sharpening follow affine, mixup comes last."""
 
 _FILL = tuple(round(255 * channel) for channel in MEAN)
 

@@ -59,6 +59,8 @@ def find_study(plan: SearchPlan) -> tuple[optuna.Study, optuna.storages.RDBStora
     """
     import optuna
 
+    from study.data.augmentation import AUGMENTATION_ORDER
+    from study.data.cifar10 import SPLIT_SEED
     from study.storage.config import open_space
     from study.storage.database import config_of, open_storage, sqlite_file
 
@@ -80,6 +82,12 @@ def find_study(plan: SearchPlan) -> tuple[optuna.Study, optuna.storages.RDBStora
             f"The study {plan.name!r} was made with version {stored.space_version} of the space {stored.space!r}; here "
             f"it is version {version}, whose parameters mean other networks. Choose another --study-name, or go on "
             "with the program that made it."
+        )
+    here = dataclasses.replace(stored, split_seed=SPLIT_SEED, augmentation_order=AUGMENTATION_ORDER)
+    if differences := stored.differences(here):
+        raise UserError(
+            f"The study {plan.name!r} was made by a program that trains otherwise ({'; '.join(differences)}). Choose "
+            "another --study-name, or go on with the program that made it."
         )
     asked = dataclasses.replace(stored, **plan.settings, limits=dataclasses.replace(stored.limits, **plan.limits))
     differences = stored.differences(asked)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 
+from search_spaces import get_space
 from study.errors import UserError
 from study.search.creation import find_study
 from study.search.plan import SearchPlan
@@ -39,11 +42,21 @@ def test_somebody_elses_study_is_refused_and_left_alone(tmp_path: Path):
     assert len(study.trials) == 1
 
 
-def test_a_study_of_another_version_of_the_space_says_what_to_do(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"space_version": 1}, r"version 1 of the space 'dilated'"),
+        ({"augmentation_order": "flip,crop"}, "trains otherwise .augmentation_order: flip,crop -> affine"),
+        ({"split_seed": -1}, "trains otherwise .split_seed: -1 -> "),
+    ],
+)
+def test_a_study_of_another_version_of_the_program_says_what_to_do(tmp_path: Path, changed: dict[str, Any], words: str):
     """Nothing was given that could be left out."""
-    older = StudyConfig("dilated", 1, 6, 15_000, 5_000, 0, "halving", "tpe", "bfloat16")
+    version = get_space("dilated").version
+    older = StudyConfig("dilated", version, 6, 15_000, 5_000, 0, "halving", "tpe", "bfloat16")
+    older = dataclasses.replace(older, **changed)
     storage = open_storage(f"sqlite:///{tmp_path}/study.db")
     optuna.create_study(study_name="dilated", storage=storage).set_user_attr("config", older.to_json())
-    with pytest.raises(UserError, match=r"version 1 of the space 'dilated'.* Choose another --study-name") as caught:
+    with pytest.raises(UserError, match=rf"{words}.* Choose another --study-name") as caught:
         existing(tmp_path)
     assert "Leave them out" not in str(caught.value)
