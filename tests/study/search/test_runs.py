@@ -28,8 +28,8 @@ import numpy as np
 import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
+from stage import COST
 
-from search_spaces.cost import CostModel
 from study.calibration import prices as calibration
 from study.calibration.prices import Calibration
 from study.command_line.parser import run_command
@@ -47,16 +47,6 @@ TINY = (
     "--val-images", "20", "--study-name", "tiny", "--jobs", "1", "--pruner", "percentile",
 )  # fmt: skip
 PATIENCE_S = 600  # a cap for busy machines; nothing waits that long otherwise
-
-COST = CostModel(
-    dense_mac_s=1e-9,
-    depthwise_mac_s=1e-8,
-    depthwise_other_mac_s=1e-8,
-    activation_s=1e-8,
-    image_s=1e-5,
-    operation_s=1e-5,
-    device="cpu",
-)
 
 
 @pytest.fixture(scope="module", autouse=True)
