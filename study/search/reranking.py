@@ -78,10 +78,10 @@ def best_candidates(study: optuna.Study, asked: int | None, default: int) -> lis
     Raises:
         UserError: There are fewer than asked for, or none.
     """
-    from study.storage.database import best_trial
+    from study.storage.database import best_trial, finished_trials
 
     best_trial(study)  # refuses a study without any
-    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+    complete = [trial for trial in finished_trials(study) if trial.state.name == "COMPLETE"]
     complete.sort(key=lambda trial: (-(trial.value or 0.0), trial.number))
     different = list({trial.user_attrs["candidate_id"]: trial for trial in reversed(complete)}.values())[::-1]
     if asked is not None and asked > len(different):

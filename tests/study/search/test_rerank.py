@@ -114,8 +114,10 @@ def test_longer_trainings_augment_more(
 
 def test_equal_candidates_count_once() -> None:
     study = optuna.create_study(direction="maximize", study_name="made")
-    for value, candidate in ((0.5, "a"), (0.7, "b"), (0.7, "b"), (0.6, "c")):
-        study.add_trial(optuna.trial.create_trial(value=value, user_attrs={"candidate_id": candidate}))
+    for slot, (value, candidate) in enumerate(((0.5, "a"), (0.7, "b"), (0.7, "b"), (0.6, "c"))):
+        ours = {"slot": slot, "candidate": {}, "candidate_id": candidate}
+        study.add_trial(optuna.trial.create_trial(value=value, user_attrs=ours))
+    study.add_trial(optuna.trial.create_trial(value=0.99))  # somebody else's
     study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.PRUNED))
     assert [trial.number for trial in best_candidates(study, None, 8)] == [1, 3, 0]
     assert [trial.number for trial in best_candidates(study, 2, 8)] == [1, 3]
