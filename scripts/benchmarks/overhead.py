@@ -128,8 +128,9 @@ def fill(file: Path, n: int) -> None:
     study = optuna.load_study(study_name="overhead", storage=storage)
     study_id, template = storage.get_study_id_from_name("overhead"), study.trials[0]
     notes = [value for key, value in storage.get_study_system_attrs(study_id).items() if ":note_str:" in key]
-    study.add_trials(recorded(n, template.user_attrs)[len(study.trials) :])
-    for trial in study.trials[2:]:
+    attributes = {name: value for name, value in template.user_attrs.items() if name != "anchor"}
+    study.add_trials(recorded(n, attributes)[2:])  # after the two that there are
+    for trial in study.get_trials(deepcopy=False)[2:]:
         trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
         storage.set_study_system_attr(study_id, f"dashboard:{trial_id}:note_str:0", notes[-1])
         storage.set_study_system_attr(study_id, f"dashboard:{trial_id}:note_ver", 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import itertools
 import signal
 import sys
 import time
@@ -27,6 +28,9 @@ from study.reporting.pictures import curve_png
 from study.training.checkpoints import load_progress, save_progress
 from study.training.loop import train
 from study.training.records import EpochRecord, Progress
+
+COLLECT_ALL_EVERY = 20
+"""Trials between two garbage collections that look at everything."""
 
 
 class _Stopped(Exception):
@@ -62,7 +66,9 @@ def _serve(connection: Connection, setup: WorkerSetup, leave: Callable[[], bool]
     everything = load_train(setup.data)
     for_training, for_validation = search_split(everything.labels, setup.train_images, setup.val_images)
     images, validation = everything.take(for_training), everything.take(for_validation)
-    while not leave():
+    for n_done in itertools.count(1):
+        if leave():
+            return
         work: Work = connection.recv()
 
         def tell(record: EpochRecord, work: Work = work) -> bool:
@@ -80,7 +86,7 @@ def _serve(connection: Connection, setup: WorkerSetup, leave: Callable[[], bool]
         except Exception as error:  # a bug: told, and the process ends with it
             connection.send(Died(work.key, first_line(error), traceback.format_exc()))
             raise SystemExit(1) from None
-        _tidy(setup.device)
+        _tidy(setup.device, n_done)
 
 
 def run(
@@ -163,9 +169,16 @@ def _do_without(what: str) -> None:
     print(f"optuna-dashboard will show no {what}. The study goes on without.", file=sys.stderr, flush=True)
 
 
-def _tidy(device: str) -> None:
-    """Hands freed memory back to the system and to those who share the device."""
+def _tidy(device: str, n_done: int) -> None:
+    """Hands freed memory back to the system and to those who share the device.
+
+    A collection walks through all that was imported, a fifth of a second, so what is there is set aside after every
+    trial. It is freed like everything else, except in cycles; so at times everything is collected.
+    """
+    if n_done % COLLECT_ALL_EVERY == 0:
+        gc.unfreeze()
     gc.collect()
+    gc.freeze()
     if device == "cuda":
         torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
