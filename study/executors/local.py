@@ -58,10 +58,12 @@ class LocalExecutor:
         for each in busy:
             if each.connection not in ready and each.process.sentinel not in ready:
                 continue
-            said += each.said()
+            heard = each.said()
             if not each.process.is_alive():
-                said += each.last_words()
-                self._remove(each)
+                heard += each.last_words()
+            if not each.process.is_alive() or any(isinstance(message, Died) for message in heard):
+                self._remove(each)  # one that said so is not to be given work while it ends
+            said += heard
         return said
 
     def withdraw(self, key: int) -> None:
@@ -76,7 +78,7 @@ class LocalExecutor:
         deadline, said = time.monotonic() + SAVING_S, list[Message]()
         for each in self._workers:
             # It may wait until somebody reads what it says.
-            while each.process.is_alive() and time.monotonic() < deadline:
+            while each.work is not None and each.process.is_alive() and time.monotonic() < deadline:
                 for message in (heard := each.said()):
                     if isinstance(message, EpochEnded) and message.asks:
                         self.answer(message.key, True)  # it leaves after the next step, and will ask again
@@ -114,11 +116,11 @@ class _Worker:
 
     def give(self, work: Work) -> bool:
         """Whether the process took it."""
+        self.work = work
         try:
             self.connection.send(work)
         except OSError:
-            return False
-        self.work = work
+            return False  # a new one's death is heard of by the next wait
         return True
 
     def said(self) -> list[Message]:

@@ -158,7 +158,7 @@ def _pictures(work: Work, records: Sequence[EpochRecord], stopped: bool) -> dict
     accuracy = "" if last.val_accuracy is None else f", validation accuracy {percent(last.val_accuracy, 2)}"
     try:
         return {"curve.png": curve_png([asdict(each) for each in records], f"{work.title}: {outcome}{accuracy}")}
-    except ImportError as error:
+    except Exception as error:  # whatever drawing fails by, the trial is worth more than its picture
         _do_without(f"curves ({first_line(error)})")
         return {}
 

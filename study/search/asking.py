@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -166,36 +167,41 @@ class Asker:
         slot that nobody began, or waits for one.
         """
         if claim.queued and claim.repeats is None and self._parked:
-            return claim, self._parked.pop()
+            return claim, self._parked.pop(0)
         while True:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", UserWarning)  # of what is out of range: said below
                     trial = self._study.ask(self._draws.distributions)
-            except ValueError as error:  # no choice of the space
-                self._refuse_queued(str(error))
+            except ValueError:  # no choice of the space
+                if not self._refuse_queued():
+                    raise
                 continue
             queued = "fixed_params" in self._frozen(trial).system_attrs
-            if queued and (wrong := self._out_of_space(trial.params)):
-                self._refuse_queued(f"out of range: {wrong}")
-            elif queued == claim.queued or (claim.repeats is not None and not queued):
+            if queued and self._out_of_space(trial.params):
+                self._refuse_queued()
+            elif queued and (claim.repeats is not None or not (claim.queued or claim.fresh)):
+                self._parked.append(trial)
+            elif queued == claim.queued or claim.repeats is not None:
                 return claim, trial
-            elif claim.fresh or claim.queued:  # somebody else took the queued trial, or put one there just now
+            elif claim.fresh:  # somebody else took the queued trial, or put one there just now
                 return self._slots.set_queued(claim, queued), trial
             else:
-                self._parked.append(trial)
+                return dataclasses.replace(claim, queued=False), trial
 
     def _out_of_space(self, params: Mapping[str, Any]) -> str:
-        dimensions = self._space.dimensions
-        return ", ".join(f"{name}={value}" for name, value in params.items() if not dimensions[name].contains(value))
+        known = [(name, self._space.dimensions.get(name), value) for name, value in params.items()]
+        return ", ".join(f"{name}={value}" for name, each, value in known if each and not each.contains(value))
 
-    def _refuse_queued(self, reason: str) -> None:
-        """Fails the trial that has just come out of the queue."""
-        trials = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        for trial in trials:
-            just_now = "fixed_params" in trial.system_attrs and "slot" not in trial.user_attrs
-            if just_now and trial.number not in self.parked:
-                fail_trial(self._study, self._storage, trial.number, f"not of the space: {reason}", Outcome.FAILED)
+    def _refuse_queued(self) -> bool:
+        """Fails the trials out of the queue whose parameters are not of the space; whether there are any."""
+        refused = False
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            wrong = self._out_of_space(trial.system_attrs.get("fixed_params", {}))
+            if wrong and "slot" not in trial.user_attrs:
+                fail_trial(self._study, self._storage, trial.number, f"not of the space: {wrong}", Outcome.FAILED)
+                refused = True
+        return refused
 
     def _frozen(self, trial: optuna.Trial) -> FrozenTrial:
         return self._study.get_trials(deepcopy=False)[trial.number]

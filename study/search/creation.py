@@ -61,7 +61,6 @@ def find_study(plan: SearchPlan) -> tuple[optuna.Study, optuna.storages.RDBStora
 
     from study.data.augmentation import AUGMENTATION_ORDER
     from study.data.cifar10 import SPLIT_SEED
-    from study.storage.config import open_space
     from study.storage.database import config_of, open_storage, sqlite_file
 
     file = sqlite_file(plan.url)
@@ -76,13 +75,7 @@ def find_study(plan: SearchPlan) -> tuple[optuna.Study, optuna.storages.RDBStora
         optuna.delete_study(study_name=plan.name, storage=storage)
         return None
     stored = config_of(study)
-    version = open_space(stored.space).version
-    if stored.space_version != version:
-        raise UserError(
-            f"The study {plan.name!r} was made with version {stored.space_version} of the space {stored.space!r}; here "
-            f"it is version {version}, whose parameters mean other networks. Choose another --study-name, or go on "
-            "with the program that made it."
-        )
+    refuse_other_version(plan.name, stored)
     here = dataclasses.replace(stored, split_seed=SPLIT_SEED, augmentation_order=AUGMENTATION_ORDER)
     if differences := stored.differences(here):
         raise UserError(
@@ -99,6 +92,23 @@ def find_study(plan: SearchPlan) -> tuple[optuna.Study, optuna.storages.RDBStora
     if plan.target_accuracy is not None:
         study.set_user_attr("target_accuracy", plan.target_accuracy)
     return study, storage
+
+
+def refuse_other_version(name: str, stored: StudyConfig) -> None:
+    """Refuses to go on from the study `name` where its parameters mean other networks.
+
+    Raises:
+        UserError: Its space has another version here.
+    """
+    from study.storage.config import open_space
+
+    version = open_space(stored.space).version
+    if stored.space_version != version:
+        raise UserError(
+            f"The study {name!r} was made with version {stored.space_version} of the space {stored.space!r}; here "
+            f"it is version {version}, whose parameters mean other networks. Choose another --study-name, or go on "
+            "with the program that made it."
+        )
 
 
 def create_study(

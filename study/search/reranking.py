@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from search_spaces.candidate import Candidate
 from search_spaces.training_dimensions import lengthened
 from study.errors import UserError
-from study.search.creation import find_study, new_study, refuse_early
+from study.search.creation import find_study, new_study, refuse_early, refuse_other_version
 from study.search.plan import Given, SearchPlan
 from study.search.searching import bring_to_end, get_ready
 
@@ -53,6 +53,7 @@ def rerank(plan: RerankPlan) -> int:
     from study.storage.database import config_of, open_study
 
     source = open_study(plan.search.url, plan.source)
+    refuse_other_version(plan.source, config_of(source))
     best = best_candidates(source, plan.top, FIDELITY[resolve_device(plan.search.device)][0])
     refuse_early(plan.search)
     existing = find_study(plan.search)

@@ -77,7 +77,7 @@ class Supervisor:
         deadline = time.monotonic() + self._plan.timeout_s if self._plan.timeout_s else None
         with self._interrupted:
             try:
-                self._executor.prepare(min(self._jobs, self._plan.trials - self._slots.n_finished()))
+                self._executor.prepare(min(self._jobs, self._n_left()))
                 while not self._interrupted.raised:
                     self._hear(self._executor.wait(0))
                     late = deadline is not None and time.monotonic() > deadline
@@ -93,10 +93,13 @@ class Supervisor:
                 self._shut_down()
 
     def _over(self, late: bool) -> str:
-        left = self._plan.trials - self._slots.n_finished()
-        if left <= 0:
+        left = self._n_left()
+        if left <= 0 and not self._patiently(lambda: self._slots.others_work(())):
             shutil.rmtree(self._checkpoints, ignore_errors=True)  # of slots that were drawn anew
         return "timeout" if late and left > 0 else "done"
+
+    def _n_left(self) -> int:
+        return self._plan.trials - int(self._patiently(self._slots.n_finished))
 
     def _fill(self) -> bool:
         """Does one thing that keeps workers busy, if there is one to do."""
@@ -119,10 +122,11 @@ class Supervisor:
             return False
         try:
             asked = self._asker.ask(claim)
-        except STORAGE_ERRORS:
-            self._patiently(lambda: self._slots.interrupted(claim, claim.repeats))
-            self._reconcile()  # its trial may have been made
-            raise
+        except (*STORAGE_ERRORS, optuna.exceptions.UpdateFinishedTrialError) as error:
+            self._reconcile()  # frees the claim; its trial may have been made
+            if isinstance(error, STORAGE_ERRORS):
+                raise
+            return True  # somebody else ended it
         if asked.candidate is None:
             self._infeasible(asked)
         else:
@@ -159,6 +163,8 @@ class Supervisor:
             running = self._running.get(message.key)
             if running is None:
                 continue  # it was withdrawn
+            if isinstance(message, Died) and not message.traceback and self._interrupted.raised:
+                continue  # it was told to end as this process was: no failure
             try:
                 if isinstance(message, EpochEnded):
                     self._epoch_ended(running, message)

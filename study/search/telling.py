@@ -91,11 +91,14 @@ class Teller:
         reason = {"reason": self.reason(running)} if message.stopped else {}
         self._patiently(lambda: self._set(trial, {**message.memory, "wall_s": message.wall_s, **outcome, **reason}))
         self._patiently(lambda: attach(trial, self._artifacts, message.pictures))
+        if self._patiently(lambda: self._slots.renew([running.asked.claim])):
+            return False
         result: dict[str, Any] = {"state": TrialState.PRUNED} if message.stopped else {"values": running.accuracy}
         self._patiently(lambda: self._study.tell(number, **result, skip_if_finished=True))
         self._patiently(lambda: self._slots.finish(running.asked.claim))
         self.forget(running)
-        return self._study.get_trials(deepcopy=False)[number].state != TrialState.FAIL
+        stored = self._patiently(lambda: self._study.get_trials(deepcopy=False)[number].state)
+        return bool(stored != TrialState.FAIL)
 
     def failed(self, running: Running, reason: str, message: Failed | None) -> None:
         """The trial gave no value; `message` is there unless its worker died.

@@ -54,6 +54,11 @@ _slots = sa.Table(
 _ANEW = {"attempt": 0, "failures": 0}
 """Tables of older versions have no defaults for these."""
 
+_OURS = frozenset(
+    {"slot", "fence", "attempt", "sampler_seed", "training_seed", "versions", "queued", "reason", "outcome"}
+)
+"""Attributes that a trial has before it has a candidate."""
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -144,7 +149,7 @@ class SlotTable:
         row = self._rows().get(claim.slot)
         if row is not None and row.failures == 0 and trial_number is not None:
             return self._leave(claim, state="open", trial_number=trial_number, failures=1)
-        anew = {"trial_number": None, "failures": 0, "attempt": claim.attempt + 1, "queued": 0}
+        anew = {"trial_number": None, "failures": 0, "attempt": claim.attempt + 1}
         return self._leave(claim, state="open", **anew)
 
     def renew(self, claims: Iterable[Claim]) -> list[Claim]:
@@ -243,18 +248,23 @@ class SlotTable:
                 continue  # one of them may be about to say whose it is
             if slot in alive and trial.user_attrs.get("fence", rows[slot].fence) == rows[slot].fence:
                 continue
-            fail_trial(
-                self._study, self._storage, trial.number, "interrupted: its process is gone", Outcome.INTERRUPTED
-            )
+            reason, attributes = "interrupted: its process is gone", trial.user_attrs
+            fail_trial(self._study, self._storage, trial.number, reason, Outcome.INTERRUPTED)
+            if "fixed_params" in trial.system_attrs and "candidate" not in attributes:
+                # It came out of the queue, and nobody got as far as to keep it.
+                theirs = {name: value for name, value in attributes.items() if name not in _OURS}
+                self._study.enqueue_trial(trial.system_attrs["fixed_params"], user_attrs=theirs)
 
     def _alive(self, rows: Mapping[int, Any], now: float, held: Collection[Claim]) -> set[int]:
         """The slots that somebody works on."""
-        ours, host = _names(held), self._owner.split("/")[0]
+        ours, here = _names(held), self._owner.split("/")
+        # A file is on this machine; of a server's clients several may have one name.
+        n_same = 1 if self._engine.dialect.name == "sqlite" else 2
 
         def lives(row: Any) -> bool:
             if row.owner == self._owner:
                 return (row.slot, row.fence) in ours
-            if row.owner and row.owner.split("/")[0] == host:
+            if row.owner and row.owner.split("/")[:n_same] == here[:n_same]:
                 return _process_lives(row.owner)
             return row.expires is not None and row.expires > now
 

@@ -125,6 +125,8 @@ def test_a_bug_ends_its_worker_with_the_traceback(
     assert died.reason.startswith("TypeError: ")
     assert "Traceback" in died.traceback
     assert "in tell" in died.traceback
+    executor.submit(work_of(2, tmp_path, epochs=1))  # not to the one that is about to end
+    assert isinstance(hear(executor, ends())[-1], Ended)
 
 
 def test_a_worker_knows_neither_optuna_nor_a_storage() -> None:

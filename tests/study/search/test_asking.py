@@ -20,10 +20,12 @@ from search_spaces.dilated import DilatedSpace
 from search_spaces.space import Decoded
 from study.data import cifar10
 from study.errors import UserError
+from study.search import asking
 from study.search.asking import Asked
 from study.search.creation import anchors, refuse_impossible
 from study.search.plan import Given
 from study.search.sampling import N_STARTUP_TRIALS, sampler_seed, training_seed
+from study.storage import patience
 
 SPACE = get_space("dilated")
 
@@ -199,3 +201,48 @@ def test_foreign_trials_are_neither_counted_nor_learned_from(stage: Stage) -> No
     stage.study.add_trial(optuna.create_trial(value=0.99))
     assert stage.play(["complete"] * 3, trials=3) == "done"
     assert stage.attributes("slot") == [None, 0, 1, 2]
+
+
+def test_one_that_failed_is_repeated_itself_and_not_by_the_next_in_the_queue(stage: Stage) -> None:
+    for seed in (5, 6):
+        stage.study.enqueue_trial(a_point(seed))
+    assert stage.play(["failed", "complete"], trials=1) == "done"
+    complete = [trial for trial in stage.trials() if trial.state == TrialState.COMPLETE]
+    assert [trial.params for trial in complete] == [a_point(5)]
+    assert stage.play(["complete"], trials=2) == "done"  # the other waited
+    assert stage.trials()[-1].params == a_point(6)
+
+
+@pytest.mark.parametrize("where", ["publish_trial", "certify"])
+def test_one_that_came_out_of_the_queue_survives_an_error_of_the_storage(
+    stage: Stage, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before or after it has its candidate."""
+    monkeypatch.setattr(patience.time, "sleep", lambda seconds: None)
+    real, n_calls = getattr(asking, where), 0
+
+    def fail_once(*args: Any) -> Any:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == 1:
+            raise optuna.exceptions.StorageInternalError("server closed the connection")
+        return real(*args)
+
+    monkeypatch.setattr(asking, where, fail_once)
+    stage.study.enqueue_trial(a_point(), user_attrs={"mine": True})
+    assert stage.play(["complete"] * 2, trials=2) == "done"
+    complete = [trial for trial in stage.trials() if trial.state == TrialState.COMPLETE]
+    assert [trial.params == a_point() for trial in complete] == [True, False]
+    assert complete[0].user_attrs["queued"] is True
+    assert not [trial for trial in stage.trials() if not trial.state.is_finished()]
+
+
+def test_parameters_that_the_space_has_no_more_are_an_error_and_no_endless_loop(
+    empty_study: Path, tmp_path: Path
+) -> None:
+    params = {**SPACE.anchors(Limits())["default"], "reduction": "no such"}
+    given = [Given("trial 7", params, {})]
+    stage = Stage(Path(shutil.copy(empty_study, tmp_path)), given=given)
+    with pytest.raises(ValueError, match="no such"):
+        ask(stage, 1)
+    assert len(stage.trials()) == 1

@@ -208,6 +208,27 @@ def test_an_interruption_frees_the_slots_at_work_with_their_parameters(stage: St
     assert [trial.params for trial in again] == [trial.params for trial in stopped]
 
 
+def test_workers_that_are_told_to_end_with_it_do_not_fail(stage: Stage) -> None:
+    """A SIGTERM to the whole group, as timeout and systemd send it: theirs may be heard of first."""
+    stage.skip_anchors()
+    n_trials = stage.n_anchors + 1
+    for _ in range(3):
+        supervisor = stage.supervisor(["dies"], trials=n_trials)
+        wait = stage.executor.wait
+
+        def end(timeout_s: float, wait: Any = wait) -> list[Message]:
+            said: list[Message] = wait(timeout_s)
+            if said:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return said
+
+        stage.executor.wait = end  # type: ignore[method-assign]
+        assert supervisor.run() == "interrupted"
+        assert stage.trials()[-1].user_attrs["outcome"] == "interrupted"
+        assert stage.asked[-1].claim.attempt == 0
+    assert stage.play(["failed", "complete"], trials=n_trials) == "done"  # the first failure of the slot
+
+
 def test_what_ends_while_workers_are_stopped_is_kept(stage: Stage) -> None:
     stage.skip_anchors()
     n_trials = stage.n_anchors + 1

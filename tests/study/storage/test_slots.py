@@ -371,6 +371,18 @@ def test_a_running_trial_without_a_slot_is_failed_unless_somebody_may_be_about_t
     assert state_of(study, parked).state == TrialState.RUNNING
 
 
+def test_what_a_killed_process_took_out_of_the_queue_waits_again(study: optuna.Study, slots: SlotTable) -> None:
+    study.enqueue_trial({"x": 0.5}, user_attrs={"mine": True})
+    taken = study.ask()
+    taken.set_user_attr("slot", 0)
+    slots.reconcile()
+    assert state_of(study, taken).state == TrialState.FAIL
+    [again] = study.get_trials(states=(TrialState.WAITING,))
+    assert (again.system_attrs["fixed_params"], again.user_attrs) == ({"x": 0.5}, {"mine": True})
+    slots.reconcile()
+    assert len(study.trials) == 2
+
+
 def test_a_running_trial_of_an_earlier_claim_is_failed(study: optuna.Study, slots: SlotTable, later: SlotTable) -> None:
     claim = take(slots, 1)
     lost = start_trial(study, 0, fence=claim.fence)
