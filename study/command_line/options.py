@@ -50,9 +50,8 @@ def add_stopping_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", action=above(0), help="start nothing more after S seconds (default: none)")
     parser.add_argument(
         "--checkpoint-every",
-        type=float,
+        action=above(0),
         default=CHECKPOINT_S,
-        metavar="S",
         help="an interrupted trial loses at most so many seconds of its training (default: %(default)g)",
     )
 

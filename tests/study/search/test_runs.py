@@ -308,6 +308,7 @@ def test_a_mismatched_resume_is_refused_and_changes_nothing(
         (["--jobs", "0"], "--jobs must be at least 1"),
         (["--jobs", "100000"], "--jobs must not exceed the cores"),
         (["--timeout", "0"], "--timeout must be above 0"),
+        (["--checkpoint-every", "-5"], "--checkpoint-every must be above 0 seconds: -5"),
         (["--target-accuracy", "85"], "For 85% write 0.85"),
         (["--train-images", "9"], "--train-images must be between 10"),
         (["--sampler", "gp", "--pruner", "median"], "--sampler gp"),
