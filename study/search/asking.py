@@ -32,7 +32,7 @@ from study.search.sampling import (
     training_seed,
 )
 from study.storage.config import StudyConfig, open_space
-from study.storage.database import finished_trials
+from study.storage.database import best_of, finished_trials
 from study.storage.outcome import Outcome
 from study.storage.slots import Claim, SlotTable, fail_trial
 
@@ -155,9 +155,9 @@ class Asker:
 
     def _centre(self, finished: Sequence[FrozenTrial]) -> dict[str, Any]:
         """The point whose neighbour is drawn: the default during the start-up, then the best trial."""
-        complete = [trial for trial in finished if trial.state == TrialState.COMPLETE]
-        if len(finished) >= N_STARTUP_TRIALS and complete:
-            return max(complete, key=lambda trial: (trial.value, -trial.number)).params
+        best = best_of(finished)
+        if len(finished) >= N_STARTUP_TRIALS and best is not None:
+            return best.params
         return dict(self._space.anchors(self._config.limits)["default"])
 
     def _next_trial(self, claim: Claim) -> tuple[Claim, optuna.Trial]:

@@ -156,16 +156,22 @@ def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
     return [trial for trial in study.get_trials(deepcopy=False, states=FINISHED) if has_result(trial)]
 
 
+def best_of(finished: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """The complete one with the highest validation accuracy, of equal ones the first; None if none is complete."""
+    complete = [trial for trial in finished if trial.state == TrialState.COMPLETE]
+    return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)
+
+
 def best_trial(study: optuna.Study) -> FrozenTrial:
     """Our complete trial with the highest validation accuracy.
 
     Raises:
         UserError: None is complete yet.
     """
-    complete = [trial for trial in finished_trials(study) if trial.state == TrialState.COMPLETE]
-    if not complete:
+    best = best_of(finished_trials(study))
+    if best is None:
         raise UserError(f"The study {study.study_name!r} has no complete trial yet. Run python -m study.run first.")
-    return max(complete, key=lambda trial: (trial.value, -trial.number))
+    return best
 
 
 def get_trial(study: optuna.Study, number: int) -> FrozenTrial:

@@ -228,7 +228,7 @@ class SlotTable:
         return "candidate" in attrs and attrs.get("attempt", row.attempt) == row.attempt
 
     def _put(self, slot: int, row: Any, values: dict[str, Any]) -> None:
-        with self._engine.begin() as connection, contextlib.suppress(sa.exc.IntegrityError):
+        with contextlib.suppress(sa.exc.IntegrityError), self._engine.begin() as connection:
             if row is None:
                 connection.execute(_slots.insert().values(study_id=self._study_id, slot=slot, **_ANEW | values))
             else:  # unless somebody else was faster
