@@ -336,6 +336,27 @@ def test_a_result_that_comes_after_the_slot_was_lost_does_not_count(stage: Stage
     assert other.finish(taken[0])
 
 
+def test_a_result_in_the_moment_of_a_take_over_does_not_count(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slot is another's already, its old trial not failed yet: else the slot would have two results."""
+    stage.skip_anchors()
+    n_trials, other = stage.n_anchors + 1, other_table(stage)
+    stage.slots._owner = "here/boot/1/1"
+    monkeypatch.setattr(other, "_fail_orphans", lambda *args: None)
+    supervisor = stage.supervisor(["complete"], trials=n_trials)
+    submit = stage.executor.submit
+
+    def take_over(work: Any) -> None:
+        submit(work)
+        let_leases_end(stage)
+        other.reconcile()
+        assert other.claim(n_trials) is not None
+
+    stage.executor.submit = take_over  # type: ignore[method-assign]
+    assert supervisor.run() == "done"
+    assert stage.trials()[-1].state != TrialState.COMPLETE
+    assert stage.slots.n_finished() == stage.n_anchors
+
+
 def test_what_others_left_is_taken_over_while_this_one_works(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RENEW_S", 0.0)
     other = other_table(stage)
