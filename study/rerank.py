@@ -19,6 +19,7 @@ from study.command_line.options import (
     add_study_options,
     add_training_options,
     by_device,
+    cluster_of,
     given,
     place_of,
     space_name,
@@ -50,6 +51,7 @@ def _plan(options: argparse.Namespace, argv: Sequence[str] | None) -> RerankPlan
         device=options.device,
         data=options.data,
         checkpoint_s=options.checkpoint_every,
+        cluster=cluster_of(options),
         command=command_of("study.rerank", argv, options.storage),
     )
     return RerankPlan(search, source.name, options.top)

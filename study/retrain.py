@@ -20,7 +20,7 @@ from pathlib import Path
 from search_spaces.teacher import TEACHER
 from search_spaces.yardstick import YARDSTICK
 from study.command_line.numbers import at_least, between, fraction
-from study.command_line.options import add_study_options, add_training_options, by_device, place_of
+from study.command_line.options import add_study_options, add_training_options, by_device, cluster_of, place_of
 from study.command_line.parser import Parser, run_command
 from study.data.cifar10 import CLASSES, N_TRAINING
 from study.errors import UserError
@@ -59,6 +59,7 @@ def _plan(options: argparse.Namespace, argv: Sequence[str] | None) -> RetrainPla
         teacher=options.teacher,
         teacher_epochs=options.teacher_epochs,
         target_accuracy=options.target_accuracy,
+        cluster=cluster_of(options),
         command=command_of("study.retrain", argv, options.storage),
     )
 

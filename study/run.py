@@ -21,6 +21,7 @@ from study.command_line.options import (
     add_study_options,
     add_training_options,
     by_device,
+    cluster_of,
     given,
     place_of,
     space_name,
@@ -59,6 +60,7 @@ def _plan(options: argparse.Namespace, argv: Sequence[str] | None) -> SearchPlan
         data=options.data,
         target_accuracy=options.target_accuracy,
         checkpoint_s=options.checkpoint_every,
+        cluster=cluster_of(options),
         command=command_of("study.run", argv, options.storage),
     )
 

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     for_training, for_validation = search_split(everything.labels, options.images, options.val_images)
     images, validation = everything.take(for_training), everything.take(for_validation)
     whole = compared_epochs(DEFAULT_PRUNER, options.epochs)
-    precision, loaders = calibrate(device).precision, n_loaders(device, 1)
+    precision, loaders = calibrate(device).precision, n_loaders(device, n_cores())
     config = TrainingConfig(options.epochs, 0, device, precision, loaders, whole_validations=whole)
     training = Training(REFERENCE, images, config, validation)
     records = training.run(lambda record: print(f"{record.wall_s:.2f} s", flush=True), None, None).records

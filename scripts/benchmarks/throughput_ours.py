@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     threads, device = options.threads or n_cores(), options.device
     torch.set_num_threads(threads)
     images = load_train(options.data).take(np.arange(options.images))
-    loaders = n_loaders(device, n_cores() // threads)
+    loaders = n_loaders(device, threads)
     config = TrainingConfig(2, 0, device, calibrate(device).precision, n_loaders=loaders)
     print(options.images // 128 * 128 / train(CANDIDATE, images, config).records[-1].wall_s)
     return 0

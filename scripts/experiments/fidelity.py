@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if candidate.candidate_id in candidates:
             continue
         seed = trial.user_attrs["training_seed"]
-        how = TrainingConfig(options.epochs, seed, device, config.precision, n_loaders(device, 1))
+        how = TrainingConfig(options.epochs, seed, device, config.precision, n_loaders(device, n_cores()))
         accuracy = loop.train(candidate, images, how, validation).records[-1].val_accuracy
         candidates[candidate.candidate_id] = {
             "candidate_id": candidate.candidate_id,

@@ -151,7 +151,7 @@ class Smoke:
         augmentation = lengthened(candidate.augmentation, LONG_PASSES * 50_000)
         candidate = dataclasses.replace(candidate, augmentation=augmentation)
         images = self.images(64 * candidate.optimisation.batch_size if self.on_gpu else 256)
-        native, loaders = calibrate(self.device).native_depthwise, n_loaders(self.device, 1)
+        native, loaders = calibrate(self.device).native_depthwise, n_loaders(self.device, n_cores())
         config = TrainingConfig(2, 3, self.device, n_loaders=loaders, native_depthwise=native)
         record = train(candidate, images, config).records[-1]
         return {"images_s": len(images) / record.wall_s, "wait_frac": record.wait_frac}

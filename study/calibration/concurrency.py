@@ -165,7 +165,7 @@ def _images_per_second(device: str, precision: str, jobs: int, window: Window, b
     size, every = REFERENCE.optimisation.batch_size, 1 if device == "cpu" else 16
     source = AugmentedBatches(training.images, REFERENCE.augmentation, seed=0)
     order = training_order(N_IMAGES, size, seed=0, epochs=1_000_000)
-    with contextlib.closing(batches(source, order, device, n_loaders(device, jobs))) as given:
+    with contextlib.closing(batches(source, order, device, n_loaders(device, n_cores() // jobs))) as given:
 
         def images_per_second(seconds: float) -> float:
             started, n_steps = time.perf_counter(), 0

@@ -81,9 +81,14 @@ class Calibration:
         return cls(**{**data, "cost": CostModel.from_json(data["cost"]), "depthwise": depthwise})
 
 
+def name_of(hardware: dict[str, Any]) -> str:
+    """Under which its calibration is kept."""
+    return f"calibration-{identifier([hardware, versions(), 'cost-12'])}"
+
+
 def calibrate(device: str) -> Calibration:
     """Measures, or reads what was measured on this machine before."""
-    name = f"calibration-{identifier([hardware(device), versions(), 'cost-12'])}"
+    name = name_of(hardware(device))
     with contextlib.suppress(KeyError, TypeError):  # nothing was kept, or another version kept it
         return Calibration.from_json(cache.recall(name))
     from study.calibration.measuring import SpoiledError, measure  # needs torch; what is known needs none

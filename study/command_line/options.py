@@ -13,9 +13,24 @@ from urllib.parse import quote
 
 from search_spaces import DEFAULT_SPACE, GPU_SPACE
 from study.command_line.numbers import above, at_least, whole_or_auto
-from study.machine.paths import default_storage, run_dir
+from study.errors import UserError
+from study.machine.paths import REPOSITORY, default_storage, run_dir
 
 CHECKPOINT_S = 30.0
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """A Ray cluster to train on.
+
+    Attributes:
+        address: As Ray takes it.
+        cpus, gpus: Of each worker; None: by its machines.
+    """
+
+    address: str
+    cpus: int | None
+    gpus: float | None
 
 
 def add_study_options(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +58,40 @@ def add_training_options(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         "--data", metavar="DIR", help="folder with cifar-10-batches-py (default: $STUDY_DATA, else downloaded)"
     )
+    group = parser.add_argument_group("cluster (pip install -e '.[cluster]')")
+    group.add_argument(
+        "--cluster",
+        nargs="?",
+        const="auto",
+        metavar="ADDRESS",
+        help="train on a Ray cluster: the one that this machine or job is part of, or the one at ADDRESS; needs --out",
+    )
+    group.add_argument("--worker-cpus", type=int, action=at_least(1), help="cores of a worker (default: 1 on a CPU)")
+    group.add_argument(
+        "--worker-gpus",
+        action=above(0),
+        help="GPUs of a worker; a fraction lets several share one (default: 1, if any)",
+    )
+
+
+def cluster_of(options: argparse.Namespace) -> ClusterOptions | None:
+    """What the options `--cluster`, `--worker-cpus` and `--worker-gpus` mean.
+
+    Raises:
+        UserError: The study would lie in a folder that ends with the job.
+    """
+    if options.cluster is None:
+        if options.worker_cpus or options.worker_gpus:
+            raise UserError("--worker-cpus and --worker-gpus are of a cluster's workers: add --cluster.")
+        return None
+    # A job runs in a copy of the code, which is removed after it.
+    out = Path(options.out) if options.out else None
+    if out is None or not out.is_absolute() or out.resolve().is_relative_to(REPOSITORY):
+        raise UserError(
+            "--cluster needs an --out that outlives the job: an absolute path outside of the code's folder, not "
+            f"{str(out) if out else 'the default'!r}."
+        )
+    return ClusterOptions(options.cluster, options.worker_cpus, options.worker_gpus)
 
 
 def add_stopping_options(parser: argparse.ArgumentParser) -> None:

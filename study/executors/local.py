@@ -7,17 +7,36 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import connection as mp_connection
-from typing import Any
+from typing import Any, TypeVar
 
 from study.executors import worker
-from study.executors.messages import Died, EpochEnded, Message, Work, WorkerSetup
+from study.executors.messages import SAVING_S, Died, EpochEnded, Executor, Message, Work, WorkerSetup
+from study.machine.hardware import gpus, n_cores
 
+T = TypeVar("T")
 _CONTEXT = multiprocessing.get_context("spawn")
-SAVING_S = 20.0
-"""For a worker to finish its step and save its progress, before it is killed."""
+
+
+class ThisMachine:
+    """Workers that share the cores and GPUs of this machine. See `study.executors.workplace.Workplace`."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def room(self) -> int | None:
+        return None
+
+    def cores(self, jobs: int) -> int:
+        return max(1, n_cores() // jobs)
+
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        return function(*arguments)
+
+    def executor(self, setup: WorkerSetup) -> Executor:
+        return LocalExecutor(setup, gpus(self.device))
 
 
 class LocalExecutor:

@@ -17,7 +17,8 @@ class WorkerSetup:
 
     Attributes:
         data: Folder that contains the data set.
-        train_images, val_images: Sizes of the stratified subsets to train and to validate on.
+        train_images, val_images: Sizes of the stratified subsets to train and to validate on. Where `val_images` is
+            None nothing is validated, and the first `train_images` of all training images are trained on.
         device: "cpu" or "cuda".
         n_threads: Threads of torch in this worker.
         checkpoint_s: Seconds between two checkpoints of a training.
@@ -26,7 +27,7 @@ class WorkerSetup:
 
     data: str
     train_images: int
-    val_images: int
+    val_images: int | None
     device: str
     n_threads: int
     checkpoint_s: float
@@ -44,6 +45,8 @@ class Work:
         asks_after: Epochs (from zero) after which the worker waits for an answer before it goes on.
         checkpoint: Where its progress is kept; an interrupted training goes on from there.
         title: Of its pictures.
+        keeps_result: Whether the trained network is wanted: it is left in `checkpoint`, and no picture is drawn.
+        teacher: A network to learn from, and where its finished training is kept.
     """
 
     key: int
@@ -52,6 +55,8 @@ class Work:
     asks_after: frozenset[int]
     checkpoint: Path
     title: str
+    keeps_result: bool = False
+    teacher: tuple[Candidate, Path] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,14 +106,20 @@ class Died:
 
     Attributes:
         traceback: Of a bug; empty if it was killed.
+        in_capture: It could not capture a CUDA graph, and its process must train no more; another one may.
     """
 
     key: int
     reason: str
     traceback: str = ""
+    in_capture: bool = False
 
 
 Message = EpochEnded | Ended | Failed | Died
+
+
+SAVING_S = 20.0
+"""For a worker to finish its step and save its progress, before it is killed."""
 
 
 class Executor(Protocol):
@@ -118,7 +129,7 @@ class Executor(Protocol):
         """Starts up to `n` workers that have nothing to do yet, without waiting for them."""
 
     def submit(self, work: Work) -> None:
-        """Gives `work` to a free worker, a new one if there is none."""
+        """Gives `work` to a worker that is free, or will be."""
 
     def answer(self, key: int, go_on: bool) -> None:
         """Answers the worker that asked after an epoch of `key`."""

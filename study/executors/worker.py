@@ -15,6 +15,7 @@ from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
 import torch
 
 from study.command_line.wording import percent
@@ -24,8 +25,9 @@ from study.executors.messages import Died, Ended, EpochEnded, Failed, Work, Work
 from study.machine import heap
 from study.machine.hardware import memory
 from study.machine.processes import end_with_parent
+from study.model.network import build
 from study.reporting.pictures import curve_png
-from study.training.checkpoints import load_progress, save_progress
+from study.training.checkpoints import finished, forget_snapshots, load_progress, save_progress
 from study.training.loop import train
 from study.training.records import EpochRecord, Progress
 
@@ -63,9 +65,7 @@ def main(connection: Connection, setup: WorkerSetup) -> None:
 
 def _serve(connection: Connection, setup: WorkerSetup, leave: Callable[[], bool]) -> None:
     torch.set_num_threads(setup.n_threads)
-    everything = load_train(setup.data)
-    for_training, for_validation = search_split(everything.labels, setup.train_images, setup.val_images)
-    images, validation = everything.take(for_training), everything.take(for_validation)
+    images, validation = images_of(setup)
     for n_done in itertools.count(1):
         if leave():
             return
@@ -78,24 +78,40 @@ def _serve(connection: Connection, setup: WorkerSetup, leave: Callable[[], bool]
 
         try:
             connection.send(run(work, images, validation, tell, setup.checkpoint_s, leave))
-        except CaptureFailed as error:  # another worker takes this one's place, see there
-            connection.send(Died(work.key, f"a CUDA graph could not be captured: {error}"))
-            raise SystemExit(1) from None
         except (EOFError, BrokenPipeError, ConnectionResetError):
             raise
-        except Exception as error:  # a bug: told, and the process ends with it
-            connection.send(Died(work.key, first_line(error), traceback.format_exc()))
+        except Exception as error:  # told, and the process ends with it; another one takes its place
+            connection.send(died(work.key, error))
             raise SystemExit(1) from None
-        _tidy(setup.device, n_done)
+        tidy(setup.device, n_done)
+
+
+def images_of(setup: WorkerSetup) -> tuple[Images, Images | None]:
+    """What a worker trains on, and what it validates on."""
+    everything = load_train(setup.data)
+    if setup.val_images is None:
+        return everything.take(np.arange(setup.train_images)), None
+    for_training, for_validation = search_split(everything.labels, setup.train_images, setup.val_images)
+    return everything.take(for_training), everything.take(for_validation)
+
+
+def died(key: int, error: Exception) -> Died:
+    """What a worker says that ends because of `error`."""
+    if isinstance(error, CaptureFailed):
+        return Died(key, f"a CUDA graph could not be captured ({error})", in_capture=True)
+    if isinstance(error, StudyFailed):  # said in a line
+        return Died(key, str(error))
+    return Died(key, first_line(error), traceback.format_exc())
 
 
 def run(
     work: Work,
     images: Images,
-    validation: Images,
+    validation: Images | None,
     tell: Callable[[EpochRecord], bool],
     checkpoint_s: float,
     leave: Callable[[], bool] = lambda: False,
+    saved: Callable[[], None] = lambda: None,
 ) -> Ended | Failed:
     """Trains `work` to its end, from its checkpoint if there is one.
 
@@ -105,12 +121,14 @@ def run(
         tell: Hears of every epoch, those before an interruption first; whether to go on after it.
         checkpoint_s: Seconds between two checkpoints.
         leave: Whether to save the progress and end this process.
+        saved: Hears of every checkpoint that was written.
 
     Raises:
         CaptureFailed: This process must train no more.
+        StudyFailed: The result that is wanted cannot be written.
         SystemExit: `leave` says so; the progress is saved.
     """
-    started = saved = time.monotonic()
+    started = saved_at = time.monotonic()
     before = memory(work.config.device)  # what the trials before left behind
     records: list[EpochRecord] = []
     complained = False
@@ -121,20 +139,28 @@ def run(
             raise _Stopped
 
     def on_checkpoint(capture: Callable[[], Progress]) -> None:
-        nonlocal saved, complained
-        if not leave() and time.monotonic() - saved < checkpoint_s:
+        nonlocal saved_at, complained
+        if not leave() and time.monotonic() - saved_at < checkpoint_s:
             return
         try:
             save_progress(capture(), work.checkpoint)
+            saved()
         except StudyFailed as error:  # a trial is worth more than its checkpoint
+            if work.keeps_result:
+                raise
             if not complained:
                 print(f"{work.title}: {error} It goes on without.", file=sys.stderr, flush=True)
             complained = True
-        saved = time.monotonic()
+        saved_at = time.monotonic()
         if leave():
             raise SystemExit(0)
 
     resume = load_progress(work.checkpoint)
+    forget_snapshots(work.checkpoint, resume)
+    teacher = None
+    if work.teacher is not None:
+        teacher = build(work.teacher[0].architecture)
+        teacher.load_state_dict(finished(work.teacher[1]).ema)
     earlier_s = 0.0 if resume is None else sum(record.wall_s for record in resume.records)
 
     def wall_s() -> float:
@@ -144,12 +170,15 @@ def run(
     try:
         for record in () if resume is None else resume.records:
             on_epoch(record)
-        train(work.candidate, images, work.config, validation, on_epoch, resume, on_checkpoint)
+        trained = train(work.candidate, images, work.config, validation, on_epoch, resume, on_checkpoint, teacher)
+        if work.keeps_result:
+            save_progress(trained.progress(), work.checkpoint)
+            saved()
     except _Stopped:
         stopped = True
     except TrialFailed as error:
         return Failed(work.key, str(error), wall_s(), before)
-    return Ended(work.key, stopped, wall_s(), before, _pictures(work, records, stopped))
+    return Ended(work.key, stopped, wall_s(), before, {} if work.keeps_result else _pictures(work, records, stopped))
 
 
 def _pictures(work: Work, records: Sequence[EpochRecord], stopped: bool) -> dict[str, bytes]:
@@ -169,7 +198,7 @@ def _do_without(what: str) -> None:
     print(f"optuna-dashboard will show no {what}. The study goes on without.", file=sys.stderr, flush=True)
 
 
-def _tidy(device: str, n_done: int) -> None:
+def tidy(device: str, n_done: int) -> None:
     """Hands freed memory back to the system and to those who share the device.
 
     A collection walks through all that was imported, a fifth of a second, so what is there is set aside after every

@@ -16,13 +16,12 @@ def n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def n_loaders(device: str, jobs: int) -> int:
-    """Augmenting processes for each of `jobs` trainings at once.
+def n_loaders(device: str, cores: int) -> int:
+    """Augmenting processes of a training that has so many cores.
 
-    On a CPU they and the training itself use the same cores, but never at once (`study.data.batches`).
+    On a CPU they and the training itself use the same ones, but never at once (`study.data.batches`).
     """
-    beside = n_cores() // jobs - 1
-    return max(0, beside) if device == "cpu" else max(1, beside)
+    return max(0, cores - 1) if device == "cpu" else max(1, cores - 1)
 
 
 def resolve_device(asked: str) -> str:

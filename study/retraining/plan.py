@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from study.command_line.options import ClusterOptions
+
 
 @dataclass(frozen=True)
 class RetrainPlan:
@@ -24,6 +26,7 @@ class RetrainPlan:
         teacher: Whether a larger network is trained first, to learn from.
         teacher_epochs: Its epochs; None: as many as `epochs`.
         target_accuracy: A fraction; None: the study's, or the default.
+        cluster: Where to train; None: on this machine.
         command: What the user typed, without secrets; kept with the bundle.
     """
 
@@ -42,6 +45,7 @@ class RetrainPlan:
     teacher: bool = False
     teacher_epochs: int | None = None
     target_accuracy: float | None = None
+    cluster: ClusterOptions | None = None
     command: str = ""
 
     @property

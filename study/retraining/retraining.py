@@ -14,7 +14,8 @@ from study.calibration.prices import calibrate
 from study.command_line.wording import counted, duration, percent
 from study.data.cifar10 import find_folder, load_test, load_train
 from study.errors import StudyFailed, TrialFailed
-from study.machine.hardware import hardware, n_cores, n_loaders, resolve_device, versions
+from study.executors.workplace import Workplace, workplace
+from study.machine.hardware import hardware, n_loaders, versions
 from study.machine.paths import REPOSITORY
 from study.reporting.optional import report
 from study.retraining.plan import RetrainPlan
@@ -37,21 +38,22 @@ def retrain(plan: RetrainPlan) -> int:
         StudyFailed: A training diverged, or a file cannot be written.
     """
     target = find_target(plan)
-    seeds, jobs = _prepare(plan, target)
+    place = workplace(plan.cluster, plan.device)
+    seeds, jobs = _prepare(plan, target, place)
     teacher = seeds[0].teacher
     try:
         if teacher is not None:
             params = teacher.candidate.architecture.params
             print(f"  teacher  {params:,} parameters, {teacher.config.epochs} epochs", flush=True)
-            train_all([teacher], 1)
-        train_all(seeds, jobs)
+            train_all([teacher], place, 1)
+        train_all(seeds, place, jobs)
     except TrialFailed as error:
         raise StudyFailed(str(error)) from error
 
     # Every optimizer step is done: from here on, and only here, test images are loaded.
     test = load_test(seeds[0].data)
     results = [test_seed(seed, test) for seed in seeds]
-    shipped, metrics = results[0], {**_metrics(target, seeds, results), "command": plan.command}
+    shipped, metrics = results[0], {**_metrics(target, seeds, results, place), "command": plan.command}
     write_bundle(target.folder, seeds[0].candidate, shipped.network, metrics, shipped.curve, test, shipped.logits)
     if target.study is not None:
         report(target.study, plan.out, tell=False)
@@ -60,17 +62,18 @@ def retrain(plan: RetrainPlan) -> int:
     return 0
 
 
-def _prepare(plan: RetrainPlan, target: Target) -> tuple[list[Seed], int]:
+def _prepare(plan: RetrainPlan, target: Target, place: Workplace) -> tuple[list[Seed], int]:
     """The trainings, the first of which is shipped, and how many run at once."""
-    device = resolve_device(plan.device)
+    device = place.device
     data = str(find_folder(plan.data).resolve())
     n_train = plan.n_train or len(load_train(data))
     cost, precision = target.cost, target.precision
     if cost is None or precision is None or cost.device != device:
-        calibration = calibrate(device)
+        calibration = place.call(calibrate, device)
         cost, precision = calibration.cost, calibration.precision
     epochs, n_seeds = plan.epochs or EPOCHS[device], plan.n_seeds or SEEDS[device]
-    jobs, gain = seeds_at_once(plan.jobs, n_seeds, device, precision)
+    jobs, gain = seeds_at_once(plan.jobs, n_seeds, place, precision)
+    cores = place.cores(jobs)
     candidate = target.candidate
     if plan.lengthens:
         candidate = dataclasses.replace(candidate, augmentation=lengthened(candidate.augmentation, epochs * n_train))
@@ -79,15 +82,15 @@ def _prepare(plan: RetrainPlan, target: Target) -> tuple[list[Seed], int]:
         seed=0,
         device=device,
         precision=precision,
-        n_loaders=n_loaders(device, jobs),
+        n_loaders=n_loaders(device, cores),
         n_snapshots=MAX_SNAPSHOTS,
         compiled=True,
-        native_depthwise=calibrate(device).native_depthwise if device == "cuda" else frozenset(),
+        native_depthwise=place.call(calibrate, device).native_depthwise if device == "cuda" else frozenset(),
     )
-    first = Seed(candidate, config, data, n_train, plan.out / "checkpoints", max(1, n_cores() // jobs))
+    first = Seed(candidate, config, data, n_train, plan.out / "checkpoints", cores)
     seconds = cost.epoch_seconds(candidate.architecture, n_train) * epochs * n_seeds / gain
     if plan.teacher:
-        teacher = teacher_of(first, plan.teacher_epochs or epochs)
+        teacher = teacher_of(first, plan.teacher_epochs or epochs, place.cores(1))
         first = dataclasses.replace(first, teacher=teacher)
         lesson = cost.epoch_seconds(teacher.candidate.architecture, n_train)
         # Its own training, and its forward passes, a third of one, in every epoch of every seed.
@@ -101,7 +104,7 @@ def _prepare(plan: RetrainPlan, target: Target) -> tuple[list[Seed], int]:
     return [first, *(first.changed(seed=seed, n_snapshots=0) for seed in range(1, n_seeds))], jobs
 
 
-def _metrics(target: Target, seeds: list[Seed], results: list[Tested]) -> dict[str, Any]:
+def _metrics(target: Target, seeds: list[Seed], results: list[Tested], place: Workplace) -> dict[str, Any]:
     """What the bundle of the first seed says of all."""
     first, shipped = seeds[0], results[0]
     architecture, config = first.candidate.architecture, first.config
@@ -129,7 +132,7 @@ def _metrics(target: Target, seeds: list[Seed], results: list[Tested]) -> dict[s
         "precision": config.precision,
         "compiled": shipped.compiled,
         "device": config.device,
-        "hardware": hardware(config.device),
+        "hardware": place.call(hardware, config.device),
         "wall_s": sum(result.wall_s for result in results),
         "versions": versions(),
         "commit": _commit(),

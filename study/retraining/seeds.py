@@ -1,31 +1,28 @@
-"""Training seeds to their end: from their checkpoints, several at once."""
+"""Training seeds to their end: from their checkpoints, several at once, by workers."""
 
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from search_spaces.candidate import Candidate
 from study.calibration.concurrency import known_rates, rates
 from study.command_line.wording import duration, percent
-from study.data.cifar10 import load_train
-from study.errors import CaptureFailed, StudyFailed
+from study.errors import StudyFailed, TrialFailed
+from study.executors.messages import Died, EpochEnded, Failed, Message, Work, WorkerSetup
+from study.executors.workplace import Workplace
 from study.machine.hardware import n_cores
 from study.machine.interrupts import InterruptFlag
-from study.machine.processes import end_with_parent
-from study.training.checkpoints import checkpoint_name, forget_snapshots, load_progress, save_progress
-from study.training.records import EpochRecord, Progress, TrainingConfig
+from study.training.checkpoints import checkpoint_name, load_progress
+from study.training.records import EpochRecord, TrainingConfig
 
-CHECKPOINT_S = 60
+CHECKPOINT_S = 60.0
+MAX_LOSSES_IN_A_ROW = 3
+TICK_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -62,25 +59,17 @@ class Seed:
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **config))
 
 
-def finished(seed: Seed) -> Progress:
-    """What the finished training of `seed` left.
-
-    Raises:
-        StudyFailed: It is not finished, or cannot be read.
-    """
-    progress = load_progress(seed.file)
-    if progress is None or progress.epoch < seed.config.epochs:
-        raise StudyFailed(f"{seed.file} does not hold a finished training; run the same command again.")
-    return progress
-
-
-def seeds_at_once(asked: int | None, n_seeds: int, device: str, precision: str) -> tuple[int, float]:
+def seeds_at_once(asked: int | None, n_seeds: int, place: Workplace, precision: str) -> tuple[int, float]:
     """How many seeds train at once, and how much faster all of them are for it than one after another."""
 
     def places(jobs: int) -> int:
         """The last round may be a partial one, and takes as long as the others."""
         return -(-n_seeds // jobs) * jobs
 
+    device, room = place.device, place.room()
+    if room is not None:
+        jobs = min(asked or room, n_seeds)
+        return jobs, n_seeds / places(jobs) * jobs
     if asked is not None:
         measured = known_rates(device, precision)
         jobs = min(asked, n_seeds, n_cores())
@@ -96,126 +85,114 @@ def seeds_at_once(asked: int | None, n_seeds: int, device: str, precision: str) 
     return jobs, n_seeds / places(jobs) * measured[jobs] / measured[1]
 
 
-def train_all(seeds: Sequence[Seed], jobs: int) -> None:
-    """Trains all of `seeds`, `jobs` at a time; where a GPU cannot capture its step, with less of that.
+def train_all(seeds: Sequence[Seed], place: Workplace, jobs: int) -> None:
+    """Trains all of `seeds` that are not finished, `jobs` at a time, each from its file if it was begun before.
+
+    A worker that is lost is replaced. Where a GPU cannot capture its step, the rest is trained with less of that.
 
     Raises:
-        TrialFailed, StudyFailed, KeyboardInterrupt: As `_train_together`.
+        TrialFailed: One diverged or ran out of memory.
+        StudyFailed: Workers of one seed were lost again and again, or its result cannot be written.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP; the progress is saved first.
     """
-    try:
-        if jobs > 1:
-            _train_together(seeds, jobs)
-        else:
-            for seed in seeds:
-                train_seed(seed)
+    waiting = [training for seed in seeds if not (training := _Training(seed)).is_finished]
+    if not waiting:
         return
-    except CaptureFailed as error:
-        print(f"a CUDA graph could not be captured ({error}): goes on without compiling", flush=True)
-    # In other processes: this one's allocator may be out of order. What is finished stays so.
-    try:
-        _train_together([seed.changed(compiled=False) for seed in seeds], jobs)
-    except CaptureFailed as error:
-        print(f"a CUDA graph could not be captured ({error}): goes on without graphs, slowly", flush=True)
-        _train_together([seed.changed(compiled=False, capture=False) for seed in seeds], jobs)
-
-
-def _train_together(seeds: Sequence[Seed], jobs: int) -> None:
-    """`train_seed` for each of `seeds`, `jobs` at a time, each in a process that ends with this one.
-
-    Raises:
-        TrialFailed, CaptureFailed: As `train_seed`.
-        StudyFailed: One of the processes was killed.
-        KeyboardInterrupt: Ctrl-C or SIGTERM, once all of them have saved their progress.
-    """
-    interrupted = InterruptFlag(pass_on=True)
-    context = multiprocessing.get_context("spawn")
-    try:
-        with interrupted, ProcessPoolExecutor(jobs, context, end_with_parent) as pool:
-            # Round by round: after Ctrl-C none must begin what another left.
-            for start in range(0, len(seeds), jobs):
-                finished = list(pool.map(_trains_to_its_end, seeds[start : start + jobs]))
-                if interrupted.raised or not all(finished):
+    first = waiting[0].seed
+    setup = WorkerSetup(first.data, first.n_train, None, first.config.device, first.n_threads, CHECKPOINT_S)
+    executor, interrupted = place.executor(setup), InterruptFlag()
+    running: dict[int, _Training] = {}
+    with interrupted:
+        try:
+            executor.prepare(min(jobs, len(waiting)))
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    each = waiting.pop(0)
+                    running[each.seed.config.seed] = each
+                    executor.submit(each.work())
+                for message in executor.wait(TICK_S):
+                    each = running[message.key]
+                    if not isinstance(message, EpochEnded):
+                        del running[message.key]
+                    if each.hear(message):
+                        waiting.insert(0, each)
+                if interrupted.raised:
                     raise KeyboardInterrupt
-    except BrokenProcessPool as error:
-        if interrupted.raised:  # it was stopped where there was nothing to save yet
-            raise KeyboardInterrupt from error
-        raise StudyFailed(
-            "a process that trains a seed was killed (is there enough memory?); the same command goes on from its "
-            "checkpoint, --jobs 1 needs less"
-        ) from error
+        finally:
+            with interrupted.ignored():
+                executor.close()
+            if interrupted.raised:
+                for each in running.values():
+                    print(f"{each.name}: stopped; the same command goes on from here", flush=True)
 
 
-def _trains_to_its_end(seed: Seed) -> bool:
-    """Whether `train_seed` was not interrupted."""
-    try:
-        train_seed(seed)
-    except KeyboardInterrupt:
+class _Training:
+    """One seed's way to its end, over as many workers as it takes."""
+
+    def __init__(self, seed: Seed) -> None:
+        self.seed, self.name = seed, f"seed {seed.config.seed}"
+        progress = load_progress(seed.file)
+        if progress is None:
+            seed.file.unlink(missing_ok=True)  # damaged, which was said
+        self._n_told = 0 if progress is None else progress.epoch
+        self._n_lost = 0
+        self.is_finished = self._n_told >= seed.config.epochs
+        if progress is not None and not self.is_finished:
+            print(f"{self.name}: goes on at epoch {progress.epoch + 1}, step {progress.batch + 1}", flush=True)
+
+    def work(self) -> Work:
+        seed, teacher = self.seed, self.seed.teacher
+        return Work(
+            key=seed.config.seed,
+            candidate=seed.candidate,
+            config=seed.config,
+            asks_after=frozenset(),
+            checkpoint=seed.file,
+            title=self.name,
+            keeps_result=True,
+            teacher=None if teacher is None else (teacher.candidate, teacher.file),
+        )
+
+    def hear(self, message: Message) -> bool:
+        """Whether it has to be given to another worker.
+
+        Raises:
+            TrialFailed, StudyFailed: As `train_all`.
+        """
+        if isinstance(message, EpochEnded):
+            self._epoch_ended(message.record)
+        elif isinstance(message, Failed):
+            raise TrialFailed(message.reason)
+        elif isinstance(message, Died):
+            self._lost(message)
+            return True
         return False
-    return True
 
-
-def train_seed(seed: Seed) -> None:
-    """Trains one seed to its end, from its file if it was begun before, and leaves the result there.
-
-    Raises:
-        TrialFailed: It diverged or ran out of memory.
-        CaptureFailed: The step cannot be captured on this GPU; this process must train no more.
-        KeyboardInterrupt: Ctrl-C; the progress is saved first.
-    """
-    import torch
-
-    from study.model.network import build
-    from study.training.loop import train
-
-    config, name = seed.config, f"seed {seed.config.seed}"
-    torch.set_num_threads(seed.n_threads)
-    images = load_train(seed.data).take(np.arange(seed.n_train))
-    resume = load_progress(seed.file)
-    forget_snapshots(seed.file, resume)
-    if resume is not None:
-        if resume.epoch >= config.epochs:
-            return
-        print(f"{name}: goes on at epoch {resume.epoch + 1}, step {resume.batch + 1}", flush=True)
-    teacher = None
-    if seed.teacher is not None:
-        teacher = build(seed.teacher.candidate.architecture)
-        teacher.load_state_dict(finished(seed.teacher).ema)
-    interrupted = InterruptFlag()
-    saved = time.monotonic()
-
-    def on_epoch(record: EpochRecord) -> None:
-        left = (config.epochs - record.epoch - 1) * record.wall_s
+    def _epoch_ended(self, record: EpochRecord) -> None:
+        if record.epoch < self._n_told:
+            return  # of its checkpoint
+        self._n_told, self._n_lost = record.epoch + 1, 0
+        epochs = self.seed.config.epochs
+        left = (epochs - record.epoch - 1) * record.wall_s
         print(
-            f"{name} epoch {record.epoch + 1}/{config.epochs}: train loss {record.train_loss:.3f}, "
+            f"{self.name} epoch {record.epoch + 1}/{epochs}: train loss {record.train_loss:.3f}, "
             f"accuracy {percent(record.train_accuracy, 2)}, {record.wall_s:.0f} s; {duration(left)} left",
             flush=True,
         )
 
-    def on_checkpoint(capture: Callable[[], Progress]) -> None:
-        nonlocal saved
-        if not interrupted.raised and time.monotonic() - saved < CHECKPOINT_S:
+    def _lost(self, died: Died) -> None:
+        config = self.seed.config
+        if died.in_capture and config.capture:
+            less = {"compiled": False} if config.compiled else {"capture": False}
+            self.seed = self.seed.changed(**less)
+            how = "without compiling" if config.compiled else "without graphs, slowly"
+            print(f"{self.name}: {died.reason}: goes on {how}", flush=True)
             return
-        save_progress(capture(), seed.file)
-        saved = time.monotonic()
-        if interrupted.raised:
-            print(f"{name}: stopped; the same command goes on from here", flush=True)
-            raise KeyboardInterrupt
-
-    with interrupted:
-        trained = train(
-            seed.candidate,
-            images,
-            config,
-            on_epoch=on_epoch,
-            resume=resume,
-            on_checkpoint=on_checkpoint,
-            teacher=teacher,
-        )
-    end = Progress(
-        epoch=config.epochs,
-        ema=trained.ema.state_dict(),
-        records=trained.records,
-        snapshots=trained.snapshots,
-        compiled=trained.compiled,
-    )
-    save_progress(end, seed.file)
+        self._n_lost += 1
+        if died.traceback:
+            print(died.traceback, file=sys.stderr, flush=True)
+        if died.traceback or self._n_lost == MAX_LOSSES_IN_A_ROW:
+            raise StudyFailed(
+                f"{self.name}: {died.reason}. The same command goes on from its checkpoint; --jobs 1 needs less memory."
+            )
+        print(f"{self.name}: {died.reason}: goes on from its checkpoint", flush=True)

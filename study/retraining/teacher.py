@@ -6,21 +6,22 @@ import dataclasses
 from typing import Any
 
 from search_spaces.teacher import TEACHER
-from study.machine.hardware import n_cores, n_loaders
-from study.retraining.seeds import Seed, finished
+from study.machine.hardware import n_loaders
+from study.retraining.seeds import Seed
+from study.training.checkpoints import finished
 
 
-def teacher_of(student: Seed, epochs: int) -> Seed:
+def teacher_of(student: Seed, epochs: int, cores: int) -> Seed:
     """The training of the larger network, on the images of `student` and augmented alike, before it and alone."""
     candidate = dataclasses.replace(TEACHER, augmentation=student.candidate.augmentation)
-    loaders = n_loaders(student.config.device, 1)
+    loaders = n_loaders(student.config.device, cores)
     config = dataclasses.replace(student.config, epochs=epochs, n_snapshots=0, n_loaders=loaders)  # no curve is drawn
-    return dataclasses.replace(student, candidate=candidate, config=config, n_threads=n_cores(), role="teacher-")
+    return dataclasses.replace(student, candidate=candidate, config=config, n_threads=cores, role="teacher-")
 
 
 def cost_of(teacher: Seed) -> dict[str, Any]:
     """What it cost. Its test accuracy is nobody's business: it is not shipped."""
-    records = finished(teacher).records
+    records = finished(teacher.file).records
     return {
         "params": teacher.candidate.architecture.params,
         "macs": teacher.candidate.architecture.macs,

@@ -14,7 +14,8 @@ from study.command_line.wording import percent
 from study.data.cifar10 import Images, load_test
 from study.machine.files import replaced
 from study.machine.hardware import hardware, resolve_device
-from study.retraining.seeds import Seed, finished
+from study.retraining.seeds import Seed
+from study.training.checkpoints import finished
 
 SAME_HARDWARE, OTHER_HARDWARE = 0.0, 0.0005
 """How far a bundle's accuracy may be from the recorded one."""
@@ -55,7 +56,8 @@ def test_seed(seed: Seed, test: Images) -> Tested:
     from study.model.network import build, use_native_depthwise
     from study.training.evaluation import accuracy, evaluate
 
-    config, progress = seed.config, finished(seed)
+    config, progress = seed.config, finished(seed.file, seed.config.epochs)
+    device = "cpu" if config.device == "cpu" else resolve_device("auto")  # a cluster's GPUs are elsewhere
     network = use_native_depthwise(build(seed.candidate.architecture), config.native_depthwise)
     states = {**progress.snapshots, config.epochs - 1: progress.ema}  # the last snapshot is the final state
     epochs, stored = sorted(states), seed.file.with_suffix(".npz")
@@ -66,7 +68,7 @@ def test_seed(seed: Seed, test: Images) -> Tested:
         found = []
         for epoch in epochs:
             network.load_state_dict(states[epoch])
-            found.append(evaluate(network.to(config.device).eval(), test, config.device))
+            found.append(evaluate(network.to(device).eval(), test, device))
         losses, logits = np.array([loss for loss, _ in found]), np.stack([rows for _, rows in found])
         with replaced(stored, lasting=True) as temporary, temporary.open("wb") as stream:
             np.savez(stream, epochs=np.array(epochs), losses=losses, logits=logits.astype(np.float32))

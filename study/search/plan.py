@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from study.command_line.options import CHECKPOINT_S
+from study.command_line.options import CHECKPOINT_S, ClusterOptions
 
 SAMPLERS = ("anchored", "tpe", "random", "gp")
 DEFAULT_SAMPLER = "anchored"
@@ -33,6 +33,7 @@ class SearchPlan:
         data: Folder with the data set; None: where it is looked for.
         target_accuracy: Test accuracy to pass, a fraction; None: as stored, or the default.
         checkpoint_s: Seconds between two checkpoints of a trial, which an interrupted one goes on from.
+        cluster: Where to train; None: on this machine.
         command: What the user typed, without secrets; kept with the study.
         next_command: What the user is told to do next.
     """
@@ -51,6 +52,7 @@ class SearchPlan:
     data: str | None = None
     target_accuracy: float | None = None
     checkpoint_s: float = CHECKPOINT_S
+    cluster: ClusterOptions | None = None
     command: str = ""
 
 

@@ -49,18 +49,19 @@ def rerank(plan: RerankPlan) -> int:
     Raises:
         UserError: There is no such study, or it has not so many complete trials.
     """
-    from study.machine.hardware import resolve_device
+    from study.executors.workplace import workplace
     from study.storage.database import config_of, open_study
 
     source = open_study(plan.search.url, plan.source)
     refuse_other_version(plan.source, config_of(source))
-    best = best_candidates(source, plan.top, FIDELITY[resolve_device(plan.search.device)][0])
+    place = workplace(plan.search.cluster, plan.search.device)
+    best = best_candidates(source, plan.top, FIDELITY[place.device][0])
     refuse_early(plan.search)
     existing = find_study(plan.search)
     # A single candidate needs no measurement of how many train at once.
-    machine = get_ready(dataclasses.replace(plan.search, trials=len(best)))
+    machine = get_ready(dataclasses.replace(plan.search, trials=len(best)), place)
     if existing is None:
-        config = _config(plan.search, config_of(source), machine.device, machine.calibration)
+        config = _config(plan.search, config_of(source), place.device, machine.calibration)
         more = {"rerank_of": source.study_name, "given": _descriptions(best, config)}
         target = source.user_attrs["target_accuracy"]
         study, storage = new_study(plan.search.url, plan.search.name, config, machine.calibration, target, **more)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import optuna
 
     from study.calibration.prices import Calibration
+    from study.executors.workplace import Workplace
     from study.storage.config import StudyConfig
     from study.storage.slots import SlotTable
 
@@ -29,14 +30,14 @@ class Machine:
     """Where a search runs.
 
     Attributes:
-        device: "cpu" or "cuda".
+        place: Where workers run.
         data: Folder with the data set.
         calibration: What was measured here.
         jobs: Trials at once.
         rates: Images per second by trials at once, as far as they are known.
     """
 
-    device: str
+    place: Workplace
     data: Path
     calibration: Calibration
     jobs: int
@@ -45,40 +46,44 @@ class Machine:
 
 def search(plan: SearchPlan) -> int:
     """Brings the study of `plan` to its end. Returns the exit code."""
+    from study.executors.workplace import workplace
+
     refuse_early(plan)
     existing = find_study(plan)
-    machine = get_ready(plan)
-    study, storage = existing or create_study(plan, machine.device, machine.calibration)
+    machine = get_ready(plan, workplace(plan.cluster, plan.device))
+    study, storage = existing or create_study(plan, machine.place.device, machine.calibration)
     return bring_to_end(plan, machine, study, storage, created=existing is None)
 
 
-def get_ready(plan: SearchPlan) -> Machine:
+def get_ready(plan: SearchPlan, place: Workplace) -> Machine:
     """Decodes the data and measures this machine, unless both were done before.
 
     Raises:
-        UserError: There is no such device, no data, or there are fewer cores than trials at once.
+        UserError: There is no data, or there are fewer cores than trials at once.
     """
     import optuna
 
     from study.calibration.prices import calibrate
     from study.data.cifar10 import find_folder, load_train
-    from study.machine.hardware import n_cores, resolve_device
+    from study.machine.hardware import n_cores
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    device = resolve_device(plan.device)
-    if plan.jobs is not None and plan.jobs > n_cores():
+    if plan.cluster is None and plan.jobs is not None and plan.jobs > n_cores():
         raise UserError(f"--jobs must not exceed the cores: {plan.jobs} > {n_cores()}.")
     data = find_folder(plan.data)
     load_train(str(data))  # decoded and checked once, before any worker needs it
-    calibration = calibrate(device)
-    jobs, rates = _trials_at_once(plan, device, calibration.precision)
-    return Machine(device, data, calibration, jobs, rates)
+    calibration = place.call(calibrate, place.device)
+    jobs, rates = _trials_at_once(plan, place, calibration.precision)
+    return Machine(place, data, calibration, jobs, rates)
 
 
-def _trials_at_once(plan: SearchPlan, device: str, precision: str) -> tuple[int, dict[int, float]]:
+def _trials_at_once(plan: SearchPlan, place: Workplace, precision: str) -> tuple[int, dict[int, float]]:
     from study.calibration.concurrency import best_jobs, known_rates
     from study.machine.hardware import gpus, n_cores
 
+    device, room = place.device, place.room()
+    if room is not None:
+        return plan.jobs or min(room, plan.trials), {}
     if plan.jobs is not None or plan.trials == 1 or n_cores() == 1:
         return plan.jobs or 1, known_rates(device, precision)
     jobs, rates = best_jobs(device, precision)
@@ -106,9 +111,8 @@ def bring_to_end(
     Raises:
         StudyFailed: Several trials failed in a row, or the storage cannot be written.
     """
-    from study.executors.local import LocalExecutor
     from study.executors.messages import WorkerSetup
-    from study.machine.hardware import gpus, n_cores, n_loaders
+    from study.machine.hardware import n_loaders
     from study.search.asking import Asker
     from study.search.pruning import compared_epochs, make_pruner
     from study.search.supervisor import Supervisor
@@ -117,7 +121,7 @@ def bring_to_end(
     from study.storage.slots import SlotTable
     from study.training.records import TrainingConfig
 
-    plan = dataclasses.replace(plan, jobs=machine.jobs)
+    plan, place = dataclasses.replace(plan, jobs=machine.jobs), machine.place
     remember_command(study, plan.command)
     slots = SlotTable(study, storage)
     freed = slots.reconcile()
@@ -128,8 +132,8 @@ def bring_to_end(
         data=str(machine.data.resolve()),
         train_images=config.train_images,
         val_images=config.val_images,
-        device=machine.device,
-        n_threads=max(1, n_cores() // machine.jobs),
+        device=place.device,
+        n_threads=place.cores(machine.jobs),
         checkpoint_s=plan.checkpoint_s,
     )
 
@@ -137,16 +141,15 @@ def bring_to_end(
         return TrainingConfig(
             epochs=config.epochs,
             seed=seed,
-            device=machine.device,
+            device=place.device,
             precision=config.precision,
-            n_loaders=n_loaders(machine.device, machine.jobs),
+            n_loaders=n_loaders(place.device, place.cores(machine.jobs)),
             native_depthwise=machine.calibration.native_depthwise,
             whole_validations=compared_epochs(config.pruner, config.epochs),
         )
 
     asker = Asker(study, storage, slots, config, plan.out / "artifacts", given)
-    executor = LocalExecutor(setup, gpus(machine.device))
-    supervisor = Supervisor(plan, study, storage, slots, config, asker, executor, training)
+    supervisor = Supervisor(plan, study, storage, slots, config, asker, place.executor(setup), training)
     try:
         stopped = supervisor.run()
     except STORAGE_ERRORS as error:
@@ -178,7 +181,13 @@ def _banner(
     left = max(0, plan.trials - done)
     jobs, rates, hardware = machine.jobs, machine.rates, machine.calibration.hardware
     # Trials at once share the cores of a CPU: without a measurement they gain nothing.
-    gain = rates[jobs] / rates[1] if jobs in rates else 1.0 if machine.device == "cpu" else jobs
+    gain = (
+        rates[jobs] / rates[1]
+        if jobs in rates
+        else 1.0
+        if plan.cluster is None and machine.place.device == "cpu"
+        else jobs
+    )
     seconds = expected_seconds(config, machine.calibration.cost) * left / gain
     limits = {name: value for name, value in config.limits.to_json().items() if value is not None}
     measured = "; ".join(f"{n}: {rate:,.0f}" for n, rate in sorted(rates.items()))

@@ -6,6 +6,7 @@ where one is written: commands that plan a training import this for its name.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from search_spaces.architecture import identifier
 from search_spaces.candidate import Candidate
 from study.data.augmentation import AUGMENTATION_ORDER
 from study.errors import StudyFailed, first_line
-from study.machine.files import DamagedFileError, read_tensors, replaced
+from study.machine.files import DamagedFileError, read_tensors, replaced, write_atomically
 from study.training.records import Progress, TrainingConfig
 
 
@@ -43,6 +44,34 @@ def load_progress(file: Path) -> Progress | None:
     except (DamagedFileError, KeyError, TypeError) as error:  # the last two: whole, but of another version
         print(f"{file.name} cannot be read ({first_line(error)}): this training starts anew", flush=True)
         return None
+
+
+def finished(file: Path, epochs: int = 1) -> Progress:
+    """What a finished training of so many epochs left in `file`.
+
+    Raises:
+        StudyFailed: It is not finished, or cannot be read.
+    """
+    progress = load_progress(file)
+    if progress is None or progress.epoch < epochs:
+        raise StudyFailed(f"{file} does not hold a finished training; run the same command again.")
+    return progress
+
+
+def parts(file: Path) -> dict[str, bytes]:
+    """The files of the checkpoint `file`, by their names in its folder; none if there is no checkpoint."""
+    found = [*sorted(_snapshot(file, 0).parent.glob("*.pt")), *([file] if file.exists() else [])]
+    return {str(each.relative_to(file.parent)): each.read_bytes() for each in found}
+
+
+def put(parts: Mapping[str, bytes], folder: Path) -> None:
+    """Writes what `parts` read to another folder, in the same order: what others need to be there comes first.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    for name, content in parts.items():
+        write_atomically(folder / name, content)
 
 
 def save_progress(progress: Progress, file: Path) -> None:

@@ -128,3 +128,13 @@ class Trained:
     records: list[EpochRecord]
     snapshots: dict[int, dict[str, torch.Tensor]]
     compiled: bool = False
+
+    def progress(self) -> Progress:
+        """What is kept of it."""
+        return Progress(
+            epoch=len(self.records),
+            ema=self.ema.state_dict(),
+            records=self.records,
+            snapshots=self.snapshots,
+            compiled=self.compiled,
+        )

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,16 @@ from search_spaces.reference import REFERENCE
 from study import retrain
 from study.calibration.prices import calibrate
 from study.data import cifar10 as data
-from study.errors import CaptureFailed, UserError
+from study.errors import CaptureFailed, StudyFailed, UserError
+from study.executors import local, worker
+from study.executors.local import ThisMachine
+from study.executors.messages import EpochEnded, Message, Work, WorkerSetup
 from study.machine import hardware
 from study.machine.paths import REPOSITORY
 from study.retraining import retraining, seeds
 from study.retraining.seeds import Seed
-from study.training.checkpoints import load_progress
-from study.training.records import TrainingConfig
+from study.training.checkpoints import finished, load_progress
+from study.training.records import EpochRecord, TrainingConfig
 
 SMALL = ["--reference", "--epochs", "2", "--train-images", "256", "--device", "cpu"]
 
@@ -60,7 +64,50 @@ def test_evaluate_notices_other_weights(made_study: Path, made_cifar10: Path, tm
     assert retrain.main(["--evaluate", str(folder), "--device", "cpu"]) == 1
 
 
-def test_no_test_image_before_the_last_step(made_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+class Here:
+    """An executor without processes: trains in this one, when it is waited for."""
+
+    fail: Callable[[Work], None] = staticmethod(lambda work: None)
+
+    def __init__(self, setup: WorkerSetup, gpus: Sequence[str] = ()) -> None:
+        self.setup, self.given = setup, list[Work]()
+        self.images, _ = worker.images_of(setup)
+
+    def prepare(self, n: int) -> None:
+        assert n >= 1
+
+    def submit(self, work: Work) -> None:
+        self.given.append(work)
+
+    def wait(self, timeout_s: float) -> list[Message]:
+        work, said = self.given.pop(0), list[Message]()
+
+        def tell(record: EpochRecord) -> bool:
+            said.append(EpochEnded(work.key, record, False))
+            return True
+
+        try:
+            self.fail(work)
+            said.append(worker.run(work, self.images, None, tell, self.setup.checkpoint_s))
+        except Exception as error:
+            said.append(worker.died(work.key, error))
+        return said
+
+    def close(self) -> list[Message]:
+        return []
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> type[Here]:
+    """Seeds are trained in this process, where their steps can be watched."""
+    monkeypatch.setattr(local, "LocalExecutor", Here)
+    monkeypatch.setattr(Here, "fail", staticmethod(lambda work: None))
+    return Here
+
+
+def test_no_test_image_before_the_last_step(
+    here: type[Here], made_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     events = []
     step, load = torch.optim.SGD.step, data.load_test
 
@@ -142,7 +189,7 @@ def test_seeds_at_once_are_stopped_and_resumed(number: int, to_all: bool, made_c
 
 
 def test_repeated_command_neither_trains_nor_tests_again(
-    made_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    here: type[Here], made_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     retrain.main([*SMALL, "--out", str(tmp_path)])
     first = metrics(tmp_path / "reference")
@@ -161,7 +208,7 @@ def test_seeds_in_parallel_equal_seeds_in_turn(made_cifar10: Path, tmp_path: Pat
     measured = calibrate("cpu")  # once: which precision is the faster one may be a close call
     monkeypatch.setattr(retraining, "calibrate", lambda device: measured)
     for jobs in (1, 2):
-        for module in (hardware, retraining, seeds):  # one thread for each seed
+        for module in (hardware, local, seeds):  # one thread for each seed
             monkeypatch.setattr(module, "n_cores", lambda jobs=jobs: jobs)
         retrain.main([*SMALL, "--seeds", "2", "--jobs", str(jobs), "--out", str(tmp_path / str(jobs))])
     one, two = metrics(tmp_path / "1" / "reference"), metrics(tmp_path / "2" / "reference")
@@ -184,17 +231,17 @@ def test_seeds_at_once_are_those_that_finish_first(
     monkeypatch: pytest.MonkeyPatch, measured: dict[int, float], n_seeds: int, jobs: int, gain: float
 ):
     monkeypatch.setattr(seeds, "rates", lambda device, precision: measured)
-    assert seeds.seeds_at_once(None, n_seeds, "cuda", "bfloat16") == (jobs, pytest.approx(gain))
+    assert seeds.seeds_at_once(None, n_seeds, ThisMachine("cuda"), "bfloat16") == (jobs, pytest.approx(gain))
 
 
 def test_seeds_at_once_that_were_not_measured_gain_nothing_on_a_cpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(seeds, "known_rates", lambda device, precision: {})
     monkeypatch.setattr(seeds, "n_cores", lambda: 4)
-    assert seeds.seeds_at_once(2, 5, "cpu", "float32") == (2, 1.0)
-    assert seeds.seeds_at_once(8, 3, "cuda", "bfloat16") == (3, 3.0)
+    assert seeds.seeds_at_once(2, 5, ThisMachine("cpu"), "float32") == (2, 1.0)
+    assert seeds.seeds_at_once(8, 3, ThisMachine("cuda"), "bfloat16") == (3, 3.0)
 
 
-def test_damaged_checkpoint_starts_the_seed_anew(made_cifar10: Path, tmp_path: Path, capsys):
+def test_damaged_checkpoint_starts_the_seed_anew(here: type[Here], made_cifar10: Path, tmp_path: Path, capsys):
     retrain.main([*SMALL, "--out", str(tmp_path)])
     (file,) = (tmp_path / "checkpoints").glob("*.pt")
     file.write_bytes(file.read_bytes()[:1000])
@@ -233,7 +280,9 @@ def test_exit_code_of_a_mistake(tmp_path: Path):
     assert done.stderr.count("\n") == 1
 
 
-def test_the_yardstick_has_the_best_trials_recipe(made_study: Path, made_cifar10: Path, tmp_path: Path):
+def test_the_yardstick_has_the_best_trials_recipe(
+    here: type[Here], made_study: Path, made_cifar10: Path, tmp_path: Path
+):
     out = tmp_path / "study"
     shutil.copytree(made_study, out)
     arguments = ["--yardstick", "--epochs", "1", "--train-images", "128", "--device", "cpu", "--out", str(out)]
@@ -247,26 +296,51 @@ def test_the_yardstick_has_the_best_trials_recipe(made_study: Path, made_cifar10
 
 @pytest.mark.parametrize("n_failing", [1, 2])
 def test_a_capture_that_fails_is_tried_with_less_elsewhere(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, n_failing: int
+    here: type[Here],
+    made_cifar10: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    n_failing: int,
 ) -> None:
-    """Without compiling, then without a graph, and never again in the process whose allocator it spoiled."""
+    """Without compiling, then without a graph."""
     tried: list[tuple[bool, bool]] = []
-    here: list[bool] = []
 
-    def attempt(seed: Seed, in_this_process: bool) -> None:
-        here.append(in_this_process)
-        tried.append((seed.config.compiled, seed.config.capture))
+    def fail(work: Work) -> None:
+        tried.append((work.config.compiled, work.config.capture))
         if len(tried) <= n_failing:
             raise CaptureFailed("RuntimeError: operation not permitted")
 
-    monkeypatch.setattr(seeds, "train_seed", lambda seed: attempt(seed, True))
-    monkeypatch.setattr(seeds, "_train_together", lambda given, jobs: [attempt(seed, False) for seed in given])
-    config = TrainingConfig(1, 0, compiled=True)
-    seeds.train_all([Seed(REFERENCE, config, "data", 10, tmp_path, 1)], 1)
+    monkeypatch.setattr(here, "fail", staticmethod(fail))
+    monkeypatch.setattr("study.training.loop.fastest", lambda step, *args, **kwargs: (step, False))
+    seed = Seed(REFERENCE, TrainingConfig(1, 0, compiled=True), str(made_cifar10), 100, tmp_path, 1)
+    seeds.train_all([seed], ThisMachine("cpu"), 1)
     assert tried == [(True, True), (False, True), (False, False)][: n_failing + 1]
-    assert here == [True] + [False] * n_failing
     said = capsys.readouterr().out
     assert said.count("could not be captured (RuntimeError: operation not permitted)") == n_failing
+
+
+@pytest.mark.parametrize("n_lost", [2, 3])
+def test_a_seed_whose_workers_are_lost_is_given_to_others(
+    here: type[Here], made_cifar10: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, n_lost: int
+) -> None:
+    n_tried = 0
+
+    def fail(work: Work) -> None:
+        nonlocal n_tried
+        n_tried += 1
+        if n_tried <= n_lost:
+            raise StudyFailed("the worker was killed by SIGKILL")
+
+    monkeypatch.setattr(here, "fail", staticmethod(fail))
+    seed = Seed(REFERENCE, TrainingConfig(1, 0), str(made_cifar10), 100, tmp_path, 1)
+    if n_lost == seeds.MAX_LOSSES_IN_A_ROW:
+        with pytest.raises(StudyFailed, match=r"killed by SIGKILL\. The same command goes on"):
+            seeds.train_all([seed], ThisMachine("cpu"), 1)
+    else:
+        seeds.train_all([seed], ThisMachine("cpu"), 1)
+        assert finished(seed.file).epoch == 1
+    assert n_tried == min(n_lost + 1, 3)
 
 
 def test_a_bundle_says_whether_it_was_compiled(made_study: Path) -> None:
