@@ -4,6 +4,8 @@
 #
 #   scripts/postgres_study.sh --trials 6 --epochs 1 --train-images 200 --val-images 100
 #
+#   scripts/postgres_study.sh -- COMMAND   runs that instead, with the server's URL in $STORAGE
+#
 # Takes the options of `python -m study.run`. The server comes from the system's packages, listens on
 # the loopback interface alone, asks for a password, and is gone with its data when the script ends.
 # $PYTHON names the interpreter (default: python).
@@ -76,6 +78,11 @@ fi
 echo "PostgreSQL $("$bin/postgres" --version | awk '{print $3}') on 127.0.0.1:$port"
 
 export STORAGE="postgresql+psycopg://study:$password@127.0.0.1:$port/postgres"
+if [ "${1-}" = -- ]; then # a command of its own, which finds the server in $STORAGE
+  shift
+  "$@"
+  exit
+fi
 run=("$python" -m study.run --trials "$trials" --jobs 2 --study-name postgres --out "$work/out" "$@" --storage "$STORAGE")
 "$python" - "${run[@]}" <<'PYTHON'
 """The second process joins while the first one is suspended; then that is killed, and its slots are taken over."""

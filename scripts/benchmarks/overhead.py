@@ -82,7 +82,7 @@ def overhead(options: argparse.Namespace, n_recorded: int, folder: Path) -> tupl
         printed(command, options.revision, PYTHONPATH=str(options.revision))
 
     run_study(2)
-    fill(folder / "out" / "study.db", n_recorded)
+    fill(open_storage(f"sqlite:///{folder / 'out' / 'study.db'}"), "overhead", n_recorded)
     n_before = len(trials_of(folder / "out" / "study.db"))
     run_study(n_recorded + options.samples + options.jobs)
     trials = trials_of(folder / "out" / "study.db")[n_before:]
@@ -122,15 +122,14 @@ def recorded(n: int, attributes: dict[str, Any]) -> list[FrozenTrial]:
     return found
 
 
-def fill(file: Path, n: int) -> None:
-    """Adds recorded trials to the study in `file`, with all that a run stores of each, until there are `n`."""
-    storage = open_storage(f"sqlite:///{file}")
-    study = optuna.load_study(study_name="overhead", storage=storage)
-    study_id, template = storage.get_study_id_from_name("overhead"), study.trials[0]
+def fill(storage: optuna.storages.RDBStorage, name: str, n: int) -> None:
+    """Adds recorded trials to the study `name`, with all that a run stores of each, until there are `n`."""
+    study = optuna.load_study(study_name=name, storage=storage)
+    n_there, study_id, template = len(study.trials), storage.get_study_id_from_name(name), study.trials[0]
     notes = [value for key, value in storage.get_study_system_attrs(study_id).items() if ":note_str:" in key]
     attributes = {name: value for name, value in template.user_attrs.items() if name != "anchor"}
-    study.add_trials(recorded(n, attributes)[2:])  # after the two that there are
-    for trial in study.get_trials(deepcopy=False)[2:]:
+    study.add_trials(recorded(n, attributes)[n_there:])
+    for trial in study.get_trials(deepcopy=False)[n_there:]:
         trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
         storage.set_study_system_attr(study_id, f"dashboard:{trial_id}:note_str:0", notes[-1])
         storage.set_study_system_attr(study_id, f"dashboard:{trial_id}:note_ver", 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.candidate import Candidate
-from search_spaces.constraints import Clock, InfeasibleError, certify
+from search_spaces.constraints import Clock, Constraint, InfeasibleError, certify
 from search_spaces.cost import CostModel
 from search_spaces.space import Decoded
 from study.machine.hardware import versions
@@ -32,7 +31,8 @@ from study.search.sampling import (
     training_seed,
 )
 from study.storage.config import StudyConfig, open_space
-from study.storage.database import best_of, finished_trials
+from study.storage.database import best_of
+from study.storage.known import KnownTrials
 from study.storage.outcome import Outcome
 from study.storage.slots import Claim, SlotTable, fail_trial
 
@@ -63,7 +63,7 @@ class Asker:
 
     Args:
         study, storage: Where trials are written.
-        slots: Of the study.
+        slots, known: Of the study.
         config: Of the study.
         artifacts: Folder of the dashboard's files.
         given: The candidates of a study that samples none, one for every slot.
@@ -72,13 +72,14 @@ class Asker:
     def __init__(
         self,
         study: optuna.Study,
-        storage: optuna.storages.BaseStorage,
+        storage: optuna.storages.RDBStorage,
         slots: SlotTable,
+        known: KnownTrials,
         config: StudyConfig,
         artifacts: Path,
         given: Sequence[Given] | None = None,
     ) -> None:
-        self._study, self._storage, self._slots = study, storage, slots
+        self._study, self._storage, self._slots, self._known = study, storage, slots, known
         self._config, self._artifacts, self._given = config, artifacts, given
         self._space = open_space(config.space)
         cost = CostModel.from_json(study.user_attrs["cost_model"])
@@ -86,28 +87,23 @@ class Asker:
         self._anchors = anchors(self._space, config, cost)
         self._draws = Draws(self._space, config.sampler)
         self._versions = versions()
-        self._parked: list[optuna.Trial] = []
-
-    @property
-    def parked(self) -> list[int]:
-        """Numbers of the trials that came out of the queue before there was a slot for them."""
-        return [trial.number for trial in self._parked]
 
     def has_queued(self) -> bool:
         """Whether the user put a trial into Optuna's queue, which comes before anything else."""
-        return bool(self._parked or self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+        return self._known.n_waiting() > 0
 
     def ask(self, claim: Claim) -> Asked:
         """A new running trial for the slot of `claim`."""
-        params, anchor, given = self._prescribed(claim)
-        self._study.sampler = fixed_sampler(params)
-        claim, trial = self._next_trial(claim)
+        trial = None
+        if claim.queued and claim.repeats is None:
+            claim, trial = self._from_queue(claim)
+        params, anchor, given = self._prescribed(claim) if trial is None else (trial.params, None, None)
         if claim.queued:
             anchor = None
-        trial.set_user_attr("slot", claim.slot)
-        trial.set_user_attr("fence", claim.fence)
         seed = training_seed(self._config.seed, claim.slot)
         attributes = {
+            "slot": claim.slot,
+            "fence": claim.fence,
             "attempt": claim.attempt,
             "sampler_seed": sampler_seed(self._config.seed, claim.slot, claim.attempt),
             "training_seed": seed,
@@ -115,26 +111,29 @@ class Asker:
             **({"anchor": anchor} if anchor else {}),
             **({"queued": True} if claim.queued else {}),
         }
-        for name, value in attributes.items():
-            trial.set_user_attr(name, value)
+        candidate, reason = None, ""
         try:
-            candidate = self._decode(trial, given)
+            candidate, constraints = self._decoded(params, given, attributes)
         except InfeasibleError as error:
-            for constraint in error.broken:
-                trial.set_constraint(constraint.name, constraint.value)
-            return Asked(claim, trial, seed, anchor, None, f"infeasible: {error}")
-        publish_trial(self._study, self._storage, trial, candidate.architecture, self._artifacts)
-        return Asked(claim, trial, seed, anchor, candidate)
-
-    def put_back(self) -> None:
-        """Puts the trials for which there was no slot into the queue again."""
-        for trial in self._parked:
-            params, attributes = self._frozen(trial).system_attrs["fixed_params"], trial.user_attrs
-            fail_trial(
-                self._study, self._storage, trial.number, "no slot was left: it waits again", Outcome.INTERRUPTED
+            reason, constraints = f"infeasible: {error}", error.broken
+        if trial is None:
+            trial = self._known.create(
+                optuna.trial.create_trial(
+                    state=TrialState.RUNNING,
+                    params=params,
+                    distributions={name: self._draws.distributions[name] for name in params},
+                    user_attrs=attributes,
+                    constraints={each.name: each.value for each in constraints},
+                )
             )
-            self._study.enqueue_trial(params, user_attrs=attributes)
-        self._parked.clear()
+        else:
+            for name, value in attributes.items():
+                trial.set_user_attr(name, value)
+            for each in constraints:
+                trial.set_constraint(each.name, each.value)
+        if candidate is not None:
+            publish_trial(self._study, self._storage, trial, candidate.architecture, self._artifacts)
+        return Asked(claim, trial, seed, anchor, candidate, reason)
 
     def _prescribed(self, claim: Claim) -> tuple[dict[str, Any], str | None, dict[str, Any] | None]:
         """Parameters of the slot, the anchor's name if they are one's, and the candidate if that is given."""
@@ -143,12 +142,12 @@ class Asker:
             given = self._given[claim.slot]
             return given.params, given.name, given.candidate
         if claim.repeats is not None:
-            repeated = self._study.get_trials(deepcopy=False)[claim.repeats]
+            repeated = self._known.read(claim.repeats)
             return dict(repeated.params), repeated.user_attrs.get("anchor"), None
         if claim.ordinal < len(self._anchors) and claim.attempt == 0:
             name, params = self._anchors[claim.ordinal]
             return dict(params), name, None
-        finished = finished_trials(self._study)
+        finished = self._known.finished()
         if self._config.sampler == "anchored" and is_neighbour(claim.slot, len(finished)):
             return neighbour(self._space, self._centre(finished), seed), None, None
         return self._draws.draw(finished, seed), None, None
@@ -160,15 +159,11 @@ class Asker:
             return best.params
         return dict(self._space.anchors(self._config.limits)["default"])
 
-    def _next_trial(self, claim: Claim) -> tuple[Claim, optuna.Trial]:
-        """A trial with its parameters, and what the claim is now.
-
-        Optuna gives the trials in its queue to whoever asks. One that comes where something else was to be run takes a
-        slot that nobody began, or waits for one.
-        """
-        if claim.queued and claim.repeats is None and self._parked:
-            return claim, self._parked.pop(0)
-        while True:
+    def _from_queue(self, claim: Claim) -> tuple[Claim, optuna.Trial | None]:
+        """The next trial in Optuna's queue with all its parameters; None if somebody else took it."""
+        while self.has_queued():
+            drawn, _, _ = self._prescribed(claim)  # for what the user left open
+            self._study.sampler = fixed_sampler(drawn)
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", UserWarning)  # of what is out of range: said below
@@ -177,17 +172,12 @@ class Asker:
                 if not self._refuse_queued():
                     raise
                 continue
-            queued = "fixed_params" in self._frozen(trial).system_attrs
-            if queued and self._out_of_space(trial.params):
-                self._refuse_queued()
-            elif queued and (claim.repeats is not None or not (claim.queued or claim.fresh)):
-                self._parked.append(trial)
-            elif queued == claim.queued or claim.repeats is not None:
+            if "fixed_params" not in self._known.read(trial.number).system_attrs:
+                return self._slots.set_queued(claim, False), trial
+            if not self._out_of_space(trial.params):
                 return claim, trial
-            elif claim.fresh:  # somebody else took the queued trial, or put one there just now
-                return self._slots.set_queued(claim, queued), trial
-            else:
-                return dataclasses.replace(claim, queued=False), trial
+            self._refuse_queued()
+        return self._slots.set_queued(claim, False), None
 
     def _out_of_space(self, params: Mapping[str, Any]) -> str:
         known = [(name, self._space.dimensions.get(name), value) for name, value in params.items()]
@@ -203,26 +193,23 @@ class Asker:
                 refused = True
         return refused
 
-    def _frozen(self, trial: optuna.Trial) -> FrozenTrial:
-        return self._study.get_trials(deepcopy=False)[trial.number]
-
-    def _decode(self, trial: optuna.Trial, given: dict[str, Any] | None) -> Candidate:
-        """The trial's candidate, certified and written down.
+    def _decoded(
+        self, params: Mapping[str, Any], given: dict[str, Any] | None, attributes: dict[str, Any]
+    ) -> tuple[Candidate, Sequence[Constraint]]:
+        """The candidate, certified, and what its limits say of it; `attributes` gets what is known of it.
 
         Raises:
             InfeasibleError: It breaks a limit.
         """
         config, clock = self._config, self._clock
         if given is None:
-            decoded = self._space.decode(trial.params, config.limits, clock)
+            decoded = self._space.decode(params, config.limits, clock)
         else:  # as it is: limits and predicted times differ between studies
             decoded = Decoded(Candidate.from_json(given))
         candidate, architecture = decoded.candidate, decoded.candidate.architecture
         certified = certify(architecture, config.limits, clock)
         certify_module(build(architecture), architecture, config.limits)
-        for constraint in certified:
-            trial.set_constraint(constraint.name, constraint.value)
-        attributes = {
+        attributes |= {
             "params": architecture.params,
             "receptive_field": architecture.receptive_field,
             "receptive_field_with_pool": architecture.receptive_field_with_pool,
@@ -234,6 +221,4 @@ class Asker:
             "predicted_s": config.epochs * clock.epoch_s(architecture),
             "candidate": candidate.to_json(),  # last: a trial that has it can be run again
         }
-        for name, value in attributes.items():
-            trial.set_user_attr(name, value)
-        return candidate
+        return candidate, certified

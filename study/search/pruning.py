@@ -8,6 +8,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from study.search.plan import DEFAULT_PRUNER
+from study.storage.known import KnownTrials
 
 
 def make_pruner(name: str, epochs: int) -> optuna.pruners.BasePruner:
@@ -24,40 +25,36 @@ def make_pruner(name: str, epochs: int) -> optuna.pruners.BasePruner:
     if name == "median":
         return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=warmup)
     if name == "halving":
-        return WithoutFailed(
-            optuna.pruners.SuccessiveHalvingPruner(min_resource=_first_rung(epochs), reduction_factor=4)
-        )
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=_first_rung(epochs), reduction_factor=4)
     if name == "hyperband":
         return optuna.pruners.HyperbandPruner(min_resource=warmup, max_resource=epochs, reduction_factor=3)
     return optuna.pruners.NopPruner()
 
 
-class WithoutFailed(optuna.pruners.BasePruner):
-    """`pruner`, to which failed trials never were.
+class Judge:
+    """Asks a study's pruner, which gets to see the trials that are known, without the failed ones.
 
     Successive halving counts every trial that ever reached a rung, and a trial that was cut off after it reaches it
     again as another trial: it would count twice. Hyperband makes a study of its own for every bracket, which this
     cannot look into; a few cut-off trials more make it a little stricter.
     """
 
-    def __init__(self, pruner: optuna.pruners.BasePruner) -> None:
-        self._pruner = pruner
+    def __init__(self, study: optuna.Study, known: KnownTrials) -> None:
+        self._study, self._known = study, known
 
-    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        return self._pruner.prune(cast(optuna.Study, _Living(study)), trial)
-
-
-class _Living:
-    """A study without its failed trials."""
-
-    def __init__(self, study: optuna.Study) -> None:
-        self._study = study
+    def __call__(self, number: int) -> bool:
+        """Whether trial `number` is to be stopped after what was reported last."""
+        trial = self._known.read(number)
+        stops = self._study.pruner.prune(cast(optuna.Study, self), trial)
+        if not isinstance(self._study.pruner, optuna.pruners.PercentilePruner):  # which notes nothing
+            self._known.read(number)  # with the rungs that it reached
+        return stops
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)
 
     def get_trials(self, *args: Any, **kwargs: Any) -> list[FrozenTrial]:
-        return [trial for trial in self._study.get_trials(*args, **kwargs) if trial.state != TrialState.FAIL]
+        return [trial for trial in self._known.get_trials(*args, **kwargs) if trial.state != TrialState.FAIL]
 
 
 def _first_rung(epochs: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces import SearchSpace
@@ -65,16 +66,33 @@ def neighbour(space: SearchSpace, centre: Params, seed: int) -> dict[str, Any]:
     return {name: value if name in changed else centre[name] for name, value in drawn.items()}
 
 
-def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
+class _Tpe(optuna.samplers.TPESampler):
+    """A fresh TPE that need not look at every trial to find out which parameters all of them have."""
+
+    def __init__(self, seed: int, common: IntersectionSearchSpace) -> None:
+        super().__init__(seed=seed, n_startup_trials=N_STARTUP_TRIALS)
+        self._common = common
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        common = self._common.calculate(study)
+        return {name: distribution for name, distribution in common.items() if not distribution.single()}
+
+
+def make_sampler(name: str, seed: int, common: IntersectionSearchSpace | None = None) -> optuna.samplers.BaseSampler:
     """The sampler `name`, fresh.
 
     "anchored" is TPE here: neighbours are not the sampler's to draw (see `is_neighbour`).
+
+    Args:
+        name: Of `study.search.plan.SAMPLERS`.
+        seed: Of its draws.
+        common: Knows which parameters all trials of the study have, pruned ones included; kept from draw to draw.
     """
     if name == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     if name == "gp":
         return optuna.samplers.GPSampler(seed=seed, n_startup_trials=N_STARTUP_TRIALS)
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=N_STARTUP_TRIALS)
+    return _Tpe(seed, common or IntersectionSearchSpace(include_pruned=True))
 
 
 def fixed_sampler(params: Mapping[str, Any]) -> optuna.samplers.BaseSampler:
@@ -95,25 +113,23 @@ class Draws:
     def __init__(self, space: SearchSpace, sampler: str) -> None:
         self.distributions = distributions(space)
         self._sampler = sampler
-        self._known: list[int] = []
-        self._copy = optuna.create_study(direction="maximize")
+        self._known: set[int] = set()
+        self._copy, self._common = _new_copy()
 
     def draw(self, finished: Sequence[FrozenTrial], seed: int) -> dict[str, Any]:
         """Parameters for a slot, after these finished trials, by number."""
         self._remember(finished)
-        self._copy.sampler = make_sampler(self._sampler, seed)
+        self._copy.sampler = make_sampler(self._sampler, seed, self._common)
         trial = self._copy.ask(self.distributions)
         self._copy.tell(trial, state=TrialState.FAIL)  # what becomes of it, the finished trials will say
         return trial.params
 
     def _remember(self, finished: Sequence[FrozenTrial]) -> None:
-        wanted = compared(finished)
-        numbers = [trial.number for trial in wanted]
-        n_known = len(self._known)
-        if numbers[:n_known] != self._known:
-            self._copy, n_known = optuna.create_study(direction="maximize"), 0
-        self._copy.add_trials([self._essence(trial) for trial in wanted[n_known:]])
-        self._known = numbers
+        wanted = {trial.number: trial for trial in compared(finished)}
+        if not self._known <= wanted.keys():
+            self._known, (self._copy, self._common) = set(), _new_copy()
+        self._copy.add_trials([self._essence(trial) for number, trial in wanted.items() if number not in self._known])
+        self._known = set(wanted)
 
     def _essence(self, trial: FrozenTrial) -> FrozenTrial:
         """What a sampler reads of a trial."""
@@ -125,6 +141,10 @@ class Draws:
             distributions={name: self.distributions[name] for name in known},
             intermediate_values=trial.intermediate_values,
         )
+
+
+def _new_copy() -> tuple[optuna.Study, IntersectionSearchSpace]:
+    return optuna.create_study(direction="maximize"), IntersectionSearchSpace(include_pruned=True)
 
 
 def compared(finished: Sequence[FrozenTrial]) -> list[FrozenTrial]:

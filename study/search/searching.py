@@ -117,6 +117,7 @@ def bring_to_end(
     from study.search.pruning import compared_epochs, make_pruner
     from study.search.supervisor import Supervisor
     from study.storage.database import config_of
+    from study.storage.known import KnownTrials
     from study.storage.patience import STORAGE_ERRORS, cause_of
     from study.storage.slots import SlotTable
     from study.training.records import TrainingConfig
@@ -148,8 +149,9 @@ def bring_to_end(
             whole_validations=compared_epochs(config.pruner, config.epochs),
         )
 
-    asker = Asker(study, storage, slots, config, plan.out / "artifacts", given)
-    supervisor = Supervisor(plan, study, storage, slots, config, asker, place.executor(setup), training)
+    known = KnownTrials(study, storage, slots)
+    asker = Asker(study, storage, slots, known, config, plan.out / "artifacts", given)
+    supervisor = Supervisor(plan, study, storage, slots, known, config, asker, place.executor(setup), training)
     try:
         stopped = supervisor.run()
     except STORAGE_ERRORS as error:

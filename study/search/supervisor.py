@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -15,9 +16,10 @@ from study.machine.interrupts import InterruptFlag
 from study.search.asking import Asked, Asker
 from study.search.plan import SearchPlan
 from study.search.progress import Progress
-from study.search.pruning import compared_epochs
+from study.search.pruning import Judge, compared_epochs
 from study.search.telling import Running, Teller
 from study.storage.config import StudyConfig
+from study.storage.known import KnownTrials
 from study.storage.patience import STORAGE_ERRORS, Patience
 from study.storage.slots import Claim, SlotTable
 from study.training.checkpoints import checkpoint_name
@@ -26,6 +28,8 @@ from study.training.records import TrainingConfig
 MAX_FAILURES_IN_A_ROW = 5
 MAX_INFEASIBLE_IN_A_ROW = 100
 TICK_S = 0.5
+WORKERS_AN_AHEAD = 20
+"""For so many one trial is made ahead: of many, several may end at once."""
 RENEW_S = 15.0
 """Much less than what a lease and an outage leave between them."""
 
@@ -35,7 +39,7 @@ class Supervisor:
 
     Args:
         plan: What is wanted; its `jobs` is a number.
-        study, storage, slots: Where trials are written; the study has its pruner.
+        study, storage, slots, known: Where trials are written; the study has its pruner.
         config: Of the study.
         asker: Makes trials of claims.
         executor: Trains them.
@@ -48,6 +52,7 @@ class Supervisor:
         study: optuna.Study,
         storage: optuna.storages.BaseStorage,
         slots: SlotTable,
+        known: KnownTrials,
         config: StudyConfig,
         asker: Asker,
         executor: Executor,
@@ -57,7 +62,7 @@ class Supervisor:
         self._asker, self._executor, self._training = asker, executor, training
         self._jobs = plan.jobs or 1
         # Ahead of a sole worker it would be asked for without the one result that there is to come.
-        self._ahead = 1 if self._jobs > 1 else 0
+        self._ahead = math.ceil(self._jobs / WORKERS_AN_AHEAD) if self._jobs > 1 else 0
         self._running: dict[int, Running] = {}
         self._ready: list[Running] = []
         self._failures_in_a_row = self._infeasible_in_a_row = 0
@@ -65,7 +70,8 @@ class Supervisor:
         self._interrupted = InterruptFlag()
         self._progress = Progress(study, plan.trials, slots.n_finished())
         self._patiently = Patience(self._progress.write, lambda: self._interrupted.raised)
-        self._teller = Teller(study, storage, slots, plan.out / "artifacts", self._patiently)
+        self._judge = Judge(study, known)
+        self._teller = Teller(study, storage, slots, known, plan.out / "artifacts", self._patiently)
         self._checkpoints = plan.out.resolve() / "checkpoints" / "trials"
 
     def run(self) -> str:
@@ -182,8 +188,8 @@ class Supervisor:
     def _epoch_ended(self, running: Running, message: EpochEnded) -> None:
         self._teller.report(running, message.record)
         if message.asks:
-            prune = self._patiently(running.asked.trial.should_prune)
-            self._executor.answer(message.key, not prune)
+            stops = self._patiently(lambda: self._judge(message.key))
+            self._executor.answer(message.key, not stops)
         self._progress.epoch(running.asked.claim.slot, message.record.epoch, running.accuracy)
 
     def _ended(self, running: Running, message: Ended) -> None:
@@ -233,7 +239,7 @@ class Supervisor:
 
     def _reconcile(self) -> bool:
         """Whether there is a slot to claim again."""
-        return bool(self._patiently(lambda: self._slots.reconcile(self._held(), self._asker.parked)))
+        return bool(self._patiently(lambda: self._slots.reconcile(self._held())))
 
     def _held(self) -> dict[Claim, Running]:
         return {running.asked.claim: running for running in [*self._running.values(), *self._ready]}
@@ -251,5 +257,4 @@ class Supervisor:
                         self._ended(self._running.pop(message.key), message)
             for running in self._held().values():
                 self._teller.interrupted(running)
-            self._asker.put_back()
         self._progress.close()

@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 from study.executors.messages import Ended, Failed, Work
 from study.reporting.dashboard import attach
 from study.search.asking import Asked
+from study.storage.known import KnownTrials
 from study.storage.outcome import Outcome
 from study.storage.slots import SlotTable, fail_trial
 from study.training.records import EpochRecord
@@ -46,7 +47,7 @@ class Teller:
     """Writes down what becomes of trials.
 
     Args:
-        study, storage, slots: Where.
+        study, storage, slots, known: Where.
         artifacts: Folder of the dashboard's files.
         patiently: Does an operation, again while the storage does not answer.
     """
@@ -56,10 +57,11 @@ class Teller:
         study: optuna.Study,
         storage: optuna.storages.BaseStorage,
         slots: SlotTable,
+        known: KnownTrials,
         artifacts: Path,
         patiently: Callable[[Callable[[], Any]], Any],
     ) -> None:
-        self._study, self._storage, self._slots = study, storage, slots
+        self._study, self._storage, self._slots, self._known = study, storage, slots, known
         self._artifacts, self._patiently = artifacts, patiently
 
     def report(self, running: Running, record: EpochRecord) -> None:
@@ -97,8 +99,7 @@ class Teller:
         self._patiently(lambda: self._study.tell(number, **result, skip_if_finished=True))
         self._patiently(lambda: self._slots.finish(running.asked.claim))
         self.forget(running)
-        stored = self._patiently(lambda: self._study.get_trials(deepcopy=False)[number].state)
-        return bool(stored != TrialState.FAIL)
+        return bool(self._patiently(lambda: self._known.read(number)).state != TrialState.FAIL)
 
     def failed(self, running: Running, reason: str, message: Failed | None) -> None:
         """The trial gave no value; `message` is there unless its worker died.

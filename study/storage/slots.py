@@ -178,7 +178,7 @@ class SlotTable:
         with self._engine.connect() as connection:
             return bool({tuple(row) for row in connection.execute(running)} - _names(held))
 
-    def reconcile(self, held: Collection[Claim] = (), keep: Collection[int] = ()) -> list[int]:
+    def reconcile(self, held: Collection[Claim] = ()) -> list[int]:
         """Makes slots and trials agree, whatever happened to either, and frees the slots of those who are gone.
 
         A process of this machine is gone when it does not exist, another when its lease has ended. Trials may have
@@ -187,7 +187,6 @@ class SlotTable:
 
         Args:
             held: Our claims; another one of this process is one whose answer was lost.
-            keep: Running trials without a slot that are ours.
 
         Returns:
             The freed slots.
@@ -218,7 +217,7 @@ class SlotTable:
             if not tried:
                 state |= {**_ANEW, "queued": 0}
             self._put(slot, row, state)
-        self._fail_orphans(trials, held, keep)
+        self._fail_orphans(trials, held)
         return freed
 
     @staticmethod
@@ -235,13 +234,13 @@ class SlotTable:
                 unchanged = self._where(slot, row.fence).where(_slots.c.state == row.state)
                 connection.execute(unchanged.values(**values, fence=row.fence + 1))
 
-    def _fail_orphans(self, trials: Sequence[FrozenTrial], held: Collection[Claim], keep: Collection[int]) -> None:
+    def _fail_orphans(self, trials: Sequence[FrozenTrial], held: Collection[Claim]) -> None:
         """Fails the running trials that nobody works on."""
         rows, now = self._all_rows()  # after the trials: the claim of every trial among them
         alive = self._alive(rows, now, held)
         others = any(rows[slot].owner != self._owner for slot in alive)
         for trial in trials:
-            if trial.state != TrialState.RUNNING or trial.number in keep:
+            if trial.state != TrialState.RUNNING:
                 continue
             slot = trial.user_attrs.get("slot")
             if slot is None and others:

@@ -17,6 +17,7 @@ from study.search.plan import Given, SearchPlan
 from study.search.supervisor import Supervisor
 from study.storage.config import StudyConfig
 from study.storage.database import open_storage
+from study.storage.known import KnownTrials
 from study.storage.slots import Claim, SlotTable
 from study.training.records import EpochRecord, TrainingConfig
 
@@ -122,11 +123,12 @@ class Stage:
         self.storage = open_storage(f"sqlite:///{file}")
         self.study = optuna.load_study(study_name="stage", storage=self.storage)
         self.slots = SlotTable(self.study, self.storage)
+        self.known = KnownTrials(self.study, self.storage, self.slots)
         self.n_anchors = len(self.asker()._anchors)
         self.asked: list[Asked] = []
 
     def asker(self) -> Asker:
-        return Asker(self.study, self.storage, self.slots, self.config, self.out / "artifacts", self.given)
+        return Asker(self.study, self.storage, self.slots, self.known, self.config, self.out / "artifacts", self.given)
 
     def supervisor(self, script: Sequence[str], trials: int, jobs: int = 1, timeout: float | None = None) -> Supervisor:
         self.study.pruner = Strict()
@@ -142,7 +144,7 @@ class Stage:
 
         asker.ask = ask_and_note  # type: ignore[method-assign]
         return Supervisor(
-            plan, self.study, self.storage, self.slots, self.config, asker, self.executor,
+            plan, self.study, self.storage, self.slots, self.known, self.config, asker, self.executor,
             lambda seed: TrainingConfig(epochs=self.config.epochs, seed=seed),
         )  # fmt: skip
 

@@ -7,10 +7,12 @@ import warnings
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 import optuna
 import pytest
+from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces import DEFAULT_SPACE, SPACES, SearchSpace, get_space
@@ -18,7 +20,7 @@ from search_spaces.constraints import Limits
 from search_spaces.space import Real
 from study.errors import UserError
 from study.search.plan import PRUNERS, SAMPLERS
-from study.search.pruning import compared_epochs, default_pruner, make_pruner
+from study.search.pruning import Judge, compared_epochs, default_pruner, make_pruner
 from study.search.sampling import (
     CHANGED_SHARE,
     FORGOTTEN_AT_ONCE,
@@ -35,7 +37,9 @@ from study.search.sampling import (
     sampler_seed,
     training_seed,
 )
-from study.storage.database import finished_trials, open_storage
+from study.storage.database import finished_trials, open_storage, storage_of
+from study.storage.known import KnownTrials
+from study.storage.slots import SlotTable
 
 SPACE = get_space(DEFAULT_SPACE)
 
@@ -390,15 +394,19 @@ def test_a_restart_does_not_change_what_is_drawn_from_many_trials() -> None:
 
 def test_a_trial_that_was_cut_off_after_the_rung_counts_once() -> None:
     study = optuna.create_study(direction="maximize", pruner=make_pruner("halving", 6))
+    nobody: Any = SimpleNamespace(n_finished=lambda: 0)
+    known = KnownTrials(study, cast(Any, storage_of(study)), nobody)
+    judge = Judge(study, known)
     [rung, _] = cast(tuple[int, ...], compared_epochs("halving", 6))
 
     def reach(value: float, end: TrialState | None) -> bool:
         trial = study.ask()
         for epoch in range(rung + 1):
             trial.report(value, epoch)
-        prune = trial.should_prune()
+        prune = judge(trial.number)
         if end is not None:
             study.tell(trial, value if end == TrialState.COMPLETE else None, state=end)
+            known.read(trial.number)
         return prune
 
     for value in (0.1, 0.2, 0.3):
@@ -407,3 +415,90 @@ def test_a_trial_that_was_cut_off_after_the_rung_counts_once() -> None:
         assert not reach(0.5, TrialState.FAIL)
     assert not reach(0.4, None)  # the best of four that live; with each of them counted it would be behind twenty
     assert reach(0.2, None)
+
+
+# What a supervisor knows without asking the storage
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_a_pruner_decides_as_if_it_had_read_every_trial(pruner: str, tmp_path: Path) -> None:
+    """The same trials, many under way at once, in two studies: Optuna's own way and ours."""
+
+    def stops(file: str, ours: bool) -> list[tuple[int, int]]:
+        storage = open_storage(f"sqlite:///{tmp_path / file}")
+        study = optuna.create_study(
+            study_name="judged", storage=storage, direction="maximize", pruner=make_pruner(pruner, 6)
+        )
+        known = KnownTrials(study, storage, SlotTable(study, storage))
+        judge, rng, found = Judge(study, known), random.Random(0), []
+        for _ in range(3):
+            trials = [known.create(optuna.create_trial(state=TrialState.RUNNING)) for _ in range(8)]
+            for epoch in range(6):
+                for trial in list(trials):
+                    trial.report(rng.random(), epoch)
+                    if epoch < 5 and (judge(trial.number) if ours else trial.should_prune()):
+                        found.append((trial.number, epoch))
+                        trials.remove(trial)
+                        study.tell(trial, state=TrialState.PRUNED)
+                        known.read(trial.number)
+            for trial in trials:
+                study.tell(trial, rng.random())
+                known.read(trial.number)
+        return found
+
+    found = stops("ours.db", True)
+    assert found == stops("optuna.db", False)
+    assert bool(found) == (pruner != "none")
+
+
+def test_trials_are_read_again_only_when_another_process_finished_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, n_read = f"sqlite:///{tmp_path}/study.db", 0
+    storage = open_storage(url)
+    study = optuna.create_study(study_name="shared", storage=storage, direction="maximize")
+    slots = SlotTable(study, storage)
+    known = KnownTrials(study, storage, slots)
+    monkeypatch.setattr("study.storage.known.REFRESH_S", 0.0)
+    everything = study.get_trials
+
+    def counted(*args: Any, **kwargs: Any) -> list[FrozenTrial]:
+        nonlocal n_read
+        n_read += 1
+        return everything(*args, **kwargs)
+
+    monkeypatch.setattr(study, "get_trials", counted)
+
+    def finish_one(study: optuna.Study, slots: SlotTable) -> int:
+        claim = slots.claim(10)
+        assert claim is not None
+        attributes = {"slot": claim.slot, "candidate": {}}
+        study.add_trial(optuna.create_trial(value=0.5, user_attrs=attributes))
+        slots.finish(claim)
+        return claim.slot
+
+    known.read(finish_one(study, slots))
+    assert [trial.number for trial in known.finished()] == [0]
+    assert n_read == 0
+    other = optuna.load_study(study_name="shared", storage=open_storage(url))
+    finish_one(other, SlotTable(other, open_storage(url)))
+    assert [trial.number for trial in known.finished()] == [0, 1]
+    assert [trial.number for trial in known.get_trials(states=(TrialState.COMPLETE,))] == [0, 1]
+    assert n_read == 1
+
+
+def test_a_sampler_that_knows_its_parameters_draws_what_it_drew_without() -> None:
+    study, common = optuna.create_study(direction="maximize"), IntersectionSearchSpace(include_pruned=True)
+    space = distributions(get_space(DEFAULT_SPACE))
+    for seed in range(16):
+        draws = []
+        for sampler in (
+            make_sampler("tpe", seed, common),
+            optuna.samplers.TPESampler(seed=seed, n_startup_trials=N_STARTUP_TRIALS),
+        ):
+            study.sampler = sampler
+            trial = study.ask(space)
+            draws.append(trial.params)
+            study.tell(trial, state=TrialState.FAIL)
+        assert draws[0] == draws[1]
+        study.add_trial(optuna.create_trial(params=draws[0], distributions=space, value=random.Random(seed).random()))

@@ -116,7 +116,7 @@ def test_infeasible_samples_are_drawn_anew_but_not_for_ever(stage: Stage, monkey
     from search_spaces.constraints import Constraint, InfeasibleError
     from study.search.asking import Asker
 
-    decode, n_refused = Asker._decode, 3
+    decode, n_refused = Asker._decoded, 3
 
     def refuse(self: Asker, *args: Any) -> Any:
         nonlocal n_refused
@@ -125,7 +125,7 @@ def test_infeasible_samples_are_drawn_anew_but_not_for_ever(stage: Stage, monkey
             raise InfeasibleError((Constraint("parameters", 7, "too many"),))
         return decode(self, *args)
 
-    monkeypatch.setattr(Asker, "_decode", refuse)
+    monkeypatch.setattr(Asker, "_decoded", refuse)
     assert stage.play(["complete"], trials=stage.n_anchors + 1) == "done"
     assert [asked.claim.attempt for asked in stage.asked] == list(range(4))
     refused = stage.trials()[n_before]
