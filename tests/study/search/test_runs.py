@@ -10,7 +10,6 @@ import dataclasses
 import json
 import multiprocessing
 import os
-import random
 import shlex
 import signal
 import sqlite3
@@ -432,58 +431,3 @@ def test_what_only_shows_results_may_be_missing(
     finished = finished_of(tmp_path / "out")
     assert sorted(finished) == [0, 1]
     assert all(trial.value is not None for trial in finished.values() if trial.state == TrialState.COMPLETE)
-
-
-@pytest.mark.slow
-def test_kills_at_any_moment_under_halving_leave_exactly_n(tmp_path: Path) -> None:
-    """Workers or everything at once, before, at and after the rung; each killed trial goes on from its checkpoint."""
-    rng, n_trials, n_kills = random.Random(3), 6, 5
-    wanted = ("--trials", str(n_trials), "--jobs", "2", "--pruner", "halving", "--epochs", "6")
-    options = (*wanted, "--train-images", "180", "--checkpoint-every", "0.05")
-    for kill in range(n_kills):
-        with command(tmp_path, *options) as process:
-            n_begun = begun(tmp_path) if kill else 0
-
-            def under_way(process: subprocess.Popen[str] = process, n_begun: int = n_begun) -> bool:
-                over = process.poll() is not None
-                return over or ((tmp_path / "study.db").exists() and begun(tmp_path) > n_begun)
-
-            wait_until(under_way, "a trial begins")
-            time.sleep(rng.uniform(0.0, 1.5))
-            with contextlib.suppress(ProcessLookupError):
-                if kill % 2:
-                    os.killpg(process.pid, signal.SIGKILL)
-                else:
-                    os.kill(youngest_child(process.pid), signal.SIGKILL)
-                    time.sleep(rng.uniform(0.0, 1.0))
-                    os.killpg(process.pid, signal.SIGKILL)
-    assert main([*TINY, *options, "--out", str(tmp_path)]) == 0
-    finished = finished_of(tmp_path)
-    assert sorted(finished) == list(range(n_trials))
-    assert not [trial for trial in trials_of(tmp_path) if trial.state == TrialState.RUNNING]
-    assert not (tmp_path / "checkpoints" / "trials").exists()
-    connection = sqlite3.connect(tmp_path / "study.db")
-    assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    connection.close()
-    for trial in finished.values():
-        epochs = sorted(trial.intermediate_values)
-        assert epochs == list(range(len(epochs)))
-        assert len(trial.user_attrs["curve"]) == len(epochs)
-        assert len(epochs) == (3 if trial.state == TrialState.PRUNED else 6)
-
-
-def begun(out: Path) -> int:
-    """Trials that have told an epoch, read without waiting for locks."""
-    connection = sqlite3.connect(f"file:{out / 'study.db'}?mode=ro", uri=True)
-    try:
-        query = "SELECT count(DISTINCT trial_id) FROM trial_intermediate_values"
-        return int(connection.execute(query).fetchone()[0])
-    except sqlite3.OperationalError:  # not there yet
-        return 0
-    finally:
-        connection.close()
-
-
-def youngest_child(pid: int) -> int:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return max(map(int, children), default=pid)
