@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[0]))
 import audit_spaces
 import evidence
 from benchmarks import record
-from experiments import fidelity, pruners, published, replays, samplers
+from experiments import faults, fidelity, pruners, published, replays, samplers, scaling
 from study.command_line.options import add_study_options
 from study.command_line.parser import run_command
 from study.errors import UserError
@@ -41,6 +41,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "samplers": samplers.block,
     "replays": replays.block,
     "whole-studies": replays.whole_studies_block,
+    "faults": faults.block,
+    "scaling": scaling.block,
 }
 """What makes each block, from the files in results/."""
 

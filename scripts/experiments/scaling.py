@@ -39,6 +39,7 @@ EPOCHS = 3
 TRIAL_S, SPREAD_S = 20.0, 5.0
 NAME = "scaling"
 GOAL = "less than 2% lost by 100 workers with 1,000 trials recorded, under one supervisor"
+WAITS = ("answers", "handovers")
 HEAD = (
     "trials recorded", "workers", "supervisors", "storage", "a supervisor's ms per trial", "a supervisor is busy",
     "lost by a worker", "waits for an answer (median, 95%)", "waits for the next trial (median, 95%)",
@@ -69,7 +70,58 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = f"scripts/postgres_study.sh -- {command}"
     machine = {"hardware": hardware("cpu"), "versions": versions()}
     evidence.write(options.out / f"{kind}.json", {"command": command, "storage": kind, "rows": rows, **machine})
+    draw(evidence.records(options.out), options.out / "scaling.png")
     return 0
+
+
+def block() -> str:
+    """What results/README.md says of it."""
+    found = evidence.records(RESULTS / NAME)
+    rows = [
+        (
+            f"{row['recorded']:,}",
+            f"{row['workers']}",
+            f"{row['supervisors']}",
+            {"sqlite": "SQLite", "postgresql": "PostgreSQL"}[record["storage"]],
+            f"{row['ms_per_trial']:.0f}",
+            f"{100 * row['busy_share']:.0f}%",
+            f"{100 * row['lost_share']:.2f}%",
+            *(f"{1000 * row[name]['median_s']:.0f} ms, {1000 * row[name]['p95_s']:.0f} ms" for name in WAITS),
+        )
+        for record in found.values()
+        for row in record["rows"]
+    ]
+    if not rows:
+        return evidence.NOTHING
+    machines = {evidence.machine(record["hardware"]) for record in found.values()}
+    commands = " and ".join(evidence.command_of(record) for record in found.values())
+    return (
+        f"{evidence.table(HEAD, rows)}\n\n{', '.join(sorted(machines))}. Goal: {GOAL}. Made by {commands} "
+        f"([drawn](results/{NAME}/scaling.png))."
+    )
+
+
+def draw(found: dict[str, Any], file: Path) -> None:
+    """A supervisor's share of busy time by its workers: measured, and beyond that in proportion."""
+    drawn, [axes] = evidence.figure(7.5, 4.2)
+    rows = [row for record in found.values() for row in record["rows"] if row["supervisors"] == 1]
+    for recorded in sorted({row["recorded"] for row in rows}):
+        of_it = [row for row in rows if row["recorded"] == recorded]
+        points = sorted((row["workers"], 100 * row["busy_share"]) for row in of_it)
+        [line] = axes.plot(*zip(*points, strict=True), "o-", label=f"{recorded:,} trials recorded")
+        ms = max(row["ms_per_trial"] for row in of_it)
+        full = 1000 * TRIAL_S / ms
+        axes.plot([points[-1][0], full], [points[-1][1], 100], ":", color=line.get_color())
+        axes.annotate(f"{full:.0f}", (full, 100), textcoords="offset points", xytext=(0, 4), ha="center", fontsize=8)
+    axes.set(
+        xlabel=f"workers, each on trials of {TRIAL_S:.0f} s",
+        ylabel="of its time one supervisor is busy (%)",
+        title="When to add a supervisor: measured (points), extrapolated to all of its time (dotted)",
+        ylim=(0, 110),
+    )
+    axes.title.set_fontsize(9)
+    axes.legend(loc="lower right", fontsize=8)
+    evidence.save(drawn, file)
 
 
 def measured(options: Any, url: str, out: Path) -> list[dict[str, Any]]:

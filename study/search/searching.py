@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from study.command_line.parser import EXIT_INTERRUPTED
-from study.command_line.wording import duration
+from study.command_line.wording import counted, duration
 from study.errors import StudyFailed, UserError
 from study.reporting.optional import report
 from study.search.creation import create_study, expected_seconds, find_study, refuse_early, remember_command
@@ -200,7 +200,7 @@ def _banner(
         "trial": f"{config.epochs} epochs of {config.train_images:,} images, validated on {config.val_images:,}, "
         f"{config.precision}",
         "search": f"{config.sampler} sampler, {config.pruner} pruner, seed {config.seed}",
-        "device": f"{hardware.get('gpu', hardware['cpu'])}, {hardware['n_cores']} cores, "
+        "device": f"{hardware.get('gpu', hardware['cpu'])}, {counted(hardware['n_cores'], 'core')}, "
         f"{jobs} trial{'s' * (jobs > 1)} at once" + (f" (images/s by trials: {measured})" if measured else ""),
         "storage": hide_password(plan.url),
         "expected": f"about {duration(seconds)} for {left} more trials",
