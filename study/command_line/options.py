@@ -14,6 +14,7 @@ from urllib.parse import quote
 from search_spaces import DEFAULT_SPACE, GPU_SPACE
 from study.command_line.numbers import above, at_least, whole_or_auto
 from study.machine.paths import default_storage, run_dir
+from study.machine.sqlite import sqlite_file
 
 CHECKPOINT_S = 30.0
 
@@ -104,11 +105,11 @@ def study_name(options: argparse.Namespace) -> str:
 
 def _names_in(url: str) -> list[str]:
     """Names of the studies in a SQLite file, read without Optuna, which takes a while to load; none elsewhere."""
-    file = url.removeprefix("sqlite:///")
-    if file == url or not Path(file).is_file():
+    file = sqlite_file(url)
+    if file is None or not file.is_file():
         return []
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{quote(file)}?mode=ro", uri=True)) as connection:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as connection:
             return [name for (name,) in connection.execute("SELECT study_name FROM studies")]
     except sqlite3.Error:  # no database, or none of Optuna's: who opens it in earnest will say so
         return []

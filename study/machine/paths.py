@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from study.machine.sqlite import sqlite_url
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "results"
 RUNS = RESULTS / "runs"
@@ -17,7 +19,7 @@ def run_dir(study_name: str, out: str | None = None) -> Path:
 
 def default_storage(study_name: str, out: str | None = None) -> str:
     """SQLAlchemy URL of the SQLite file in the study's folder."""
-    return f"sqlite:///{run_dir(study_name, out).resolve() / 'study.db'}"
+    return sqlite_url(run_dir(study_name, out) / "study.db")
 
 
 def cache_dir() -> Path:

@@ -61,7 +61,8 @@ def find_study(plan: SearchPlan) -> tuple[optuna.Study, optuna.storages.RDBStora
 
     from study.data.augmentation import AUGMENTATION_ORDER
     from study.data.cifar10 import SPLIT_SEED
-    from study.storage.database import config_of, open_storage, sqlite_file
+    from study.machine.sqlite import sqlite_file
+    from study.storage.database import config_of, open_storage
 
     file = sqlite_file(plan.url)
     if file is not None and not file.exists():

@@ -7,6 +7,7 @@ will write already holds the lock.
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search_spaces.candidate import Candidate
 from study.command_line.options import default_space
 from study.errors import UserError
+from study.machine.sqlite import sqlite_file
 from study.storage.config import StudyConfig
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -33,6 +35,8 @@ def hide_password(url: str) -> str:
         parsed = sqlalchemy.make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError):  # ValueError: the port is no number
         return "<unreadable URL>"
+    if parsed.password is None and "password" not in parsed.query:
+        return url
     if "password" in parsed.query:
         parsed = parsed.update_query_dict({"password": "***"})
     return parsed.render_as_string(hide_password=True)
@@ -40,14 +44,18 @@ def hide_password(url: str) -> str:
 
 def retrain_command(storage: str | None, name: str, out: str | None) -> str:
     """The retrain of the study `name`, with the options of the storage and the folder as they were given."""
-    words = ["python -m study.retrain"]
-    if storage:
-        words.append(f"--storage {shlex.quote(hide_password(storage))}")
-    if name != default_space():
-        words.append(f"--study-name {shlex.quote(name)}")
-    if out:
-        words.append(f"--out {shlex.quote(out)}")
-    return " ".join(words)
+    given = {
+        "--storage": storage and hide_password(storage),
+        "--study-name": None if name == default_space() else name,
+        "--out": out,
+    }
+    words = [word for option, value in given.items() if value for word in _words(option, value)]
+    return shlex.join(["python", "-m", "study.retrain", *words])
+
+
+def _words(option: str, value: str) -> list[str]:
+    """An option and its value, which may begin with a dash."""
+    return [f"{option}={value}"] if value.startswith("-") else [option, value]
 
 
 def command_of(module: str, argv: Sequence[str] | None, storage: str | None) -> str:
@@ -60,17 +68,7 @@ def command_of(module: str, argv: Sequence[str] | None, storage: str | None) -> 
 
 def dashboard_command(url: str, artifacts: Path) -> str:
     """The line to paste to watch the study."""
-    return f'optuna-dashboard "{hide_password(url)}" --artifact-dir "{artifacts}"'
-
-
-def sqlite_file(url: str) -> Path | None:
-    """The file of a SQLite URL; None for anything else."""
-    try:
-        parsed = sqlalchemy.make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        return None
-    is_file = parsed.get_backend_name() == "sqlite" and parsed.database and parsed.database != ":memory:"
-    return Path(str(parsed.database)) if is_file else None
+    return shlex.join(["optuna-dashboard", hide_password(url), "--artifact-dir", str(artifacts.resolve())])
 
 
 def open_storage(url: str, must_exist: bool = False) -> optuna.storages.RDBStorage:
@@ -93,11 +91,10 @@ def open_storage(url: str, must_exist: bool = False) -> optuna.storages.RDBStora
     if is_sqlite:
         # isolation_level None: transactions are begun by the event below, not by the driver.
         kwargs = {"connect_args": {"timeout": LOCK_TIMEOUT_S, "isolation_level": None}}
-        if not parsed.database or parsed.database == ":memory:":
-            raise UserError(f"--storage must be a file or a server, which workers can share: {url!r} is in memory.")
-        _check_sqlite_file(Path(parsed.database), must_exist)
+        _check_sqlite_file(_sqlite_file(url), must_exist)
     try:
-        storage = optuna.storages.RDBStorage(url, engine_kwargs=kwargs)
+        literal = url.replace("{", "{{").replace("}", "}}")  # Optuna takes braces for places to fill in
+        storage = optuna.storages.RDBStorage(literal, engine_kwargs=kwargs)
         if is_sqlite:
             _lock_early(storage.engine)
         storage.get_all_studies()
@@ -215,6 +212,27 @@ def _lock_early(engine: sqlalchemy.Engine) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     engine.dispose()  # connections opened before the events must not be used again
+
+
+_SQLITE_OPTIONS = frozenset({"timeout", "isolation_level", "detect_types", "check_same_thread", "cached_statements"})
+
+
+def _sqlite_file(url: str) -> Path:
+    """The file of a SQLite URL.
+
+    Raises:
+        UserError: It names none, or another one than it seems to.
+    """
+    path, mark, query = url.partition("?")
+    if re.match(r"[\w+]+://[^/]", path):
+        raise UserError(f"A SQLite URL has three slashes, four before an absolute path: {url!r} has two.")
+    options = {option.partition("=")[0] for option in query.split("&")} if mark else set()
+    if "uri" not in options and not options <= _SQLITE_OPTIONS:
+        raise UserError(f"In a SQLite URL a path writes a question mark as %3F: {url!r} names {path!r} with options.")
+    file = sqlite_file(url)
+    if file is None:
+        raise UserError(f"--storage must be a file or a server, which workers can share: {url!r} is in memory.")
+    return file
 
 
 _NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "ceph", "lustre", "9p"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import socket
 import sqlite3
@@ -15,9 +16,12 @@ import optuna
 import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
+from optuna_dashboard._storage_url import get_storage
 
+from study.command_line.options import _names_in, add_study_options
 from study.errors import UserError
-from study.machine.paths import REPOSITORY
+from study.machine.paths import REPOSITORY, default_storage
+from study.machine.sqlite import sqlite_file
 from study.storage import database as storage_module
 from study.storage.database import (
     best_trial,
@@ -29,6 +33,7 @@ from study.storage.database import (
     hide_password,
     open_storage,
     open_study,
+    retrain_command,
 )
 from study.storage.slots import SlotTable
 
@@ -171,6 +176,78 @@ def test_a_new_file_is_made_with_its_folders(tmp_path: Path) -> None:
     assert file.exists()
 
 
+# Paths
+
+STRANGE = (
+    "what?x", "what?other=1", "a#b", "100%", "%41", "A", "a b", "me@here:5", "it's", 'so "called"', "$HOME", "`id`", "~", "-x", "{0}",
+    "{SCHEMA_VERSION}", "Größe", "a\nb", "a&b=c;d", "file:x", "back\\slash", "*", "!x",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_folder_may_be_called_anything(
+    name: str, empty_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Storage, look-up and what is printed for pasting all mean the one file in it."""
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir()
+    url = default_storage("made", name)
+    shutil.copy(empty_file, Path(name) / "study.db")
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
+    assert sqlite_file(url) == tmp_path / name / "study.db"
+    assert open_study(url, "made").study_name == "made"
+    assert _names_in(url) == ["made"]
+    pasted = as_bash_reads(dashboard_command(url, Path(name) / "artifacts"))
+    assert pasted == ["optuna-dashboard", url, "--artifact-dir", str(tmp_path / name / "artifacts")]
+    assert [study.study_name for study in get_storage(pasted[1]).get_all_studies()] == ["made"]
+    typed = as_bash_reads(retrain_command(url, name, name))[3:]
+    parser = argparse.ArgumentParser()
+    add_study_options(parser)
+    assert vars(parser.parse_args(typed)) == {"storage": url, "study_name": name, "out": name}
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
+
+
+def as_bash_reads(line: str) -> list[str]:
+    done = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True, check=True)
+    return done.stdout.split("\0")[:-1]
+
+
+def test_a_path_that_is_no_text_is_refused() -> None:
+    with pytest.raises(UserError, match=r"must be UTF-8: .*--out"):
+        default_storage("made", "caf\udce9")
+
+
+@pytest.mark.parametrize(
+    ("url", "file"),
+    [
+        ("sqlite:///study.db", "study.db"),
+        ("sqlite+pysqlite:////tmp/100%2525.db", "/tmp/100%25.db"),
+        ("sqlite:///study.db?timeout=5", "study.db"),
+        ("sqlite:///file:/tmp/a%253Fb.db?uri=true", "/tmp/a?b.db"),
+        ("sqlite:///file:///tmp/x.db?mode=rw&uri=true", "/tmp/x.db"),
+        ("sqlite:///file:x.db", "file:x.db"),
+        ("sqlite:///file:x?mode=memory&uri=true", None),
+        ("sqlite:///:memory:", None),
+        ("sqlite://", None),
+        ("postgresql://host/db", None),
+    ],
+)
+def test_the_file_of_a_url(url: str, file: str | None) -> None:
+    assert sqlite_file(url) == (None if file is None else Path(file))
+
+
+@pytest.mark.parametrize("path", ["what?x/study.db", "what?x=1/study.db", "study.db?"])
+def test_a_question_mark_in_a_url_is_no_part_of_its_path(path: str, tmp_path: Path) -> None:
+    assert "a path writes a question mark as %3F" in refusal(f"sqlite:///{tmp_path}/{path}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_braces_in_a_url_stay_what_they_are(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "{SCHEMA_VERSION}").mkdir()
+    there = Path(shutil.copy(file, tmp_path / "{SCHEMA_VERSION}"))
+    assert open_study(f"sqlite:///{there}", "made").study_name == "made"
+
+
 # Refusals
 
 
@@ -213,6 +290,10 @@ def test_a_malformed_url_is_refused_without_its_password(url: str) -> None:
 def test_memory_is_no_storage_for_several_processes() -> None:
     assert "sqlite" in refusal("sqlite://")
     assert "sqlite" in refusal("sqlite:///:memory:")
+
+
+def test_two_slashes_are_one_too_few() -> None:
+    assert "three slashes, four before an absolute path: 'sqlite://x.db' has two" in refusal("sqlite://x.db")
 
 
 def test_a_text_file_is_refused_and_left_alone(tmp_path: Path) -> None:
