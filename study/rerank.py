@@ -52,7 +52,7 @@ def _plan(options: argparse.Namespace, argv: Sequence[str] | None) -> RerankPlan
         checkpoint_s=options.checkpoint_every,
         command=command_of("study.rerank", argv, options.storage),
     )
-    return RerankPlan(search, source.name, options.top)
+    return RerankPlan(search, source.name, source.out, options.top)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -22,6 +22,7 @@ from study.retraining.seeds import Seed, seeds_at_once, train_all
 from study.retraining.target import Target, find_target
 from study.retraining.teacher import cost_of, teacher_of
 from study.retraining.testing import Tested, test_seed
+from study.storage.folder import claim_folder
 from study.training.records import TrainingConfig
 
 EPOCHS = {"cpu": 100, "cuda": 300}
@@ -38,6 +39,8 @@ def retrain(plan: RetrainPlan) -> int:
     """
     target = find_target(plan)
     seeds, jobs = _prepare(plan, target)
+    if target.study is not None:
+        claim_folder(plan.out, target.study)
     teacher = seeds[0].teacher
     try:
         if teacher is not None:
@@ -53,10 +56,10 @@ def retrain(plan: RetrainPlan) -> int:
     results = [test_seed(seed, test) for seed in seeds]
     shipped, metrics = results[0], {**_metrics(target, seeds, results), "command": plan.command}
     write_bundle(target.folder, seeds[0].candidate, shipped.network, metrics, shipped.curve, test, shipped.logits)
+    print(f"Bundle: {target.folder}")
+    print(_verdict(metrics), flush=True)
     if target.study is not None:
         report(target.study, plan.out, tell=False)
-    print(f"Bundle: {target.folder}")
-    print(_verdict(metrics))
     return 0
 
 

@@ -15,6 +15,7 @@ from study.errors import StudyFailed, UserError
 from study.reporting.optional import report
 from study.search.creation import create_study, expected_seconds, find_study, refuse_early, remember_command
 from study.search.plan import Given, SearchPlan
+from study.storage.folder import claim_folder, refuse_foreign
 
 if TYPE_CHECKING:
     import optuna
@@ -47,6 +48,7 @@ def search(plan: SearchPlan) -> int:
     """Brings the study of `plan` to its end. Returns the exit code."""
     refuse_early(plan)
     existing = find_study(plan)
+    refuse_foreign(plan.out, plan.name, existing and existing[0], new=existing is None)
     machine = get_ready(plan)
     study, storage = existing or create_study(plan, machine.device, machine.calibration)
     return bring_to_end(plan, machine, study, storage, created=existing is None)
@@ -118,6 +120,7 @@ def bring_to_end(
     from study.training.records import TrainingConfig
 
     plan = dataclasses.replace(plan, jobs=machine.jobs)
+    claim_folder(plan.out, study)
     remember_command(study, plan.command)
     slots = SlotTable(study, storage)
     freed = slots.reconcile()

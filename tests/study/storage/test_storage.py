@@ -179,8 +179,8 @@ def test_a_new_file_is_made_with_its_folders(tmp_path: Path) -> None:
 # Paths
 
 STRANGE = (
-    "what?x", "what?other=1", "a#b", "100%", "%41", "A", "a b", "me@here:5", "it's", 'so "called"', "$HOME", "`id`", "~", "-x", "{0}",
-    "{SCHEMA_VERSION}", "Größe", "a\nb", "a&b=c;d", "file:x", "back\\slash", "*", "!x",
+    "what?x", "what?other=1", "a#b", "100%", "%41", "A", "a b", "me@here:5", "it's", 'so "called"', "$HOME", "`id`",
+    "~", "-x", "{0}", "{SCHEMA_VERSION}", "Größe", "a\nb", "a&b=c;d", "file:x", "back\\slash", "*", "!x",
 )  # fmt: skip
 
 
