@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import singledispatch
+
 
 class UserError(Exception):
     """A mistake of the user: one line that states the rule, the value and the fix."""
@@ -18,6 +20,15 @@ class TrialFailed(Exception):
 class CaptureFailed(Exception):
     """A CUDA graph could not be captured. Torch's allocator may be left counting it as under way (seen with 2.11), so
     this process must train no more; another one may."""
+
+
+@singledispatch
+def as_told(error: BaseException) -> UserError | StudyFailed | None:
+    """What a command says of `error` in one line; None for a bug, which keeps its traceback.
+
+    The errors of a package are registered where it is loaded: a command must not load it to know them.
+    """
+    return error if isinstance(error, (UserError, StudyFailed)) else None
 
 
 def said(error: BaseException) -> str:

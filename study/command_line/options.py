@@ -9,12 +9,11 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from search_spaces import DEFAULT_SPACE, GPU_SPACE
 from study.command_line.numbers import above, at_least, whole_or_auto
 from study.machine.paths import default_storage, run_dir
-from study.machine.sqlite import sqlite_file
+from study.machine.sqlite import LockedError, open_read_only, sqlite_file
 
 CHECKPOINT_S = 30.0
 
@@ -109,8 +108,10 @@ def _names_in(url: str) -> list[str]:
     if file is None or not file.is_file():
         return []
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as connection:
+        with contextlib.closing(open_read_only(file)) as connection:
             return [name for (name,) in connection.execute("SELECT study_name FROM studies")]
+    except LockedError:
+        raise
     except sqlite3.Error:  # no database, or none of Optuna's: who opens it in earnest will say so
         return []
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from study.errors import StudyFailed, UserError
+from study.errors import UserError, as_told
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -30,15 +30,16 @@ def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command and turns its outcome into an exit code; a bug keeps its traceback."""
     try:
         code = main() or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = EXIT_USAGE
-    except StudyFailed as error:
-        print(f"failed: {error}", file=sys.stderr)
-        code = EXIT_FAILED
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away: nothing is left to say
         sys.stderr.close()
         code = 0
+    except Exception as error:
+        told = as_told(error)
+        if told is None:
+            raise
+        usage = isinstance(told, UserError)
+        print(f"{'error' if usage else 'failed'}: {told}", file=sys.stderr)
+        code = EXIT_USAGE if usage else EXIT_FAILED
     sys.exit(code)

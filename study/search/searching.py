@@ -106,7 +106,8 @@ def bring_to_end(
         given: The candidates of a study that samples none, one for every slot.
 
     Raises:
-        StudyFailed: Several trials failed in a row, or the storage cannot be written.
+        StudyFailed: Several trials failed in a row.
+        STORAGE_ERRORS: The storage does not answer for too long.
     """
     from study.executors.local import LocalExecutor
     from study.executors.messages import WorkerSetup
@@ -115,7 +116,6 @@ def bring_to_end(
     from study.search.pruning import compared_epochs, make_pruner
     from study.search.supervisor import Supervisor
     from study.storage.database import config_of
-    from study.storage.patience import STORAGE_ERRORS, cause_of
     from study.storage.slots import SlotTable
     from study.training.records import TrainingConfig
 
@@ -152,11 +152,6 @@ def bring_to_end(
     supervisor = Supervisor(plan, study, storage, slots, config, asker, executor, training)
     try:
         stopped = supervisor.run()
-    except STORAGE_ERRORS as error:
-        raise StudyFailed(
-            f"the storage cannot be written ({cause_of(error)}). Finished trials are safe; mend it and run the same "
-            "command."
-        ) from error
     except StudyFailed:
         _finish(plan, study, storage)
         raise
