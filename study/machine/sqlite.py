@@ -61,11 +61,11 @@ class DamagedError(sqlite3.DatabaseError, UserError):
 
 
 class _Cursor(sqlite3.Cursor):
-    def execute(self, *arguments: Any) -> sqlite3.Cursor:
-        return _waiting(self.connection, lambda: super(_Cursor, self).execute(*arguments))
+    def execute(self, sql: str, parameters: Any = (), /) -> Any:
+        return _waiting(self.connection, lambda: super(_Cursor, self).execute(sql, parameters))
 
-    def executemany(self, *arguments: Any) -> sqlite3.Cursor:
-        return _waiting(self.connection, lambda: super(_Cursor, self).executemany(*arguments))
+    def executemany(self, sql: str, parameters: Any, /) -> Any:
+        return _waiting(self.connection, lambda: super(_Cursor, self).executemany(sql, parameters))
 
 
 class WaitingConnection(sqlite3.Connection):
@@ -83,8 +83,8 @@ class WaitingConnection(sqlite3.Connection):
     def cursor(self, factory: Any = _Cursor) -> Any:
         return super().cursor(factory)
 
-    def execute(self, *arguments: Any) -> Any:
-        return self.cursor().execute(*arguments)
+    def execute(self, sql: str, parameters: Any = (), /) -> Any:
+        return self.cursor().execute(sql, parameters)
 
     def commit(self) -> None:
         _waiting(self, super().commit)

@@ -232,7 +232,7 @@ def _are_of(metrics: Mapping[str, Any], study: optuna.Study, trials: Sequence[Fr
     """Whether a bundle's figures are those of a trial of `study`, as far as they say whose they are."""
     known = {"study": study.study_name, "study_created": study.user_attrs.get("created")}
     if "trial_candidate_id" in metrics:
-        candidates = {trial.number: trial.user_attrs.get("candidate_id") for trial in trials}
+        candidates: dict[Any, Any] = {trial.number: trial.user_attrs.get("candidate_id") for trial in trials}
         known["trial_candidate_id"] = candidates.get(metrics.get("trial"))
     return all(metrics.get(name, value) == value for name, value in known.items())
 

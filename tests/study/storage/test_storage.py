@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import shutil
 import socket
 import sqlite3
@@ -18,11 +20,13 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 from optuna_dashboard._storage_url import get_storage
 
+from search_spaces.reference import REFERENCE
 from study.command_line.options import _names_in, add_study_options
 from study.errors import UserError
 from study.machine.paths import REPOSITORY, default_storage
 from study.machine.sqlite import sqlite_file
 from study.storage import database as storage_module
+from study.storage.config import StudyConfig
 from study.storage.database import (
     best_trial,
     checkpoint_sqlite,
@@ -359,6 +363,87 @@ def test_an_unknown_study_is_refused_with_the_known_ones(file: Path, tmp_path: P
 def test_a_study_of_another_program_is_refused(file: Path) -> None:
     with pytest.raises(UserError, match=r"'made' was not made by study\.run"):
         config_of(open_study(url_of(file), "made"))
+
+
+# Reading
+
+READ = """
+import pathlib, sys
+from study import describe, report
+from study.command_line.parser import run_command
+
+def code_of(main, *arguments):
+    try:
+        run_command(lambda: main(arguments))
+    except SystemExit as end:
+        print("ended with", end.code)
+
+out, elsewhere = sys.argv[1:]
+try:
+    pathlib.Path(out, "probe").touch()
+    print("it could be written")
+except OSError:
+    pass
+code_of(describe.main, "--trial", "0", "--study-name", "read", "--out", out)
+code_of(report.main, "--study-name", "read", "--out", out)
+code_of(report.main, "--study-name", "read", "--storage", f"sqlite:///{out}/study.db", "--out", elsewhere)
+"""
+
+
+@pytest.mark.parametrize("kind", ["quiet", "while it runs", "never written by us"])
+def test_a_read_only_copy_can_be_read_and_stays_as_it_is(kind: str, tmp_path: Path) -> None:
+    origin, out = tmp_path / "origin", tmp_path / "out"
+    origin.mkdir()
+    url = f"sqlite:///{origin / 'study.db'}"
+    opened = optuna.storages.RDBStorage(url) if kind == "never written by us" else open_storage(url)
+    study = optuna.create_study(study_name="read", storage=opened, direction="maximize")
+    config = StudyConfig("dilated", 1, 6, 15_000, 5_000, 0, "halving", "tpe", "bfloat16")
+    study.set_user_attr("config", config.to_json())
+    study.add_trial(
+        optuna.create_trial(
+            value=0.5, user_attrs={"slot": 0, "candidate": REFERENCE.to_json(), "candidate_id": REFERENCE.candidate_id}
+        )
+    )
+    if kind == "quiet":
+        checkpoint_sqlite(opened)
+        opened.engine.dispose()
+    out.mkdir()
+    for name in ("study.db", "study.db-wal"):
+        if (origin / name).exists():
+            shutil.copy(origin / name, out)
+    assert (out / "study.db-wal").exists() == (kind == "while it runs")
+    before = {file: file.read_bytes() for file in out.iterdir()}
+    for file in out.iterdir():
+        file.chmod(0o444)
+    out.chmod(0o555)
+    command = [sys.executable, "-c", READ, str(out), str(tmp_path / "elsewhere")]
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("root may write everywhere, and setpriv is not there to take that right away")
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    out.chmod(0o755)
+    assert "it could be written" not in done.stdout
+    assert [line for line in done.stdout.splitlines() if line.startswith("ended")] == [
+        "ended with 0", "ended with 2", "ended with 0",
+    ], done.stderr  # fmt: skip
+    assert done.stdout.count("Best validation accuracy 50.0%: trial 0") == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert "The report cannot be written" in line
+    assert "--storage and another folder with --out" in line
+    assert {file: file.read_bytes() for file in out.iterdir()} == before
+    assert (tmp_path / "elsewhere" / "report.html").exists()
+
+
+@pytest.mark.parametrize("mode", ["wal", "delete"])
+def test_readers_write_nothing(mode: str, file: Path) -> None:
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute(f"PRAGMA journal_mode={mode}")
+    before = file.read_bytes()
+    study = open_study(url_of(file), "made")
+    with pytest.raises(optuna.exceptions.StorageInternalError):
+        study.set_user_attr("written", True)
+    assert file.read_bytes() == before
 
 
 # Reading back
