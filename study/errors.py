@@ -17,6 +17,18 @@ class TrialFailed(Exception):
     """This trial cannot give a value (it diverged, ran out of memory); the study goes on."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the run, which had the time to save its progress.
+
+    Attributes:
+        signum: The signal.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
 class CaptureFailed(Exception):
     """A CUDA graph could not be captured. Torch's allocator may be left counting it as under way (seen with 2.11), so
     this process must train no more; another one may."""

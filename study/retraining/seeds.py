@@ -125,7 +125,7 @@ def _train_together(seeds: Sequence[Seed], jobs: int) -> None:
     Raises:
         TrialFailed, CaptureFailed: As `train_seed`.
         StudyFailed: One of the processes was killed.
-        KeyboardInterrupt: Ctrl-C or SIGTERM, once all of them have saved their progress.
+        KeyboardInterrupt, OSError: As `train_seed`, once all of them have saved their progress.
     """
     interrupted = InterruptFlag(pass_on=True)
     context = multiprocessing.get_context("spawn")
@@ -133,25 +133,28 @@ def _train_together(seeds: Sequence[Seed], jobs: int) -> None:
         with interrupted, ProcessPoolExecutor(jobs, context, end_with_parent) as pool:
             # Round by round: after Ctrl-C none must begin what another left.
             for start in range(0, len(seeds), jobs):
-                finished = list(pool.map(_trains_to_its_end, seeds[start : start + jobs]))
-                if interrupted.raised or not all(finished):
-                    raise KeyboardInterrupt
+                ends = list(pool.map(_end_of, seeds[start : start + jobs]))
+                if interrupted.raised:
+                    interrupted.end()
+                for end in ends:
+                    if end is not None:
+                        raise end
     except BrokenProcessPool as error:
         if interrupted.raised:  # it was stopped where there was nothing to save yet
-            raise KeyboardInterrupt from error
+            interrupted.end()
         raise StudyFailed(
             "a process that trains a seed was killed (is there enough memory?); the same command goes on from its "
             "checkpoint, --jobs 1 needs less"
         ) from error
 
 
-def _trains_to_its_end(seed: Seed) -> bool:
-    """Whether `train_seed` was not interrupted."""
+def _end_of(seed: Seed) -> KeyboardInterrupt | OSError | None:
+    """What ended `train_seed` before the end of the training, if anything did."""
     try:
         train_seed(seed)
-    except KeyboardInterrupt:
-        return False
-    return True
+    except (KeyboardInterrupt, OSError) as error:
+        return error
+    return None
 
 
 def train_seed(seed: Seed) -> None:
@@ -160,7 +163,8 @@ def train_seed(seed: Seed) -> None:
     Raises:
         TrialFailed: It diverged or ran out of memory.
         CaptureFailed: The step cannot be captured on this GPU; this process must train no more.
-        KeyboardInterrupt: Ctrl-C; the progress is saved first.
+        KeyboardInterrupt: A signal; the progress is saved first.
+        OSError: What is said cannot be written; likewise.
     """
     import torch
 
@@ -185,10 +189,9 @@ def train_seed(seed: Seed) -> None:
 
     def on_epoch(record: EpochRecord) -> None:
         left = (config.epochs - record.epoch - 1) * record.wall_s
-        print(
+        interrupted.say(
             f"{name} epoch {record.epoch + 1}/{config.epochs}: train loss {record.train_loss:.3f}, "
-            f"accuracy {percent(record.train_accuracy, 2)}, {record.wall_s:.0f} s; {duration(left)} left",
-            flush=True,
+            f"accuracy {percent(record.train_accuracy, 2)}, {record.wall_s:.0f} s; {duration(left)} left"
         )
 
     def on_checkpoint(capture: Callable[[], Progress]) -> None:
@@ -198,8 +201,8 @@ def train_seed(seed: Seed) -> None:
         save_progress(capture(), seed.file)
         saved = time.monotonic()
         if interrupted.raised:
-            print(f"{name}: stopped; the same command goes on from here", flush=True)
-            raise KeyboardInterrupt
+            interrupted.say(f"{name}: stopped; the same command goes on from here")
+            interrupted.end()
 
     with interrupted:
         trained = train(
@@ -219,3 +222,5 @@ def train_seed(seed: Seed) -> None:
         compiled=trained.compiled,
     )
     save_progress(end, seed.file)
+    if interrupted.raised:  # in its last step
+        interrupted.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -9,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from study.command_line.parser import EXIT_INTERRUPTED
 from study.command_line.wording import duration
 from study.errors import StudyFailed, UserError
 from study.reporting.optional import report
@@ -107,6 +107,7 @@ def bring_to_end(
 
     Raises:
         StudyFailed: Several trials failed in a row.
+        Interrupted, OSError: It was, or its output cannot be written; what was done is saved.
         STORAGE_ERRORS: The storage does not answer for too long.
     """
     from study.executors.local import LocalExecutor
@@ -155,11 +156,13 @@ def bring_to_end(
     except StudyFailed:
         _finish(plan, study, storage)
         raise
-    _finish(plan, study, storage)
     n_finished = slots.n_finished()
     if stopped == "interrupted":
-        print(f"Stopped. {n_finished} trials are finished; the same command goes on.", flush=True)
-        return EXIT_INTERRUPTED
+        with contextlib.suppress(OSError):  # of output that nobody reads
+            _finish(plan, study, storage)
+            print(f"Stopped. {n_finished} trials are finished; the same command goes on.", flush=True)
+        supervisor.interrupted.end()
+    _finish(plan, study, storage)
     if stopped == "timeout":
         print(f"--timeout reached. {n_finished} trials are finished; the same command goes on.", flush=True)
     elif n_finished < plan.trials:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -107,6 +109,27 @@ def test_stopped_and_resumed_equals_uninterrupted(made_cifar10: Path, tmp_path: 
     assert metrics(whole / "reference")["test_accuracy"] == metrics(stopped / "reference")["test_accuracy"]
 
 
+class Deaf(io.StringIO):
+    """Output whose reader goes away after the first epoch."""
+
+    def write(self, text: str) -> int:
+        if "epoch 1/2" in self.getvalue():
+            raise BrokenPipeError(32, "Broken pipe")
+        return super().write(text)
+
+
+def test_output_that_nobody_reads_stops_it_where_it_can_go_on(made_cifar10: Path, tmp_path: Path):
+    arguments = [*SMALL, "--out", str(tmp_path)]
+    with contextlib.redirect_stdout(Deaf()), pytest.raises(BrokenPipeError):
+        retrain.main(arguments)
+    (file,) = (tmp_path / "checkpoints").glob("*.pt")
+    assert load_progress(file).epoch >= 1
+    assert not (tmp_path / "reference").exists()
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert retrain.main(arguments) == 0
+    assert "Bundle:" in printed.getvalue()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "to_all"),
@@ -129,7 +152,7 @@ def test_seeds_at_once_are_stopped_and_resumed(number: int, to_all: bool, made_c
     else:
         process.send_signal(number)
     rest = process.stdout.read()
-    assert process.wait(timeout=60) == 130, rest
+    assert process.wait(timeout=60) == 128 + number, rest
     assert rest.count("stopped; the same command goes on") == 2
     states = [load_progress(file) for file in (tmp_path / "checkpoints").glob("*.pt")]
     assert len(states) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -236,6 +237,28 @@ def test_what_ends_while_workers_are_stopped_is_kept(stage: Stage) -> None:
     assert stage.trials()[-1].state == TrialState.COMPLETE
     assert len(stage.trials()[-1].user_attrs["curve"]) == 2
     assert stage.play([], trials=n_trials) == "done"
+
+
+@pytest.mark.parametrize("output", ["a closed pipe", "a full disk"])
+def test_output_that_is_lost_interrupts_it_like_a_signal(stage: Stage, output: str) -> None:
+    """What ended meanwhile is kept, what runs is freed, and the next run goes on with it."""
+    stage.skip_anchors()
+    n_trials = stage.n_anchors + 4
+    read, write = (
+        os.pipe() if output == "a closed pipe" else (os.open(os.devnull, 0), os.open("/dev/full", os.O_WRONLY))
+    )
+    os.close(read)
+    supervisor = stage.supervisor(["complete", "complete", "hangs"], n_trials, jobs=2)
+    with os.fdopen(write, "w") as stream:
+        with contextlib.redirect_stdout(stream):
+            assert supervisor.run() == "interrupted"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), write)
+    with pytest.raises(OSError, match=r"Broken pipe|No space left"):
+        supervisor.interrupted.end()
+    assert stage.slots.n_finished() == stage.n_anchors + 2
+    assert {trial.state for trial in stage.trials()} == {TrialState.COMPLETE, TrialState.FAIL}
+    assert {trial.user_attrs["outcome"] for trial in stage.trials()[stage.n_anchors + 2 :]} == {"interrupted"}
+    assert stage.play(["complete"] * 2, trials=n_trials) == "done"
 
 
 def test_interruptions_are_no_failures_and_hide_none(stage: Stage) -> None:
