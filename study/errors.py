@@ -13,6 +13,10 @@ class StudyFailed(Exception):
     """The run cannot go on though it was asked correctly; one line with the cause, exit code 1."""
 
 
+class StudyDeleted(StudyFailed):
+    """The study is gone while it runs. Its numbers may be given out again, so nothing more may be written."""
+
+
 class TrialFailed(Exception):
     """This trial cannot give a value (it diverged, ran out of memory); the study goes on."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import sqlite3
@@ -21,6 +22,7 @@ LOCK_TIMEOUT_S = 60.0
 _SILENT_S = 1.0
 """Of waiting: so long a busy writer may take."""
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_DAMAGE = "{!r} is no whole database ({}). Restore a copy of it, or name another with --storage or --out."
 
 T = TypeVar("T")
 
@@ -104,10 +106,7 @@ def _waiting(connection: Any, operation: Callable[[], T]) -> T:
         except sqlite3.DatabaseError as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without what extends it
             if code in _DAMAGED:
-                raise DamagedError(
-                    f"{connection.name!r} is no whole database ({error}). Restore a copy of it, or name another with "
-                    "--storage or --out."
-                ) from error
+                raise DamagedError(_DAMAGE.format(connection.name, error)) from error
             if code != sqlite3.SQLITE_BUSY:
                 raise
             waited = time.monotonic() - started
@@ -141,6 +140,7 @@ def read_only_uri(file: Path) -> str:
         UserError: It cannot be read.
     """
     uri = f"file:{quote(str(file.resolve()))}?mode=ro"
+    _refuse_cut(file)
     try:
         with contextlib.closing(sqlite3.connect(uri, uri=True, factory=WaitingConnection)) as connection:
             connection.execute("SELECT 1 FROM sqlite_master").fetchone()
@@ -157,6 +157,23 @@ def read_only_uri(file: Path) -> str:
     except OSError as error:
         raise UserError(f"The database {str(file)!r} cannot be read: {error.strerror or error}.") from error
     return f"file:{quote(str(copy))}?mode=ro"
+
+
+def _refuse_cut(file: Path) -> None:
+    """Refuses a file that lost its end, which SQLite does not notice within the last page."""
+    with contextlib.suppress(OSError):
+        with file.open("rb") as stream:
+            header, size = stream.read(100), os.fstat(stream.fileno()).st_size
+        logs = (file.with_name(f"{file.name}-{log}") for log in ("wal", "journal"))
+        if (
+            len(header) < 100
+            or not header.startswith(b"SQLite format 3")
+            or any(log.exists() and log.stat().st_size for log in logs)
+        ):
+            return  # SQLite knows
+        page, n_pages = int.from_bytes(header[16:18], "big"), int.from_bytes(header[28:32], "big")
+        if size < n_pages * (65_536 if page == 1 else page):  # the file format's section 1.3
+            raise DamagedError(_DAMAGE.format(str(file), "its end is missing"))
 
 
 _copies: list[tempfile.TemporaryDirectory[str]] = []

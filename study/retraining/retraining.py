@@ -37,6 +37,8 @@ def retrain(plan: RetrainPlan) -> int:
         UserError: There is no such study, trial or data.
         StudyFailed: A training diverged, or a file cannot be written.
     """
+    from study.storage.database import open_study
+
     target = find_target(plan)
     seeds, jobs = _prepare(plan, target)
     if target.study is not None:
@@ -59,7 +61,9 @@ def retrain(plan: RetrainPlan) -> int:
     print(f"Bundle: {target.folder}")
     print(_verdict(metrics), flush=True)
     if target.study is not None:
-        report(target.study, plan.out, tell=False)
+        study = open_study(plan.url, plan.name)  # hours later: it may have been deleted, or made anew
+        claim_folder(plan.out, study)
+        report(study, plan.out, tell=False)
     return 0
 
 

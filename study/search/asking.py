@@ -169,6 +169,7 @@ class Asker:
         if claim.queued and claim.repeats is None and self._parked:
             return claim, self._parked.pop(0)
         while True:
+            self._slots.refuse_deleted()  # sampling took a while
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", UserWarning)  # of what is out of range: said below
@@ -220,6 +221,7 @@ class Asker:
         candidate, architecture = decoded.candidate, decoded.candidate.architecture
         certified = certify(architecture, config.limits, clock)
         certify_module(build(architecture), architecture, config.limits)
+        self._slots.refuse_deleted()  # so did this
         for constraint in certified:
             trial.set_constraint(constraint.name, constraint.value)
         attributes = {

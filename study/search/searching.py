@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from study.command_line.wording import duration
-from study.errors import StudyFailed, UserError
+from study.errors import StudyDeleted, StudyFailed, UserError
 from study.reporting.optional import report
 from study.search.creation import create_study, expected_seconds, find_study, refuse_early, remember_command
 from study.search.plan import Given, SearchPlan
@@ -153,6 +153,8 @@ def bring_to_end(
     supervisor = Supervisor(plan, study, storage, slots, config, asker, executor, training)
     try:
         stopped = supervisor.run()
+    except StudyDeleted:
+        raise
     except StudyFailed:
         _finish(plan, study, storage)
         raise

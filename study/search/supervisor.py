@@ -67,7 +67,7 @@ class Supervisor:
         self._renewed = time.monotonic()
         self.interrupted = InterruptFlag()
         self._progress = Progress(study, plan.trials, slots.n_finished(), self.interrupted)
-        self._patiently = Patience(self._progress.write, lambda: self.interrupted.raised)
+        self._patiently = Patience(self._progress.write, lambda: self.interrupted.raised, slots.refuse_deleted)
         self._teller = Teller(study, storage, slots, plan.out / "artifacts", self._patiently)
         self._checkpoints = plan.out.resolve() / "checkpoints" / "trials"
 
@@ -75,7 +75,7 @@ class Supervisor:
         """Returns "done", "timeout" or "interrupted".
 
         Raises:
-            StudyFailed: Several trials failed in a row.
+            StudyFailed: Several trials failed in a row, or the study was deleted.
         """
         deadline = time.monotonic() + self._plan.timeout_s if self._plan.timeout_s else None
         with self.interrupted:
@@ -244,15 +244,17 @@ class Supervisor:
     def _shut_down(self) -> None:
         """Lets workers save their progress; what they ran is gone on with by the next call."""
         # What a storage does not take now, or a second Ctrl-C cuts short, the next call finds out.
-        with contextlib.suppress(*STORAGE_ERRORS):
-            for message in self._executor.close():
-                running = self._running.get(message.key)
-                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # somebody else ended it
-                    if running is not None and isinstance(message, EpochEnded):
-                        self._teller.report(running, message.record)
-                    elif running is not None and isinstance(message, Ended):
-                        self._ended(self._running.pop(message.key), message)
-            for running in self._held().values():
-                self._teller.interrupted(running)
-            self._asker.put_back()
-        self._progress.close()
+        try:
+            with contextlib.suppress(*STORAGE_ERRORS):
+                for message in self._executor.close():
+                    running = self._running.get(message.key)
+                    with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # somebody else ended it
+                        if running is not None and isinstance(message, EpochEnded):
+                            self._teller.report(running, message.record)
+                        elif running is not None and isinstance(message, Ended):
+                            self._ended(self._running.pop(message.key), message)
+                for running in self._held().values():
+                    self._teller.interrupted(running)
+                self._patiently(self._asker.put_back)
+        finally:
+            self._progress.close()

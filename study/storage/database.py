@@ -125,10 +125,10 @@ def open_storage(url: str, read_only: bool = False) -> optuna.storages.RDBStorag
         if isinstance(root := root_of(error), (LockedError, DamagedError)):
             raise root from error
         cause = said(root).replace("$STORAGE_URL", shlex.quote(hide_password(asked)))
-        raise UserError(
-            f"The storage {hide_password(asked)} cannot be used: {cause}. "
-            "Check the URL, that the server runs, and that the file is an Optuna database."
-        ) from error
+        advice = "Check the URL, that the server runs, and that the file is an Optuna database."
+        if isinstance(error, RuntimeError):  # Optuna's, of another version's tables, which says what to do
+            advice = ""
+        raise UserError(f"The storage {hide_password(asked)} cannot be used: {cause}. {advice}".strip()) from error
 
 
 def open_study(url: str, name: str) -> optuna.Study:

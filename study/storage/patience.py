@@ -25,10 +25,13 @@ class Patience:
     Args:
         say: Hears once, of each outage, what is waited for.
         given_up: Whether to wait no more.
+        check: Refuses what must not be done any more.
     """
 
-    def __init__(self, say: Callable[[str], None], given_up: Callable[[], bool]) -> None:
-        self._say, self._given_up = say, given_up
+    def __init__(
+        self, say: Callable[[str], None], given_up: Callable[[], bool], check: Callable[[], None] = lambda: None
+    ) -> None:
+        self._say, self._given_up, self._check = say, given_up, check
 
     def __call__(self, operation: Callable[[], T]) -> T:
         """What `operation` returns. It may be done twice: an error leaves open whether it was done.
@@ -39,7 +42,12 @@ class Patience:
         deadline, pause = time.monotonic() + OUTAGE_S, 0.5
         while True:
             try:
-                return operation()
+                self._check()
+                try:
+                    return operation()
+                except KeyError:  # Optuna's word for what is not there
+                    self._check()
+                    raise
             except STORAGE_ERRORS as error:
                 hopeless = isinstance(root_of(error), UserError)  # the file is damaged
                 if hopeless or time.monotonic() > deadline or self._given_up():

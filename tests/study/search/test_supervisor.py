@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,12 +16,13 @@ from optuna.trial import TrialState
 from stage import Stage
 
 from study.command_line.parser import run_command
-from study.errors import StudyFailed
+from study.errors import StudyDeleted, StudyFailed
 from study.executors.messages import EpochEnded, Message
 from study.search import supervisor as module
 from study.search import telling
 from study.search.supervisor import MAX_FAILURES_IN_A_ROW, MAX_INFEASIBLE_IN_A_ROW, Supervisor
 from study.storage import patience
+from study.storage.database import open_storage
 from study.storage.slots import LEASE_S, SlotTable
 
 
@@ -171,6 +173,58 @@ def test_checkpoints_go_when_their_trials_are_over(stage: Stage) -> None:
         supervisor.run()
         assert stage.executor.works[0].checkpoint.exists() is left, outcome
     assert not (stage.out / "checkpoints" / "trials").exists()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("moment", ["it waits", "an epoch ended", "it is asked"])
+def test_a_study_that_is_deleted_ends_it_and_the_next_one_stays_clean(
+    stage: Stage, replaced: bool, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next study gets the same numbers, and so do its trials."""
+    stage.study.set_user_attr("created", "before")
+    stage.slots = SlotTable(stage.study, stage.storage)
+    stage.skip_anchors()
+    monkeypatch.setattr(module, "RENEW_S", 0.0)
+    supervisor = stage.supervisor(["hangs", "complete"], trials=stage.n_anchors + 2, jobs=2)
+    others = open_storage(str(stage.storage.engine.url))
+
+    def delete() -> None:
+        monkeypatch.undo()
+        monkeypatch.setattr(module, "RENEW_S", 0.0)
+        optuna.delete_study(study_name="stage", storage=others)
+        if replaced:
+            new = optuna.create_study(study_name="stage", storage=others, direction="maximize")
+            new.set_user_attr("created", "after")
+            for _ in range(stage.n_anchors + 2):
+                new.ask()
+
+    def first(owner: Any, name: str, when: Callable[[Any], bool]) -> None:
+        original = getattr(owner, name)
+
+        def delete_first(*arguments: Any) -> Any:
+            result = original(*arguments)
+            if when(result):
+                delete()
+            return result
+
+        monkeypatch.setattr(owner, name, delete_first)
+
+    if moment == "it waits":
+        first(stage.executor, "wait", lambda said: not said and bool(stage.executor.busy))
+    elif moment == "an epoch ended":
+        first(stage.executor, "wait", bool)
+    else:
+        first(stage.slots, "claim", bool)
+    with pytest.raises(StudyDeleted, match="the study 'stage' was deleted while it ran"):
+        supervisor.run()
+    studies = others.get_all_studies()
+    assert len(studies) == replaced
+    if replaced:
+        found = optuna.load_study(study_name="stage", storage=others)
+        assert found.user_attrs == {"created": "after"}
+        assert [(trial.state, trial.user_attrs) for trial in found.trials] == [(TrialState.RUNNING, {})] * (
+            stage.n_anchors + 2
+        )
 
 
 # Interruptions

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +20,9 @@ import sqlalchemy
 from study import describe, report, rerank, retrain, run
 from study.command_line.parser import run_command
 from study.errors import StudyFailed, UserError, as_told
+from study.machine.paths import REPOSITORY
 from study.machine.sqlite import DamagedError
+from study.storage.database import open_storage
 from study.storage.patience import Patience
 
 COMMANDS = [(run, ()), (rerank, ()), (retrain, ()), (report, ()), (describe, ("--trial", "0"))]
@@ -65,6 +72,78 @@ def test_an_error_of_the_database_is_a_line(
     monkeypatch.setattr(optuna, "load_study", load_from_ruins)
     line = told(command, arguments, tmp_path, capsys)
     assert line.startswith("1 failed: the storage does not answer (no such table: ")
+
+
+def changed(statement: str) -> Callable[[Path, bytes], object]:
+    """How to damage a database by a statement of SQL."""
+
+    def change(file: Path, whole: bytes) -> None:
+        file.write_bytes(whole)
+        with contextlib.closing(sqlite3.connect(file)) as connection:
+            connection.execute(statement)
+            connection.commit()
+
+    return change
+
+
+UPGRADE = "Please execute `$ optuna storage upgrade --storage sqlite:///"
+DAMAGES: dict[str, tuple[Callable[[Path, bytes], object], str]] = {
+    "half": (lambda file, whole: file.write_bytes(whole[: len(whole) // 2]), "no whole database (its end is missing)"),
+    "last bytes": (lambda file, whole: file.write_bytes(whole[:-10]), "no whole database (its end is missing)"),
+    "first bytes": (lambda file, whole: file.write_bytes(whole[:60]), "no whole database (database disk image is mal"),
+    "middle": (
+        lambda file, whole: file.write_bytes(whole[:8192] + b"x" * (len(whole) - 8192)),
+        "no whole database (database disk image is malformed)",
+    ),
+    "text": (lambda file, whole: file.write_text("notes\n" * 99), "no whole database (file is not a database)"),
+    "other program": (
+        lambda file, whole: changed("CREATE TABLE notes (x)")(file, b""),
+        "is another program's: it holds",
+    ),
+    "older": (changed("UPDATE alembic_version SET version_num = 'v2.4.0.a'"), UPGRADE),
+    "newer": (changed("UPDATE alembic_version SET version_num = 'v99'"), "Please try updating optuna to the latest"),
+    "folder": (lambda file, whole: file.mkdir(), "--storage must name a file"),
+    "pipe": (lambda file, whole: os.mkfifo(file), "--storage must name a file"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_what_is_no_whole_study_is_a_line_and_left_alone(
+    kind: str, made: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage, words = DAMAGES[kind]
+    file = tmp_path / "study.db"
+    damage(file, made)
+    before = file.read_bytes() if file.is_file() else b""
+    for command, arguments in COMMANDS:
+        line = told(command, arguments, tmp_path, capsys)
+        assert line.startswith("2 error: ")
+        assert str(file) in line
+        assert words in line
+    assert [each.name for each in tmp_path.iterdir() if each.suffix not in (".db-shm", ".db-wal")] == ["study.db"]
+    assert not before or file.read_bytes() == before
+
+
+def test_an_empty_file_holds_no_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is what a kill in the moment of its creation leaves, so that study.run goes on with it."""
+    (tmp_path / "study.db").touch()
+    for command, arguments in COMMANDS:
+        if command is not run:
+            assert "is empty: it holds no study" in told(command, arguments, tmp_path, capsys)
+    assert open_storage(f"sqlite:///{tmp_path / 'study.db'}").get_all_studies() == []
+
+
+def test_a_file_that_may_not_be_read(made: bytes, tmp_path: Path) -> None:
+    (tmp_path / "study.db").write_bytes(made)
+    (tmp_path / "study.db").chmod(0)
+    command = [sys.executable, "-m", "study.describe", "--trial", "0", "--out", str(tmp_path)]
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("root may read everything, and setpriv is not there to take that right away")
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"error: The database '{tmp_path / 'study.db'}' cannot be read: Permission denied.\n"
 
 
 @pytest.mark.parametrize("kind", ["commit", "statement", "pool"])
