@@ -57,3 +57,8 @@ def first_line(error: BaseException) -> str:
     """What `error` is and the first line of what it says."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def shortened(text: str, length: int = 60) -> str:
+    """`text`, or its beginning where it is longer than a line can show."""
+    return text if len(text) <= length else text[: length - 1] + "…"

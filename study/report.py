@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
 
     # Optuna and plotly: only with options that can be meant.
+    from study.reporting.dashboard import restore
     from study.reporting.page import write_page
     from study.reporting.report import build_page
     from study.storage.database import open_study
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(line)
     for file in write_page(page, place.out):
         print(file)
+    restore(study, place.out / "artifacts")
     return 0
 
 

@@ -19,7 +19,7 @@ from study.calibration.concurrency import known_rates, rates
 from study.command_line.wording import duration, percent
 from study.data.cifar10 import load_train
 from study.errors import CaptureFailed, StudyFailed
-from study.machine.hardware import n_cores
+from study.machine.hardware import warn_of_jobs
 from study.machine.interrupts import InterruptFlag
 from study.machine.processes import end_with_parent
 from study.training.checkpoints import checkpoint_name, forget_snapshots, load_progress, save_progress
@@ -83,7 +83,8 @@ def seeds_at_once(asked: int | None, n_seeds: int, device: str, precision: str) 
 
     if asked is not None:
         measured = known_rates(device, precision)
-        jobs = min(asked, n_seeds, n_cores())
+        jobs = min(asked, n_seeds)
+        warn_of_jobs(asked)
     elif n_seeds == 1:
         return 1, 1.0
     else:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from study.command_line.wording import duration
-from study.errors import StudyDeleted, StudyFailed, UserError
+from study.errors import StudyDeleted, StudyFailed
 from study.reporting.optional import report
 from study.search.creation import create_study, expected_seconds, find_study, refuse_early, remember_command
 from study.search.plan import Given, SearchPlan
@@ -58,18 +58,17 @@ def get_ready(plan: SearchPlan) -> Machine:
     """Decodes the data and measures this machine, unless both were done before.
 
     Raises:
-        UserError: There is no such device, no data, or there are fewer cores than trials at once.
+        UserError: There is no such device, or no data.
     """
     import optuna
 
     from study.calibration.prices import calibrate
     from study.data.cifar10 import find_folder, load_train
-    from study.machine.hardware import n_cores, resolve_device
+    from study.machine.hardware import resolve_device, warn_of_jobs
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     device = resolve_device(plan.device)
-    if plan.jobs is not None and plan.jobs > n_cores():
-        raise UserError(f"--jobs must not exceed the cores: {plan.jobs} > {n_cores()}.")
+    warn_of_jobs(plan.jobs)
     data = find_folder(plan.data)
     load_train(str(data))  # decoded and checked once, before any worker needs it
     calibration = calibrate(device)
@@ -206,8 +205,10 @@ def _banner(
 
 
 def _finish(plan: SearchPlan, study: optuna.Study, storage: optuna.storages.RDBStorage) -> None:
+    from study.reporting.dashboard import restore
     from study.storage.database import checkpoint_sqlite
 
+    restore(study, plan.out / "artifacts")
     checkpoint_sqlite(storage)
     report(study, plan.out)
     print(f"Next:   {plan.next_command}", flush=True)

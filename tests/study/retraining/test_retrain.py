@@ -184,7 +184,7 @@ def test_seeds_in_parallel_equal_seeds_in_turn(made_cifar10: Path, tmp_path: Pat
     measured = calibrate("cpu")  # once: which precision is the faster one may be a close call
     monkeypatch.setattr(retraining, "calibrate", lambda device: measured)
     for jobs in (1, 2):
-        for module in (hardware, retraining, seeds):  # one thread for each seed
+        for module in (hardware, retraining):  # one thread for each seed
             monkeypatch.setattr(module, "n_cores", lambda jobs=jobs: jobs)
         retrain.main([*SMALL, "--seeds", "2", "--jobs", str(jobs), "--out", str(tmp_path / str(jobs))])
     one, two = metrics(tmp_path / "1" / "reference"), metrics(tmp_path / "2" / "reference")
@@ -212,9 +212,17 @@ def test_seeds_at_once_are_those_that_finish_first(
 
 def test_seeds_at_once_that_were_not_measured_gain_nothing_on_a_cpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(seeds, "known_rates", lambda device, precision: {})
-    monkeypatch.setattr(seeds, "n_cores", lambda: 4)
     assert seeds.seeds_at_once(2, 5, "cpu", "float32") == (2, 1.0)
     assert seeds.seeds_at_once(8, 3, "cuda", "bfloat16") == (3, 3.0)
+
+
+def test_more_seeds_at_once_than_cores_are_warned_of(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(seeds, "known_rates", lambda device, precision: {})
+    monkeypatch.setattr(hardware, "n_cores", lambda: 2)
+    assert seeds.seeds_at_once(2, 5, "cpu", "float32")[0] == 2
+    assert capsys.readouterr().err == ""
+    assert seeds.seeds_at_once(4, 5, "cpu", "float32")[0] == 4
+    assert capsys.readouterr().err.startswith("warning: --jobs 4 is more than the 2 cores here")
 
 
 def test_damaged_checkpoint_starts_the_seed_anew(made_cifar10: Path, tmp_path: Path, capsys):
