@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from study.command_line.wording import without_passwords
 from study.errors import UserError, as_told
 
 EXIT_FAILED = 1
@@ -82,4 +83,4 @@ def _output_is_lost(error: OSError, saved: str) -> int:
 
 def _say(line: str) -> None:
     with contextlib.suppress(OSError):
-        print(line, file=sys.stderr)
+        print(without_passwords(line), file=sys.stderr)

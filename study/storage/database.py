@@ -22,7 +22,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.candidate import Candidate
 from study.command_line.options import default_space
-from study.errors import UserError, said
+from study.command_line.wording import without_passwords
+from study.errors import UserError
 from study.machine.sqlite import (
     DamagedError,
     LockedError,
@@ -32,7 +33,7 @@ from study.machine.sqlite import (
     sqlite_file,
 )
 from study.storage.config import StudyConfig
-from study.storage.patience import root_of
+from study.storage.patience import cause_of, root_of
 
 _UNUSABLE = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -41,15 +42,10 @@ METRIC = "val_accuracy"
 
 def hide_password(url: str) -> str:
     """The URL, fit to print."""
-    try:
-        parsed = sqlalchemy.make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError):  # ValueError: the port is no number
+    if "://" not in url and "@" in url:
         return "<unreadable URL>"
-    if parsed.password is None and "password" not in parsed.query:
-        return url
-    if "password" in parsed.query:
-        parsed = parsed.update_query_dict({"password": "***"})
-    return parsed.render_as_string(hide_password=True)
+    # All up to the last @, whatever a password holds that should have been encoded.
+    return without_passwords(re.sub("(://[^:/@]*):.*@", r"\1:***@", url, flags=re.DOTALL))
 
 
 def retrain_command(storage: str | None, name: str, out: str | None) -> str:
@@ -69,10 +65,11 @@ def _words(option: str, value: str) -> list[str]:
 
 
 def command_of(module: str, argv: Sequence[str] | None, storage: str | None) -> str:
-    """What the user typed, fit to print: a password in the URL `storage` is left out."""
+    """What the user typed, fit to print: a password in the URL `storage`, or in another one, is left out."""
     words = sys.argv[1:] if argv is None else argv
     if storage:
         words = [word.replace(storage, hide_password(storage)) for word in words]
+    words = [hide_password(word) if "://" in word else word for word in words]
     return shlex.join(["python", "-m", module, *words])
 
 
@@ -95,8 +92,10 @@ def open_storage(url: str, read_only: bool = False) -> optuna.storages.RDBStorag
     try:
         parsed = sqlalchemy.make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:
-        shown = "what was given" if "@" in url else repr(url)  # it may hold a password
+        shown = "what was given" if "@" in url or "://" in url else repr(url)  # it may hold a password
         raise UserError(f"--storage must be a SQLAlchemy URL such as sqlite:///study.db: {shown} is not.") from error
+    if "@" in (parsed.host or ""):
+        raise UserError("--storage has more than one @: in a user's name or a password write it as %40.")
     is_sqlite, asked = parsed.get_backend_name() == "sqlite", url
     engine: dict[str, Any] = {"pool_pre_ping": True}
     if is_sqlite:
@@ -124,7 +123,7 @@ def open_storage(url: str, read_only: bool = False) -> optuna.storages.RDBStorag
     ) as error:
         if isinstance(root := root_of(error), (LockedError, DamagedError)):
             raise root from error
-        cause = said(root).replace("$STORAGE_URL", shlex.quote(hide_password(asked)))
+        cause = cause_of(error).replace("$STORAGE_URL", shlex.quote(hide_password(asked)))
         advice = "Check the URL, that the server runs, and that the file is an Optuna database."
         if isinstance(error, RuntimeError):  # Optuna's, of another version's tables, which says what to do
             advice = ""

@@ -9,6 +9,7 @@ from typing import TypeVar
 import optuna
 import sqlalchemy
 
+from study.command_line.wording import without_passwords
 from study.errors import StudyFailed, UserError, as_told, said
 
 OUTAGE_S = 120.0
@@ -60,7 +61,7 @@ class Patience:
 
 def cause_of(error: BaseException) -> str:
     """What the database said, in one line."""
-    return said(root_of(error))
+    return without_passwords(said(root_of(error)))
 
 
 def root_of(error: BaseException) -> BaseException:

@@ -21,7 +21,10 @@ from optuna.trial import TrialState
 from optuna_dashboard._storage_url import get_storage
 
 from search_spaces.reference import REFERENCE
+from study import describe, report, rerank, retrain, run
 from study.command_line.options import _names_in, add_study_options
+from study.command_line.parser import run_command
+from study.command_line.wording import without_passwords
 from study.errors import UserError
 from study.machine.paths import REPOSITORY, default_storage
 from study.machine.sqlite import sqlite_file
@@ -30,6 +33,7 @@ from study.storage.config import StudyConfig
 from study.storage.database import (
     best_trial,
     checkpoint_sqlite,
+    command_of,
     config_of,
     dashboard_command,
     finished_trials,
@@ -288,6 +292,66 @@ def test_a_server_that_does_not_answer_is_refused() -> None:
 def test_a_malformed_url_is_refused_without_its_password(url: str) -> None:
     assert SECRET not in refusal(url)
     assert SECRET not in hide_password(url)
+
+
+PASSWORDS = {
+    "plain": f"postgresql+psycopg://user:{SECRET}@127.0.0.1:1/db",
+    "encoded": f"postgresql+psycopg://user:{SECRET[:4]}%2F%40{SECRET[4:]}@127.0.0.1:1/db",
+    "not encoded": f"postgresql+psycopg://user:x@/{SECRET}@127.0.0.1:1/db",
+    "in the query": f"postgresql+psycopg://user@127.0.0.1:1/db?password={SECRET}&connect_timeout=1",
+    "of a key": f"postgresql+psycopg://user@127.0.0.1:1/db?sslpassword={SECRET}&sslmode=prefer",
+    "bad option": f"postgresql+psycopg://user:{SECRET}@127.0.0.1:1/db?nonsense=1",
+    "bad port": f"postgresql+psycopg://user:{SECRET}@127.0.0.1:x/db",
+    "no host": f"postgresql+psycopg://user:{SECRET}/db",
+    "no scheme": f"user:{SECRET}@127.0.0.1/db",
+    "unknown scheme": f"foo://user:{SECRET}@127.0.0.1/db",
+    "no driver": f"oracle://user:{SECRET}@127.0.0.1/db",
+}
+
+
+@pytest.mark.parametrize("url", PASSWORDS.values(), ids=PASSWORDS)
+def test_no_command_shows_a_password(url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = ("--out", str(tmp_path / "out"))
+    for command, arguments in (
+        (run, ("--storage", url)),
+        (run, (f"--storage={url}",)),
+        (run, ("--storage", url, "--trials", "0")),
+        (run, ("--storrage", url)),
+        (run, (url,)),
+        (rerank, ("--storage", url)),
+        (retrain, ("--storage", url)),
+        (report, ("--storage", url)),
+        (describe, ("--storage", url, "--trial", "0")),
+        (describe, (url,)),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            run_command(lambda command=command, arguments=arguments: command.main([*arguments, *options]))
+        printed, line = capfd.readouterr()
+        assert caught.value.code == 2, line
+        assert printed == ""
+        assert line.startswith("error: ")
+        assert line.count("\n") == 1
+        for part in (SECRET, SECRET[:4], SECRET[4:]):
+            assert part not in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("url", PASSWORDS.values(), ids=PASSWORDS)
+def test_no_command_that_is_kept_or_printed_holds_a_password(url: str, tmp_path: Path) -> None:
+    typed = ["--storage", "postgresql://other:" + SECRET + "@host/db", f"--storage={url}", "--trials", "5"]
+    kept = command_of("study.run", typed, url)
+    assert kept.startswith("python -m study.run --storage 'postgresql://other:***@host/db' ")
+    assert kept.endswith(" --trials 5")
+    for text in (kept, hide_password(url), dashboard_command(url, tmp_path), retrain_command(url, "made", None)):
+        assert SECRET[4:] not in text
+
+
+def test_other_words_keep_their_form() -> None:
+    for text in (
+        "sqlite:////tmp/me@here:5/study.db", "The folder '/tmp/x' is at 12:30 somebody@host's", "--out a:b", "C:/x@y",
+        "postgresql+psycopg://user@host:5432/db", "postgresql://host:5432/db", "postgresql://user@[::1]:5432/db",
+    ):  # fmt: skip
+        assert without_passwords(text) == text
 
 
 def test_memory_is_no_storage_for_several_processes() -> None:
