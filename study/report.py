@@ -27,14 +27,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
 
     # Optuna and plotly: only with options that can be meant.
+    from study.reporting.dashboard import restore
     from study.reporting.page import write_page
     from study.reporting.report import build_page
     from study.storage.database import open_study
+    from study.storage.folder import refuse_foreign
 
     place = place_of(options)
-    page = build_page(open_study(place.url, place.name), place.out)
-    for line in (*page.key_lines, *write_page(page, place.out)):
+    study = open_study(place.url, place.name)
+    refuse_foreign(place.out, place.name, study)
+    page = build_page(study, place.out)
+    for line in page.key_lines:
         print(line)
+    for file in write_page(page, place.out):
+        print(file)
+    restore(study, place.out / "artifacts")
     return 0
 
 

@@ -54,7 +54,7 @@ def _plan(options: argparse.Namespace, argv: Sequence[str] | None) -> RerankPlan
         cluster=cluster_of(options),
         command=command_of("study.rerank", argv, options.storage),
     )
-    return RerankPlan(search, source.name, options.top)
+    return RerankPlan(search, source.name, source.out, options.top)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,4 +73,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, resumes=True)

@@ -104,4 +104,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, resumes=True)

@@ -9,14 +9,16 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from search_spaces import DEFAULT_SPACE, GPU_SPACE
 from study.command_line.numbers import above, at_least, whole_or_auto
-from study.errors import UserError
+from study.errors import UserError, shortened
 from study.machine.paths import REPOSITORY, default_storage, run_dir
+from study.machine.sqlite import LockedError, open_read_only, sqlite_file
 
 CHECKPOINT_S = 30.0
+MAX_NAME = 500
+"""Characters of a study's name; that of its re-ranking is longer, and Optuna stores 512."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ class Place:
 def place_of(options: argparse.Namespace) -> Place:
     """The study that the options of `add_study_options` mean."""
     name = study_name(options)
-    return Place(options.storage or default_storage(name, options.out), name, run_dir(name, options.out))
+    url = default_storage(name, options.out) if options.storage is None else options.storage
+    return Place(url, name, run_dir(name, options.out))
 
 
 def storage_url(options: argparse.Namespace) -> str:
@@ -142,23 +145,34 @@ def study_name(options: argparse.Namespace) -> str:
 
     A command that takes no space finds the study of either default, whichever device it was made for.
     """
-    name: str = options.study_name or space_name(options)
-    if options.study_name or hasattr(options, "space"):
+    if options.study_name is not None:
+        return _checked_name(options.study_name)
+    name = space_name(options)
+    if hasattr(options, "space"):
         return name
     for each in (name, *({DEFAULT_SPACE, GPU_SPACE} - {name})):
-        if each in _names_in(options.storage or default_storage(each, options.out)):
+        url = default_storage(each, options.out) if options.storage is None else options.storage
+        if each in _names_in(url):
             return each
+    return name
+
+
+def _checked_name(name: str) -> str:
+    if not name.strip() or not name.isprintable() or len(name) > MAX_NAME:
+        raise UserError(f"--study-name must be 1 to {MAX_NAME} printable characters: {shortened(name)!r}.")
     return name
 
 
 def _names_in(url: str) -> list[str]:
     """Names of the studies in a SQLite file, read without Optuna, which takes a while to load; none elsewhere."""
-    file = url.removeprefix("sqlite:///")
-    if file == url or not Path(file).is_file():
+    file = sqlite_file(url)
+    if file is None or not file.is_file():
         return []
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{quote(file)}?mode=ro", uri=True)) as connection:
+        with contextlib.closing(open_read_only(file)) as connection:
             return [name for (name,) in connection.execute("SELECT study_name FROM studies")]
+    except LockedError:
+        raise
     except sqlite3.Error:  # no database, or none of Optuna's: who opens it in earnest will say so
         return []
 

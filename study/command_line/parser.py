@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from study.errors import StudyFailed, UserError
+from study.command_line.wording import without_passwords
+from study.errors import UserError, as_told
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
+EXIT_BY_SIGNAL = 128
+"""Plus the signal's number, as shells have it: Ctrl-C 130, SIGTERM 143, SIGHUP 129, a closed pipe 141."""
+EXIT_INTERRUPTED = EXIT_BY_SIGNAL + signal.SIGINT
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,19 +32,55 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message.rstrip('.')}. {self.prog} --help says what there is.")
 
 
-def run_command(main: Callable[[], int | None]) -> None:
-    """Runs a command and turns its outcome into an exit code; a bug keeps its traceback."""
+def run_command(main: Callable[[], int | None], resumes: bool = False) -> None:
+    """Runs a command and turns its outcome into an exit code; a bug keeps its traceback.
+
+    Args:
+        main: The command.
+        resumes: Whether it saves its progress when it is stopped, and goes on from there.
+    """
+    lost: OSError | None = None
     try:
         code = main() or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = EXIT_USAGE
-    except StudyFailed as error:
-        print(f"failed: {error}", file=sys.stderr)
-        code = EXIT_FAILED
-    except KeyboardInterrupt:
-        code = EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of our output went away: nothing is left to say
-        sys.stderr.close()
-        code = 0
+    except KeyboardInterrupt as error:
+        code = EXIT_BY_SIGNAL + getattr(error, "signum", signal.SIGINT)
+    except Exception as error:
+        told = as_told(error)
+        if told is not None:
+            code = EXIT_USAGE if isinstance(told, UserError) else EXIT_FAILED
+            _say(f"{'error' if code == EXIT_USAGE else 'failed'}: {told}")
+        elif isinstance(error, OSError) and (isinstance(error, BrokenPipeError) or _write_error("\n")):
+            code, lost = 0, error
+        else:
+            raise
+    lost = _write_error() or lost
+    if lost is not None and code == 0:
+        code = _output_is_lost(lost, "; what was done is saved, and the same command goes on" if resumes else "")
     sys.exit(code)
+
+
+def _write_error(text: str = "") -> OSError | None:
+    """Writes all that is to be written; what prevents that, if anything does."""
+    try:
+        print(end=text, flush=True)
+    except OSError as error:
+        # Else the interpreter would try again, and complain, when it ends.
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return error
+    return None
+
+
+def _output_is_lost(error: OSError, saved: str) -> int:
+    """Says what became of a command whose output cannot be written. Returns the exit code."""
+    if isinstance(error, BrokenPipeError):  # its reader had enough; that is an error only of what should go on
+        if saved:
+            _say(f"interrupted: nobody reads the output any more{saved}")
+        return EXIT_BY_SIGNAL + signal.SIGPIPE
+    _say(f"failed: the output cannot be written ({error.strerror or error}){saved}")
+    return EXIT_FAILED
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):
+        print(without_passwords(line), file=sys.stderr)

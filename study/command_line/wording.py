@@ -47,6 +47,16 @@ def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}" + ("" if n == 1 else "s")
 
 
+_OF_USER = re.compile(r"(://[^\s:/@]*|\b[\w.+-]+):(?![\s/])\S+@(?=[\w\[])")
+_NO_PORT = re.compile(r"(://[^\s:/@\[]+):(?!\d+\b)[^\s/@'\"]+")
+_IN_OPTION = re.compile(r"(\w*(?:pass|pwd|secret|token)\w*=)[^\s&'\"]+", re.IGNORECASE)
+
+
+def without_passwords(text: str) -> str:
+    """`text` with stars for what looks like a password in a URL, in its options, or in one that was mistyped."""
+    return _IN_OPTION.sub(r"\1***", _NO_PORT.sub(r"\1:***", _OF_USER.sub(r"\1:***@", text)))
+
+
 def shown_value(value: Any) -> str:
     """A setting: True -> yes, 45000 -> 45,000, 0.012345 -> 0.01235, and whatever else as it is."""
     if isinstance(value, bool):

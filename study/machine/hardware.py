@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,13 @@ from study.errors import UserError
 def n_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def warn_of_jobs(jobs: int | None) -> None:
+    """Says so where more trainings at once are asked for than there are cores."""
+    if jobs is not None and jobs > n_cores():
+        slow = f"--jobs {jobs} is more than the {n_cores()} cores here, so that they slow each other down"
+        print(f"warning: {slow}.", file=sys.stderr, flush=True)
 
 
 def n_loaders(device: str, cores: int) -> int:

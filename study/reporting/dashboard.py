@@ -7,8 +7,11 @@ several times before it writes one, a second at thousands of trials.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,14 +20,18 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from search_spaces.architecture import ACTIVATION_NAMES, Architecture
+from search_spaces.architecture import ACTIVATION_NAMES, Architecture, ArchitectureError
 from search_spaces.constraints import limit_rows
 from study.command_line.wording import markdown_table, markdown_text
-from study.reporting.pictures import layers_csv, shape_text
-from study.storage.database import METRIC, config_of
+from study.machine.files import write_atomically
+from study.reporting.pictures import curve_png, layers_csv, shape_text
+from study.storage.database import METRIC, config_of, is_ours
 
 _logger = logging.getLogger(__name__)
 
+RESTORING_S = 5.0
+_ARTIFACT = "artifacts:"
+"""Begins the names of the attributes under which Optuna keeps what it knows of a file."""
 _NOTE_PART = 2045
 """Characters that the dashboard keeps in one attribute."""
 
@@ -74,6 +81,36 @@ def attach(trial: optuna.Trial, artifacts: Path, files: Mapping[str, bytes]) -> 
                 optuna.artifacts.upload_artifact(artifact_store=store, file_path=str(file), study_or_trial=trial)
     except OSError as error:
         _logger.warning("Trial %d: its artifacts could not be written to %s: %s.", trial.number, artifacts, error)
+
+
+def restore(study: optuna.Study, artifacts: Path) -> None:
+    """Makes files of our trials again that are missing in `artifacts`, as far as that is quickly done."""
+    deadline = time.monotonic() + RESTORING_S
+    # Without the folder nobody watches there.
+    for trial in study.get_trials(deepcopy=False) if artifacts.is_dir() else ():
+        for name, described in trial.system_attrs.items():
+            if not name.startswith(_ARTIFACT) or not is_ours(trial):
+                continue
+            meta = json.loads(described)
+            file = artifacts / meta["artifact_id"]
+            if file.exists() or time.monotonic() > deadline:
+                continue
+            # OSError: they may not be written here; else: what an older version stored, or a package that only draws.
+            with contextlib.suppress(OSError, ArchitectureError, KeyError, ImportError):
+                write_atomically(file, _made_again(trial, meta["filename"]))
+
+
+def _made_again(trial: FrozenTrial, name: str) -> bytes:
+    """The file `name` of a trial.
+
+    Raises:
+        KeyError: We make none of that name, or not without what the trial has not stored.
+    """
+    if name == "layers.csv":
+        return layers_csv(Architecture.from_json(trial.user_attrs["candidate"]["architecture"])).encode()
+    if name == "curve.png":
+        return curve_png(trial.user_attrs["curve"], f"Trial {trial.number}")
+    raise KeyError(name)
 
 
 def _write_note(study: optuna.Study, storage: optuna.storages.BaseStorage, prefix: str, body: str) -> None:

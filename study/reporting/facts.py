@@ -97,7 +97,8 @@ class Facts:
         ranked: The complete ones, best first.
         n_foreign: How many somebody else added.
         shares: Importance of the parameters, largest first, adding up to 1; empty with too few trials.
-        metrics: The retrain's figures: None without a retrain, empty if they cannot be read.
+        metrics: The retrain's figures: None without a retrain of this study, empty if they cannot be read.
+        other_bundle: Whose figures are found in their place, if another study's are.
         target: Test accuracy to pass, in [0, 1].
     """
 
@@ -108,6 +109,7 @@ class Facts:
     n_foreign: int
     shares: dict[str, float]
     metrics: dict[str, Any] | None
+    other_bundle: str | None
     target: float | None
 
     @property
@@ -140,6 +142,8 @@ def read_facts(study: optuna.Study, out: Path) -> Facts:
     records = [record_of(trial) for trial in trials if is_ours(trial) or not trial.state.is_finished()]
     ranked = rank(records)
     target = study.user_attrs.get("target_accuracy")
+    metrics = _metrics(out / "best" / "metrics.json")
+    foreign = metrics is not None and not _are_of(metrics, study, trials)
     return Facts(
         study=study,
         config=config,
@@ -147,7 +151,8 @@ def read_facts(study: optuna.Study, out: Path) -> Facts:
         ranked=ranked,
         n_foreign=len(trials) - len(records),
         shares=importances(ranked),
-        metrics=_metrics(out / "best" / "metrics.json"),
+        metrics=None if foreign else metrics,
+        other_bundle=str((metrics or {}).get("study")) if foreign else None,
         target=target if is_number(target) else None,
     )
 
@@ -221,6 +226,15 @@ def importances(complete: Sequence[Record]) -> dict[str, float]:
 
 def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_of(metrics: Mapping[str, Any], study: optuna.Study, trials: Sequence[FrozenTrial]) -> bool:
+    """Whether a bundle's figures are those of a trial of `study`, as far as they say whose they are."""
+    known = {"study": study.study_name, "study_created": study.user_attrs.get("created")}
+    if "trial_candidate_id" in metrics:
+        candidates: dict[Any, Any] = {trial.number: trial.user_attrs.get("candidate_id") for trial in trials}
+        known["trial_candidate_id"] = candidates.get(metrics.get("trial"))
+    return all(metrics.get(name, value) == value for name, value in known.items())
 
 
 def _metrics(path: Path) -> dict[str, Any] | None:

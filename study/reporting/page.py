@@ -144,6 +144,6 @@ def write_page(page: Page, out: Path) -> tuple[Path, Path]:
     except OSError as error:
         raise UserError(
             f"The report cannot be written to {str(out)!r}: {error.strerror or error}. "
-            "Make room or allow writing there, or name another folder with --out."
+            "Make room or allow writing there, or name the study's --storage and another folder with --out."
         ) from error
     return html, markdown

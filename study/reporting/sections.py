@@ -55,6 +55,12 @@ def _tested(facts: Facts, best: Record) -> Text:
     metrics = facts.metrics
     target: Any = metrics.get("target_accuracy", facts.target) if metrics else facts.target
     aim = f"the target of {percent(target)}" if is_number(target) else "no target"
+    if facts.other_bundle is not None:
+        return Text(
+            f"best/ holds a network of another study, {facts.other_bundle!r}: its figures are not shown. Retrain this "
+            "one with another --out.",
+            "bad",
+        )
     if metrics is None:
         return Text(f"Not retrained yet: no test accuracy to hold against {aim}. Run python -m study.retrain.", "note")
     mean: Any = metrics.get("test_accuracy_mean")

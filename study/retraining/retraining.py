@@ -23,6 +23,7 @@ from study.retraining.seeds import Seed, seeds_at_once, train_all
 from study.retraining.target import Target, find_target
 from study.retraining.teacher import cost_of, teacher_of
 from study.retraining.testing import Tested, test_seed
+from study.storage.folder import claim_folder
 from study.training.records import TrainingConfig
 
 EPOCHS = {"cpu": 100, "cuda": 300}
@@ -37,9 +38,13 @@ def retrain(plan: RetrainPlan) -> int:
         UserError: There is no such study, trial or data.
         StudyFailed: A training diverged, or a file cannot be written.
     """
+    from study.storage.database import open_study
+
     target = find_target(plan)
     place = workplace(plan.cluster, plan.device)
     seeds, jobs = _prepare(plan, target, place)
+    if target.study is not None:
+        claim_folder(plan.out, target.study)
     teacher = seeds[0].teacher
     try:
         if teacher is not None:
@@ -55,10 +60,12 @@ def retrain(plan: RetrainPlan) -> int:
     results = [test_seed(seed, test) for seed in seeds]
     shipped, metrics = results[0], {**_metrics(target, seeds, results, place), "command": plan.command}
     write_bundle(target.folder, seeds[0].candidate, shipped.network, metrics, shipped.curve, test, shipped.logits)
-    if target.study is not None:
-        report(target.study, plan.out, tell=False)
     print(f"Bundle: {target.folder}")
-    print(_verdict(metrics))
+    print(_verdict(metrics), flush=True)
+    if target.study is not None:
+        study = open_study(plan.url, plan.name)  # hours later: it may have been deleted, or made anew
+        claim_folder(plan.out, study)
+        report(study, plan.out, tell=False)
     return 0
 
 

@@ -15,7 +15,7 @@ from study.command_line.wording import duration, percent
 from study.errors import StudyFailed, TrialFailed
 from study.executors.messages import Died, EpochEnded, Failed, Message, Work, WorkerSetup
 from study.executors.workplace import Workplace
-from study.machine.hardware import n_cores
+from study.machine.hardware import warn_of_jobs
 from study.machine.interrupts import InterruptFlag
 from study.training.checkpoints import checkpoint_name, load_progress
 from study.training.records import EpochRecord, TrainingConfig
@@ -72,7 +72,8 @@ def seeds_at_once(asked: int | None, n_seeds: int, place: Workplace, precision: 
         return jobs, n_seeds / places(jobs) * jobs
     if asked is not None:
         measured = known_rates(device, precision)
-        jobs = min(asked, n_seeds, n_cores())
+        jobs = min(asked, n_seeds)
+        warn_of_jobs(asked)
     elif n_seeds == 1:
         return 1, 1.0
     else:
@@ -93,7 +94,8 @@ def train_all(seeds: Sequence[Seed], place: Workplace, jobs: int) -> None:
     Raises:
         TrialFailed: One diverged or ran out of memory.
         StudyFailed: Workers of one seed were lost again and again, or its result cannot be written.
-        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP; the progress is saved first.
+        Interrupted: By a signal; the progress is saved first.
+        OSError: What is said cannot be written; likewise.
     """
     waiting = [training for seed in seeds if not (training := _Training(seed)).is_finished]
     if not waiting:
@@ -114,16 +116,16 @@ def train_all(seeds: Sequence[Seed], place: Workplace, jobs: int) -> None:
                     each = running[message.key]
                     if not isinstance(message, EpochEnded):
                         del running[message.key]
-                    if each.hear(message):
+                    if each.hear(message, interrupted):
                         waiting.insert(0, each)
                 if interrupted.raised:
-                    raise KeyboardInterrupt
+                    break
         finally:
-            with interrupted.ignored():
-                executor.close()
-            if interrupted.raised:
-                for each in running.values():
-                    print(f"{each.name}: stopped; the same command goes on from here", flush=True)
+            executor.close()
+    if interrupted.raised:
+        for each in running.values():
+            interrupted.say(f"{each.name}: stopped; the same command goes on from here")
+        interrupted.end()
 
 
 class _Training:
@@ -153,40 +155,40 @@ class _Training:
             teacher=None if teacher is None else (teacher.candidate, teacher.file),
         )
 
-    def hear(self, message: Message) -> bool:
+    def hear(self, message: Message, interrupted: InterruptFlag) -> bool:
         """Whether it has to be given to another worker.
 
         Raises:
             TrialFailed, StudyFailed: As `train_all`.
         """
         if isinstance(message, EpochEnded):
-            self._epoch_ended(message.record)
+            self._epoch_ended(message.record, interrupted)
         elif isinstance(message, Failed):
             raise TrialFailed(message.reason)
         elif isinstance(message, Died):
-            self._lost(message)
+            if not interrupted.raised:  # else it was told to end as this process was
+                self._lost(message, interrupted)
             return True
         return False
 
-    def _epoch_ended(self, record: EpochRecord) -> None:
+    def _epoch_ended(self, record: EpochRecord, interrupted: InterruptFlag) -> None:
         if record.epoch < self._n_told:
             return  # of its checkpoint
         self._n_told, self._n_lost = record.epoch + 1, 0
         epochs = self.seed.config.epochs
         left = (epochs - record.epoch - 1) * record.wall_s
-        print(
+        interrupted.say(
             f"{self.name} epoch {record.epoch + 1}/{epochs}: train loss {record.train_loss:.3f}, "
-            f"accuracy {percent(record.train_accuracy, 2)}, {record.wall_s:.0f} s; {duration(left)} left",
-            flush=True,
+            f"accuracy {percent(record.train_accuracy, 2)}, {record.wall_s:.0f} s; {duration(left)} left"
         )
 
-    def _lost(self, died: Died) -> None:
+    def _lost(self, died: Died, interrupted: InterruptFlag) -> None:
         config = self.seed.config
         if died.in_capture and config.capture:
             less = {"compiled": False} if config.compiled else {"capture": False}
             self.seed = self.seed.changed(**less)
             how = "without compiling" if config.compiled else "without graphs, slowly"
-            print(f"{self.name}: {died.reason}: goes on {how}", flush=True)
+            interrupted.say(f"{self.name}: {died.reason}: goes on {how}")
             return
         self._n_lost += 1
         if died.traceback:
@@ -195,4 +197,4 @@ class _Training:
             raise StudyFailed(
                 f"{self.name}: {died.reason}. The same command goes on from its checkpoint; --jobs 1 needs less memory."
             )
-        print(f"{self.name}: {died.reason}: goes on from its checkpoint", flush=True)
+        interrupted.say(f"{self.name}: {died.reason}: goes on from its checkpoint")

@@ -13,6 +13,7 @@ from search_spaces.reference import REFERENCE
 from search_spaces.yardstick import YARDSTICK_ARCHITECTURE
 from study.retraining.plan import RetrainPlan
 from study.storage.config import DEFAULT_TARGET
+from study.storage.folder import refuse_foreign
 from study.storage.reranked import find_rerank
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def find_target(plan: RetrainPlan) -> Target:
     """What `plan` means.
 
     Raises:
-        UserError: There is no such study or trial.
+        UserError: There is no such study or trial, or the folder is another study's.
     """
     from study.storage.database import candidate_of, config_of, get_trial, open_study
 
@@ -55,8 +56,10 @@ def find_target(plan: RetrainPlan) -> Target:
 
     if plan.what == "reference":
         name = named("reference")
+        refuse_foreign(plan.out, plan.name)
         return Target(REFERENCE, plan.out / name, {"name": name}, plan.target_accuracy or DEFAULT_TARGET)
     study = open_study(plan.url, plan.name)
+    refuse_foreign(plan.out, plan.name, study)
     trial, title, facts = _chosen(plan, study)
     candidate = candidate_of(trial)
     if plan.what == "yardstick":
@@ -68,7 +71,7 @@ def find_target(plan: RetrainPlan) -> Target:
     return Target(
         candidate=candidate,
         folder=plan.out / named(title),
-        facts={"name": named(title), "study": plan.name, **facts},
+        facts={"name": named(title), "study": plan.name, "study_created": study.user_attrs.get("created"), **facts},
         target_accuracy=plan.target_accuracy or study.user_attrs["target_accuracy"],
         precision=config_of(study).precision,
         cost=CostModel.from_json(study.user_attrs["cost_model"]),

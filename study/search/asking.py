@@ -116,6 +116,7 @@ class Asker:
             candidate, constraints = self._decoded(params, given, attributes)
         except InfeasibleError as error:
             reason, constraints = f"infeasible: {error}", error.broken
+        self._slots.refuse_deleted()  # sampling and building took a while
         if trial is None:
             trial = self._known.create(
                 optuna.trial.create_trial(
@@ -164,6 +165,7 @@ class Asker:
         while self.has_queued():
             drawn, _, _ = self._prescribed(claim)  # for what the user left open
             self._study.sampler = fixed_sampler(drawn)
+            self._slots.refuse_deleted()  # sampling took a while
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", UserWarning)  # of what is out of range: said below

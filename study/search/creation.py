@@ -29,7 +29,9 @@ FIDELITY = {
     "cpu": (6, 15_000),
     "cuda": (16, 45_000),
 }
-_ATTRIBUTES = frozenset({"cost_model", "hardware", "versions", "created", "target_accuracy", "rerank_of", "given"})
+_ATTRIBUTES = frozenset(
+    {"cost_model", "hardware", "versions", "created", "target_accuracy", "rerank_of", "source_created", "given"}
+)
 """What a new study is given before its configuration, which makes it whole."""
 
 
@@ -61,7 +63,8 @@ def find_study(plan: SearchPlan) -> tuple[optuna.Study, optuna.storages.RDBStora
 
     from study.data.augmentation import AUGMENTATION_ORDER
     from study.data.cifar10 import SPLIT_SEED
-    from study.storage.database import config_of, open_storage, sqlite_file
+    from study.machine.sqlite import sqlite_file
+    from study.storage.database import config_of, open_storage
 
     file = sqlite_file(plan.url)
     if file is not None and not file.exists():
@@ -174,7 +177,7 @@ def new_study(
         "cost_model": calibration.cost.to_json(),
         "hardware": calibration.hardware,
         "versions": versions(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="milliseconds"),  # tells it from others of its name
         "target_accuracy": target_accuracy,
         **more,
         "config": config.to_json(),  # last: a study that has it is whole

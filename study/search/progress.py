@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import TYPE_CHECKING
 
 from study.command_line.wording import duration, percent
 from study.errors import UserError
+from study.machine.interrupts import InterruptFlag
 
 if TYPE_CHECKING:
     import optuna
 
 
 class Progress:
-    """A progress bar on a terminal, a line per trial elsewhere."""
+    """A progress bar on a terminal, a line per trial elsewhere.
 
-    def __init__(self, study: optuna.Study, wanted: int, n_finished: int) -> None:
+    Args:
+        study: Whose trials.
+        wanted, n_finished: How many of them.
+        interrupted: Hears of it if a line cannot be written.
+    """
+
+    def __init__(self, study: optuna.Study, wanted: int, n_finished: int, interrupted: InterruptFlag) -> None:
         from tqdm import tqdm
 
         from study.storage.database import best_trial
 
         self.wanted, self.n_finished, self.n_before = wanted, n_finished, n_finished
+        self.interrupted = interrupted
         self.started = time.monotonic()
         try:
             self.best: float | None = best_trial(study).value
@@ -58,17 +67,17 @@ class Progress:
         spent = time.monotonic() - self.started
         left = spent / max(1, self.n_finished - self.n_before) * max(0, self.wanted - self.n_finished)
         detail = _percent(value) + (f", {pruned}" if pruned else "")
-        print(
+        self.interrupted.say(
             f"[{self.n_finished}/{self.wanted}] slot {slot}, trial {trial}: {detail}, "
-            f"{wall_s:.0f} s; best {_percent(self.best)}; {duration(left)} left",
-            flush=True,
+            f"{wall_s:.0f} s; best {_percent(self.best)}; {duration(left)} left"
         )
 
     def write(self, line: str) -> None:
         if self.bar is not None:
             self.bar.write(line, file=sys.stderr)
         else:
-            print(line, file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # where else could it be said?
+                print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self.bar is not None:

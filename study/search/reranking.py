@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.candidate import Candidate
@@ -13,6 +15,8 @@ from study.errors import UserError
 from study.search.creation import find_study, new_study, refuse_early, refuse_other_version
 from study.search.plan import Given, SearchPlan
 from study.search.searching import bring_to_end, get_ready
+from study.storage.folder import refuse_foreign
+from study.storage.reranked import is_rerank, origin
 
 if TYPE_CHECKING:
     import optuna
@@ -35,11 +39,13 @@ class RerankPlan:
     Attributes:
         search: Of the re-ranking's own study; its number of trials follows from the candidates.
         source: Name of the study whose candidates they are, in the same storage.
+        folder: Of that study.
         top: How many; None: as many as the device affords.
     """
 
     search: SearchPlan
     source: str
+    folder: Path
     top: int | None
 
 
@@ -50,7 +56,7 @@ def rerank(plan: RerankPlan) -> int:
         UserError: There is no such study, or it has not so many complete trials.
     """
     from study.executors.workplace import workplace
-    from study.storage.database import config_of, open_study
+    from study.storage.database import config_of, hide_password, open_study
 
     source = open_study(plan.search.url, plan.source)
     refuse_other_version(plan.source, config_of(source))
@@ -58,15 +64,23 @@ def rerank(plan: RerankPlan) -> int:
     best = best_candidates(source, plan.top, FIDELITY[place.device][0])
     refuse_early(plan.search)
     existing = find_study(plan.search)
+    refuse_foreign(plan.folder, plan.source, source)
+    refuse_foreign(plan.search.out, plan.search.name, existing and existing[0], new=existing is None)
     # A single candidate needs no measurement of how many train at once.
     machine = get_ready(dataclasses.replace(plan.search, trials=len(best)), place)
     if existing is None:
         config = _config(plan.search, config_of(source), place.device, machine.calibration)
-        more = {"rerank_of": source.study_name, "given": _descriptions(best, config)}
+        more = {**origin(source), "given": _descriptions(best, config)}
         target = source.user_attrs["target_accuracy"]
         study, storage = new_study(plan.search.url, plan.search.name, config, machine.calibration, target, **more)
     else:
         study, storage = existing
+        if not is_rerank(study, source):
+            raise UserError(
+                f"The study {study.study_name!r} re-ranks another {source.study_name!r}, which is no longer there. "
+                f"Delete it: optuna delete-study --study-name {shlex.quote(study.study_name)} "
+                f"--storage {shlex.quote(hide_password(plan.search.url))}"
+            )
         _add_next_best(study, best, plan.top or 0)
     given: list[dict[str, Any]] = study.user_attrs["given"]
     candidates = [Given(each["name"], each["params"], each["candidate"]) for each in given]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -9,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from study.command_line.parser import EXIT_INTERRUPTED
 from study.command_line.wording import counted, duration
-from study.errors import StudyFailed, UserError
+from study.errors import StudyDeleted, StudyFailed
 from study.reporting.optional import report
 from study.search.creation import create_study, expected_seconds, find_study, refuse_early, remember_command
 from study.search.plan import Given, SearchPlan
+from study.storage.folder import claim_folder, refuse_foreign
 
 if TYPE_CHECKING:
     import optuna
@@ -50,6 +51,7 @@ def search(plan: SearchPlan) -> int:
 
     refuse_early(plan)
     existing = find_study(plan)
+    refuse_foreign(plan.out, plan.name, existing and existing[0], new=existing is None)
     machine = get_ready(plan, workplace(plan.cluster, plan.device))
     study, storage = existing or create_study(plan, machine.place.device, machine.calibration)
     return bring_to_end(plan, machine, study, storage, created=existing is None)
@@ -59,17 +61,17 @@ def get_ready(plan: SearchPlan, place: Workplace) -> Machine:
     """Decodes the data and measures this machine, unless both were done before.
 
     Raises:
-        UserError: There is no data, or there are fewer cores than trials at once.
+        UserError: There is no data.
     """
     import optuna
 
     from study.calibration.prices import calibrate
     from study.data.cifar10 import find_folder, load_train
-    from study.machine.hardware import n_cores
+    from study.machine.hardware import warn_of_jobs
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if plan.cluster is None and plan.jobs is not None and plan.jobs > n_cores():
-        raise UserError(f"--jobs must not exceed the cores: {plan.jobs} > {n_cores()}.")
+    if plan.cluster is None:
+        warn_of_jobs(plan.jobs)
     data = find_folder(plan.data)
     load_train(str(data))  # decoded and checked once, before any worker needs it
     calibration = place.call(calibrate, place.device)
@@ -109,7 +111,9 @@ def bring_to_end(
         given: The candidates of a study that samples none, one for every slot.
 
     Raises:
-        StudyFailed: Several trials failed in a row, or the storage cannot be written.
+        StudyFailed: Several trials failed in a row.
+        Interrupted, OSError: It was, or its output cannot be written; what was done is saved.
+        STORAGE_ERRORS: The storage does not answer for too long.
     """
     from study.executors.messages import WorkerSetup
     from study.machine.hardware import n_loaders
@@ -118,11 +122,11 @@ def bring_to_end(
     from study.search.supervisor import Supervisor
     from study.storage.database import config_of
     from study.storage.known import KnownTrials
-    from study.storage.patience import STORAGE_ERRORS, cause_of
     from study.storage.slots import SlotTable
     from study.training.records import TrainingConfig
 
     plan, place = dataclasses.replace(plan, jobs=machine.jobs), machine.place
+    claim_folder(plan.out, study)
     remember_command(study, plan.command)
     slots = SlotTable(study, storage)
     freed = slots.reconcile()
@@ -154,19 +158,18 @@ def bring_to_end(
     supervisor = Supervisor(plan, study, storage, slots, known, config, asker, place.executor(setup), training)
     try:
         stopped = supervisor.run()
-    except STORAGE_ERRORS as error:
-        raise StudyFailed(
-            f"the storage cannot be written ({cause_of(error)}). Finished trials are safe; mend it and run the same "
-            "command."
-        ) from error
+    except StudyDeleted:
+        raise
     except StudyFailed:
         _finish(plan, study, storage)
         raise
-    _finish(plan, study, storage)
     n_finished = slots.n_finished()
     if stopped == "interrupted":
-        print(f"Stopped. {n_finished} trials are finished; the same command goes on.", flush=True)
-        return EXIT_INTERRUPTED
+        with contextlib.suppress(OSError):  # of output that nobody reads
+            _finish(plan, study, storage)
+            print(f"Stopped. {n_finished} trials are finished; the same command goes on.", flush=True)
+        supervisor.interrupted.end()
+    _finish(plan, study, storage)
     if stopped == "timeout":
         print(f"--timeout reached. {n_finished} trials are finished; the same command goes on.", flush=True)
     elif n_finished < plan.trials:
@@ -214,8 +217,10 @@ def _banner(
 
 
 def _finish(plan: SearchPlan, study: optuna.Study, storage: optuna.storages.RDBStorage) -> None:
+    from study.reporting.dashboard import restore
     from study.storage.database import checkpoint_sqlite
 
+    restore(study, plan.out / "artifacts")
     checkpoint_sqlite(storage)
     report(study, plan.out)
     print(f"Next:   {plan.next_command}", flush=True)

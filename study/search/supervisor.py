@@ -44,6 +44,9 @@ class Supervisor:
         asker: Makes trials of claims.
         executor: Trains them.
         training: How every candidate is trained, given its seed.
+
+    Attributes:
+        interrupted: Why it was, if it was.
     """
 
     def __init__(
@@ -67,9 +70,9 @@ class Supervisor:
         self._ready: list[Running] = []
         self._failures_in_a_row = self._infeasible_in_a_row = 0
         self._renewed = time.monotonic()
-        self._interrupted = InterruptFlag()
-        self._progress = Progress(study, plan.trials, slots.n_finished())
-        self._patiently = Patience(self._progress.write, lambda: self._interrupted.raised)
+        self.interrupted = InterruptFlag()
+        self._progress = Progress(study, plan.trials, slots.n_finished(), self.interrupted)
+        self._patiently = Patience(self._progress.write, lambda: self.interrupted.raised, slots.refuse_deleted)
         self._judge = Judge(study, known)
         self._teller = Teller(study, storage, slots, known, plan.out / "artifacts", self._patiently)
         self._checkpoints = plan.out.resolve() / "checkpoints" / "trials"
@@ -78,13 +81,13 @@ class Supervisor:
         """Returns "done", "timeout" or "interrupted".
 
         Raises:
-            StudyFailed: Several trials failed in a row.
+            StudyFailed: Several trials failed in a row, or the study was deleted.
         """
         deadline = time.monotonic() + self._plan.timeout_s if self._plan.timeout_s else None
-        with self._interrupted:
+        with self.interrupted:
             try:
                 self._executor.prepare(min(self._jobs, self._n_left()))
-                while not self._interrupted.raised:
+                while not self.interrupted.raised:
                     self._hear(self._executor.wait(0))
                     late = deadline is not None and time.monotonic() > deadline
                     if not late and self._fill():
@@ -169,7 +172,7 @@ class Supervisor:
             running = self._running.get(message.key)
             if running is None:
                 continue  # it was withdrawn
-            if isinstance(message, Died) and not message.traceback and self._interrupted.raised:
+            if isinstance(message, Died) and not message.traceback and self.interrupted.raised:
                 continue  # it was told to end as this process was: no failure
             try:
                 if isinstance(message, EpochEnded):
@@ -246,15 +249,17 @@ class Supervisor:
 
     def _shut_down(self) -> None:
         """Lets workers save their progress; what they ran is gone on with by the next call."""
-        # Not to be cut short by a second Ctrl-C. What a storage does not take now, the next call finds out.
-        with self._interrupted.ignored(), contextlib.suppress(*STORAGE_ERRORS):
-            for message in self._executor.close():
-                running = self._running.get(message.key)
-                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # somebody else ended it
-                    if running is not None and isinstance(message, EpochEnded):
-                        self._teller.report(running, message.record)
-                    elif running is not None and isinstance(message, Ended):
-                        self._ended(self._running.pop(message.key), message)
-            for running in self._held().values():
-                self._teller.interrupted(running)
-        self._progress.close()
+        # What a storage does not take now, or a second Ctrl-C cuts short, the next call finds out.
+        try:
+            with contextlib.suppress(*STORAGE_ERRORS):
+                for message in self._executor.close():
+                    running = self._running.get(message.key)
+                    with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # somebody else ended it
+                        if running is not None and isinstance(message, EpochEnded):
+                            self._teller.report(running, message.record)
+                        elif running is not None and isinstance(message, Ended):
+                            self._ended(self._running.pop(message.key), message)
+                for running in self._held().values():
+                    self._teller.interrupted(running)
+        finally:
+            self._progress.close()

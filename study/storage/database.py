@@ -7,11 +7,14 @@ will write already holds the lock.
 
 from __future__ import annotations
 
+import contextlib
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import optuna
 import sqlalchemy
@@ -19,95 +22,112 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.candidate import Candidate
 from study.command_line.options import default_space
+from study.command_line.wording import without_passwords
 from study.errors import UserError
+from study.machine.sqlite import (
+    DamagedError,
+    LockedError,
+    WaitingConnection,
+    open_read_only,
+    read_only_uri,
+    sqlite_file,
+)
 from study.storage.config import StudyConfig
+from study.storage.patience import cause_of, root_of
 
+_UNUSABLE = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 METRIC = "val_accuracy"
-LOCK_TIMEOUT_S = 60
 
 
 def hide_password(url: str) -> str:
     """The URL, fit to print."""
-    try:
-        parsed = sqlalchemy.make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError):  # ValueError: the port is no number
+    if "://" not in url and "@" in url:
         return "<unreadable URL>"
-    if "password" in parsed.query:
-        parsed = parsed.update_query_dict({"password": "***"})
-    return parsed.render_as_string(hide_password=True)
+    # All up to the last @, whatever a password holds that should have been encoded.
+    return without_passwords(re.sub("(://[^:/@]*):.*@", r"\1:***@", url, flags=re.DOTALL))
 
 
 def retrain_command(storage: str | None, name: str, out: str | None) -> str:
     """The retrain of the study `name`, with the options of the storage and the folder as they were given."""
-    words = ["python -m study.retrain"]
-    if storage:
-        words.append(f"--storage {shlex.quote(hide_password(storage))}")
-    if name != default_space():
-        words.append(f"--study-name {shlex.quote(name)}")
-    if out:
-        words.append(f"--out {shlex.quote(out)}")
-    return " ".join(words)
+    given = {
+        "--storage": storage and hide_password(storage),
+        "--study-name": None if name == default_space() else name,
+        "--out": out,
+    }
+    words = [word for option, value in given.items() if value for word in _words(option, value)]
+    return shlex.join(["python", "-m", "study.retrain", *words])
+
+
+def _words(option: str, value: str) -> list[str]:
+    """An option and its value, which may begin with a dash."""
+    return [f"{option}={value}"] if value.startswith("-") else [option, value]
 
 
 def command_of(module: str, argv: Sequence[str] | None, storage: str | None) -> str:
-    """What the user typed, fit to print: a password in the URL `storage` is left out."""
+    """What the user typed, fit to print: a password in the URL `storage`, or in another one, is left out."""
     words = sys.argv[1:] if argv is None else argv
     if storage:
         words = [word.replace(storage, hide_password(storage)) for word in words]
+    words = [hide_password(word) if "://" in word else word for word in words]
     return shlex.join(["python", "-m", module, *words])
 
 
 def dashboard_command(url: str, artifacts: Path) -> str:
     """The line to paste to watch the study."""
-    return f'optuna-dashboard "{hide_password(url)}" --artifact-dir "{artifacts}"'
+    return shlex.join(["optuna-dashboard", hide_password(url), "--artifact-dir", str(artifacts.resolve())])
 
 
-def sqlite_file(url: str) -> Path | None:
-    """The file of a SQLite URL; None for anything else."""
-    try:
-        parsed = sqlalchemy.make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        return None
-    is_file = parsed.get_backend_name() == "sqlite" and parsed.database and parsed.database != ":memory:"
-    return Path(str(parsed.database)) if is_file else None
-
-
-def open_storage(url: str, must_exist: bool = False) -> optuna.storages.RDBStorage:
+def open_storage(url: str, read_only: bool = False) -> optuna.storages.RDBStorage:
     """Opens the storage at `url`, made ready for several processes.
 
     Args:
         url: Any SQLAlchemy URL that Optuna takes.
-        must_exist: Refuse a SQLite file that does not exist instead of creating it.
+        read_only: Change nothing, and refuse what is not there.
 
     Raises:
         UserError: It cannot be reached, read or used.
+        LockedError: Another process does not free its file.
     """
     try:
         parsed = sqlalchemy.make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:
-        shown = "what was given" if "@" in url else repr(url)  # it may hold a password
+        shown = "what was given" if "@" in url or "://" in url else repr(url)  # it may hold a password
         raise UserError(f"--storage must be a SQLAlchemy URL such as sqlite:///study.db: {shown} is not.") from error
-    is_sqlite = parsed.get_backend_name() == "sqlite"
-    kwargs: dict[str, Any] = {"pool_pre_ping": True}
+    if "@" in (parsed.host or ""):
+        raise UserError("--storage has more than one @: in a user's name or a password write it as %40.")
+    is_sqlite, asked = parsed.get_backend_name() == "sqlite", url
+    engine: dict[str, Any] = {"pool_pre_ping": True}
     if is_sqlite:
         # isolation_level None: transactions are begun by the event below, not by the driver.
-        kwargs = {"connect_args": {"timeout": LOCK_TIMEOUT_S, "isolation_level": None}}
-        if not parsed.database or parsed.database == ":memory:":
-            raise UserError(f"--storage must be a file or a server, which workers can share: {url!r} is in memory.")
-        _check_sqlite_file(Path(parsed.database), must_exist)
+        engine = {"connect_args": {"factory": WaitingConnection, "isolation_level": None}}
+        file = _sqlite_file(url)
+        _check_sqlite_file(file, read_only)
+        if read_only:
+            database, _, query = read_only_uri(file).partition("?")
+            url = f"sqlite:///{quote(database)}?{query}&uri=true"
+    literal = url.replace("{", "{{").replace("}", "}}")  # Optuna takes braces for places to fill in
     try:
-        storage = optuna.storages.RDBStorage(url, engine_kwargs=kwargs)
+        storage = optuna.storages.RDBStorage(literal, engine, skip_table_creation=read_only)
         if is_sqlite:
-            _lock_early(storage.engine)
+            _begin_transactions(storage.engine, read_only)
         storage.get_all_studies()
         return storage
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError, ValueError, AssertionError) as error:
-        cause = str(getattr(error, "orig", None) or error).strip().splitlines()
-        raise UserError(
-            f"The storage {hide_password(url)} cannot be used: {cause[0] if cause else type(error).__name__}. "
-            "Check the URL, that the server runs, and that the file is an Optuna database."
-        ) from error
+    except (
+        sqlalchemy.exc.SQLAlchemyError,
+        optuna.exceptions.StorageInternalError,
+        ImportError,
+        RuntimeError,
+        ValueError,
+        AssertionError,
+    ) as error:
+        if isinstance(root := root_of(error), (LockedError, DamagedError)):
+            raise root from error
+        cause = cause_of(error).replace("$STORAGE_URL", shlex.quote(hide_password(asked)))
+        advice = "Check the URL, that the server runs, and that the file is an Optuna database."
+        if isinstance(error, RuntimeError):  # Optuna's, of another version's tables, which says what to do
+            advice = ""
+        raise UserError(f"The storage {hide_password(asked)} cannot be used: {cause}. {advice}".strip()) from error
 
 
 def open_study(url: str, name: str) -> optuna.Study:
@@ -116,7 +136,7 @@ def open_study(url: str, name: str) -> optuna.Study:
     Raises:
         UserError: There is no such storage or study.
     """
-    storage = open_storage(url, must_exist=True)
+    storage = open_storage(url, read_only=True)
     known = [study.study_name for study in storage.get_all_studies()]
     if name not in known:
         there = f"it holds: {', '.join(sorted(known))}" if known else "it holds none"
@@ -202,29 +222,62 @@ def checkpoint_sqlite(storage: optuna.storages.RDBStorage) -> None:
             connection.connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore[union-attr]
 
 
-def _lock_early(engine: sqlalchemy.Engine) -> None:
-    @sqlalchemy.event.listens_for(engine, "connect")
-    def on_connect(connection: Any, _: Any) -> None:
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=NORMAL")
-        cursor.close()
+def _begin_transactions(engine: sqlalchemy.Engine, read_only: bool) -> None:
+    if not read_only:
+
+        @sqlalchemy.event.listens_for(engine, "connect")
+        def on_connect(connection: Any, _: Any) -> None:
+            cursor = connection.cursor()
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.execute("PRAGMA synchronous=NORMAL")
+            cursor.close()
 
     @sqlalchemy.event.listens_for(engine, "begin")
     def on_begin(connection: sqlalchemy.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
     engine.dispose()  # connections opened before the events must not be used again
+
+
+_SQLITE_OPTIONS = frozenset({"timeout", "isolation_level", "detect_types", "check_same_thread", "cached_statements"})
+
+
+def _sqlite_file(url: str) -> Path:
+    """The file of a SQLite URL.
+
+    Raises:
+        UserError: It names none, or another one than it seems to.
+    """
+    path, mark, query = url.partition("?")
+    if re.match(r"[\w+]+://[^/]", path):
+        raise UserError(f"A SQLite URL has three slashes, four before an absolute path: {url!r} has two.")
+    options = {option.partition("=")[0] for option in query.split("&")} if mark else set()
+    if "uri" not in options and not options <= _SQLITE_OPTIONS:
+        raise UserError(f"In a SQLite URL a path writes a question mark as %3F: {url!r} names {path!r} with options.")
+    file = sqlite_file(url)
+    if file is None:
+        raise UserError(f"--storage must be a file or a server, which workers can share: {url!r} is in memory.")
+    return file
 
 
 _NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "ceph", "lustre", "9p"})
 
 
-def _check_sqlite_file(file: Path, must_exist: bool) -> None:
-    if must_exist and not file.exists():
+def _check_sqlite_file(file: Path, read_only: bool) -> None:
+    if read_only and not file.exists():
         raise UserError(
             f"There is no study at {str(file)!r}. Start one with python -m study.run, or name another --storage."
         )
+    if file.exists() and not file.is_file():
+        raise UserError(f"--storage must name a file: {str(file)!r} is none. Name one in it, or another.")
+    if file.exists():
+        with contextlib.closing(open_read_only(file)) as connection:
+            tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        if "studies" not in tables and (tables or read_only):
+            what = "is another program's" if tables else "is empty"
+            raise UserError(f"The database {str(file)!r} {what}: it holds no study. Name another --storage or --out.")
+    if read_only:
+        return
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

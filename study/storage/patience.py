@@ -9,6 +9,9 @@ from typing import TypeVar
 import optuna
 import sqlalchemy
 
+from study.command_line.wording import without_passwords
+from study.errors import StudyFailed, UserError, as_told, said
+
 OUTAGE_S = 120.0
 """For a storage to come back. Claims of slots last longer (`study.storage.slots.LEASE_S`)."""
 
@@ -23,10 +26,13 @@ class Patience:
     Args:
         say: Hears once, of each outage, what is waited for.
         given_up: Whether to wait no more.
+        check: Refuses what must not be done any more.
     """
 
-    def __init__(self, say: Callable[[str], None], given_up: Callable[[], bool]) -> None:
-        self._say, self._given_up = say, given_up
+    def __init__(
+        self, say: Callable[[str], None], given_up: Callable[[], bool], check: Callable[[], None] = lambda: None
+    ) -> None:
+        self._say, self._given_up, self._check = say, given_up, check
 
     def __call__(self, operation: Callable[[], T]) -> T:
         """What `operation` returns. It may be done twice: an error leaves open whether it was done.
@@ -37,9 +43,15 @@ class Patience:
         deadline, pause = time.monotonic() + OUTAGE_S, 0.5
         while True:
             try:
-                return operation()
+                self._check()
+                try:
+                    return operation()
+                except KeyError:  # Optuna's word for what is not there
+                    self._check()
+                    raise
             except STORAGE_ERRORS as error:
-                if time.monotonic() > deadline or self._given_up():
+                hopeless = isinstance(root_of(error), UserError)  # the file is damaged
+                if hopeless or time.monotonic() > deadline or self._given_up():
                     raise
                 if pause == 0.5:
                     self._say(f"the storage does not answer ({cause_of(error)}): waiting for at most {OUTAGE_S:.0f} s")
@@ -49,4 +61,23 @@ class Patience:
 
 def cause_of(error: BaseException) -> str:
     """What the database said, in one line."""
-    return str(error.__cause__ or error).splitlines()[0]
+    return without_passwords(said(root_of(error)))
+
+
+def root_of(error: BaseException) -> BaseException:
+    """The driver's own error, which Optuna and SQLAlchemy wrap."""
+    inner = getattr(error, "orig", None)
+    if inner is None and isinstance(error, optuna.exceptions.StorageInternalError):
+        inner = error.__cause__
+    return error if inner is None else root_of(inner)
+
+
+@as_told.register(optuna.exceptions.StorageInternalError)
+@as_told.register(sqlalchemy.exc.DBAPIError)
+@as_told.register(sqlalchemy.exc.TimeoutError)
+def _(error: BaseException) -> UserError | StudyFailed:
+    """What goes wrong between us and a database is no bug, wherever it comes up."""
+    root = root_of(error)
+    return (as_told(root) if root is not error else None) or StudyFailed(
+        f"the storage does not answer ({cause_of(error)}). What is stored is safe; mend it and run the same command."
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import optuna
@@ -11,6 +11,17 @@ if TYPE_CHECKING:
 def rerank_name(study_name: str) -> str:
     """Name of the study that re-ranks the candidates of another."""
     return f"{study_name}-rerank"
+
+
+def origin(source: optuna.Study) -> dict[str, Any]:
+    """The attributes of a re-ranking that say whose it is."""
+    return {"rerank_of": source.study_name, "source_created": source.user_attrs.get("created")}
+
+
+def is_rerank(study: optuna.Study, source: optuna.Study) -> bool:
+    """Whether `study` re-ranks `source`, not an earlier study of that name. Older ones do not say when it was made."""
+    stored = study.user_attrs
+    return all(stored.get(name, value) == value for name, value in origin(source).items())
 
 
 def find_rerank(study: optuna.Study) -> optuna.Study | None:
@@ -24,4 +35,4 @@ def find_rerank(study: optuna.Study) -> optuna.Study | None:
         return None
     found = optuna.load_study(study_name=name, storage=storage)
     complete = any(trial.state == optuna.trial.TrialState.COMPLETE for trial in finished_trials(found))
-    return found if complete and "given" in found.user_attrs else None
+    return found if complete and "given" in found.user_attrs and is_rerank(found, study) else None

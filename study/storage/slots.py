@@ -29,6 +29,7 @@ import optuna
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
+from study.errors import StudyDeleted
 from study.storage.database import has_result, is_ours
 from study.storage.outcome import Outcome
 from study.storage.patience import OUTAGE_S
@@ -95,8 +96,30 @@ class SlotTable:
     def __init__(self, study: optuna.Study, storage: optuna.storages.RDBStorage) -> None:
         self._study, self._storage, self._engine = study, storage, storage.engine
         self._study_id = storage.get_study_id_from_name(study.study_name)
+        self._made = self._identity()
         _make_table(self._engine)
         self._owner = process_owner()
+
+    def refuse_deleted(self) -> None:
+        """Refuses to go on once somebody deleted the study: the next one gets its numbers, and those of its trials.
+
+        Raises:
+            StudyDeleted: It is gone, or another one is in its place.
+        """
+        if self._identity() != self._made:
+            raise StudyDeleted(
+                f"the study {self._study.study_name!r} was deleted while it ran. Nothing more is written; the same "
+                "command starts anew in another --out."
+            )
+
+    def _identity(self) -> Any:
+        query = sa.text(
+            "SELECT study_name, value_json FROM studies LEFT JOIN study_user_attributes "
+            "ON study_user_attributes.study_id = studies.study_id AND study_user_attributes.key = 'created' "
+            "WHERE studies.study_id = :study_id"
+        )
+        with self._engine.connect() as connection:
+            return connection.execute(query, {"study_id": self._study_id}).one_or_none()
 
     def claim(self, n_slots: int, queued: bool = False) -> Claim | None:
         """Takes the lowest slot below `n_slots` that nobody runs and that is not finished.

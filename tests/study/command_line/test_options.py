@@ -10,7 +10,9 @@ import pytest
 
 from search_spaces import DEFAULT_SPACE, GPU_SPACE, SPACES
 from study.command_line import options as study_options
-from study.command_line.options import add_study_options, default_space, study_name
+from study.command_line.options import add_study_options, default_space, place_of, study_name
+from study.errors import UserError
+from study.machine.paths import RUNS
 
 
 def parsed(*words: str, space: bool = False, device: bool = False) -> argparse.Namespace:
@@ -77,3 +79,31 @@ def test_hidden_gpus_do_not_count(hidden: str, monkeypatch: pytest.MonkeyPatch) 
     assert not study_options.has_gpu()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert study_options.has_gpu()
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "a\0b", "\x1b[31m", "caf\udce9", "x" * 501])
+def test_what_is_no_name_is_refused(name: str, tmp_path: Path) -> None:
+    for options in ((), ("--out", str(tmp_path)), ("--storage", "postgresql://host/db", "--out", "x")):
+        with pytest.raises(UserError, match="--study-name must be 1 to 500 printable characters: ") as caught:
+            place_of(parsed(*options, "--study-name", name))
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 150
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/x", "a/b", "..", ".", ".hidden", "x" * 201, "ä" * 101])
+def test_a_name_that_is_no_folder_needs_one(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"A study's folder has its name, .*--out"):
+        place_of(parsed("--study-name", name))
+    place = place_of(parsed("--study-name", name, "--out", str(tmp_path)))
+    assert (place.name, place.out) == (name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["dilated", "my study", "a..b", "x" * 200, "Größe", "100%", "~", "-x", "a\\b"])
+def test_a_study_stays_in_the_folder_of_runs(name: str) -> None:
+    assert place_of(parsed(f"--study-name={name}")).out.resolve().parent == RUNS.resolve()
+
+
+def test_empty_options_mean_nothing_else(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--out must name a folder"):
+        place_of(parsed("--out", ""))
+    assert place_of(parsed("--storage", "", "--out", str(tmp_path))).url == ""  # refused by who opens it

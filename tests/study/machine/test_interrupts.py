@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
 import pytest
 
+from study.errors import Interrupted
 from study.machine import interrupts
 from study.machine.interrupts import SIGNALS, InterruptFlag
 
@@ -45,12 +49,54 @@ def test_the_first_signal_only_raises_the_flag(number: int) -> None:
     assert flag.raised
 
 
-def test_a_second_wish_is_obeyed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+class AtOnce(Exception):
+    """In place of the end of this process."""
+
+
+def test_a_second_wish_is_obeyed_at_once(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def end(code: int) -> None:
+        raise AtOnce(code)
+
+    monkeypatch.setattr(interrupts.os, "_exit", end)
     monkeypatch.setattr(InterruptFlag, "TOGETHER_S", -1.0)  # any later signal is another wish
     with InterruptFlag():
         signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(AtOnce) as caught:
             signal.raise_signal(signal.SIGTERM)
+    assert caught.value.args == (143,)
+    assert capfd.readouterr().err == "Ended at once; the same command goes on from what is saved.\n"
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_end_says_which_signal_it_was(number: int) -> None:
+    flag = InterruptFlag()
+    with flag:
+        signal.raise_signal(number)
+        signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(Interrupted) as caught:
+        flag.end()
+    assert caught.value.signum == number
+
+
+def test_output_that_nobody_reads_is_a_wish_to_stop(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flag = InterruptFlag()
+    flag.say("heard")
+    assert not flag.raised
+    assert capsys.readouterr().out == "heard\n"
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        flag.say("not heard")
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            stream.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    assert flag.raised
+    with pytest.raises(BrokenPipeError):
+        flag.end()
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,30 @@ def test_a_trial_has_note_layers_and_curve(tmp_path: Path) -> None:
     assert sum(int(row["macs"]) for row in rows) == REFERENCE.architecture.macs
 
 
+def test_files_that_were_deleted_are_made_again(tmp_path: Path) -> None:
+    study, store = made_study(tmp_path), tmp_path / "artifacts"
+    trial = published(study, REFERENCE, store, curve=CURVE)
+    trial.set_user_attr("candidate", REFERENCE.to_json())
+    dashboard.attach(trial, store, {"curve.png": curve_png(CURVE, "Trial 0"), "notes.txt": b"somebody's"})
+    study.tell(trial, 0.5)
+    older = published(study, REFERENCE, store, slot=1)  # has stored neither
+    found = artifacts_of(study, 0)
+    layers = (store / found["layers.csv"]).read_bytes()
+    for file in store.iterdir():
+        file.unlink()
+    dashboard.restore(study, store)
+    assert {file.name for file in store.iterdir()} == {found["layers.csv"], found["curve.png"]}
+    assert (store / found["layers.csv"]).read_bytes() == layers
+    assert (store / found["curve.png"]).read_bytes().startswith(b"\x89PNG")
+    assert older.number == 1
+
+    (store / found["curve.png"]).write_bytes(b"as it was")
+    dashboard.restore(study, store)
+    assert (store / found["curve.png"]).read_bytes() == b"as it was"
+    dashboard.restore(study, tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_notes_say_what_the_trial_is(tmp_path: Path) -> None:
     study = made_study(tmp_path)
     published(study, REFERENCE, tmp_path / "artifacts", anchor="reference")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -154,6 +156,27 @@ def test_stopped_and_resumed_equals_uninterrupted(made_cifar10: Path, tmp_path: 
     assert metrics(whole / "reference")["test_accuracy"] == metrics(stopped / "reference")["test_accuracy"]
 
 
+class Deaf(io.StringIO):
+    """Output whose reader goes away after the first epoch."""
+
+    def write(self, text: str) -> int:
+        if "epoch 1/2" in self.getvalue():
+            raise BrokenPipeError(32, "Broken pipe")
+        return super().write(text)
+
+
+def test_output_that_nobody_reads_stops_it_where_it_can_go_on(made_cifar10: Path, tmp_path: Path):
+    arguments = [*SMALL, "--out", str(tmp_path)]
+    with contextlib.redirect_stdout(Deaf()), pytest.raises(BrokenPipeError):
+        retrain.main(arguments)
+    (file,) = (tmp_path / "checkpoints").glob("*.pt")
+    assert load_progress(file).epoch >= 1
+    assert not (tmp_path / "reference").exists()
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert retrain.main(arguments) == 0
+    assert "Bundle:" in printed.getvalue()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "to_all"),
@@ -176,7 +199,7 @@ def test_seeds_at_once_are_stopped_and_resumed(number: int, to_all: bool, made_c
     else:
         process.send_signal(number)
     rest = process.stdout.read()
-    assert process.wait(timeout=60) == 130, rest
+    assert process.wait(timeout=60) == 128 + number, rest
     assert rest.count("stopped; the same command goes on") == 2
     states = [load_progress(file) for file in (tmp_path / "checkpoints").glob("*.pt")]
     assert len(states) == 2
@@ -208,7 +231,7 @@ def test_seeds_in_parallel_equal_seeds_in_turn(made_cifar10: Path, tmp_path: Pat
     measured = calibrate("cpu")  # once: which precision is the faster one may be a close call
     monkeypatch.setattr(retraining, "calibrate", lambda device: measured)
     for jobs in (1, 2):
-        for module in (hardware, local, seeds):  # one thread for each seed
+        for module in (hardware, local):  # one thread for each seed
             monkeypatch.setattr(module, "n_cores", lambda jobs=jobs: jobs)
         retrain.main([*SMALL, "--seeds", "2", "--jobs", str(jobs), "--out", str(tmp_path / str(jobs))])
     one, two = metrics(tmp_path / "1" / "reference"), metrics(tmp_path / "2" / "reference")
@@ -236,9 +259,17 @@ def test_seeds_at_once_are_those_that_finish_first(
 
 def test_seeds_at_once_that_were_not_measured_gain_nothing_on_a_cpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(seeds, "known_rates", lambda device, precision: {})
-    monkeypatch.setattr(seeds, "n_cores", lambda: 4)
     assert seeds.seeds_at_once(2, 5, ThisMachine("cpu"), "float32") == (2, 1.0)
     assert seeds.seeds_at_once(8, 3, ThisMachine("cuda"), "bfloat16") == (3, 3.0)
+
+
+def test_more_seeds_at_once_than_cores_are_warned_of(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(seeds, "known_rates", lambda device, precision: {})
+    monkeypatch.setattr(hardware, "n_cores", lambda: 2)
+    assert seeds.seeds_at_once(2, 5, ThisMachine("cpu"), "float32")[0] == 2
+    assert capsys.readouterr().err == ""
+    assert seeds.seeds_at_once(4, 5, ThisMachine("cpu"), "float32")[0] == 4
+    assert capsys.readouterr().err.startswith("warning: --jobs 4 is more than the 2 cores here")
 
 
 def test_damaged_checkpoint_starts_the_seed_anew(here: type[Here], made_cifar10: Path, tmp_path: Path, capsys):

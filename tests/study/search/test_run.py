@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -11,14 +12,34 @@ import pytest
 
 from search_spaces import get_space
 from study.errors import UserError
+from study.machine.hardware import n_loaders
 from study.search.creation import find_study
 from study.search.plan import SearchPlan
+from study.search.searching import get_ready
 from study.storage.config import StudyConfig
 from study.storage.database import open_storage
 
 
 def existing(folder: Path) -> tuple[optuna.Study, optuna.storages.RDBStorage] | None:
     return find_study(SearchPlan(f"sqlite:///{folder}/study.db", "dilated", folder, "dilated", "what is next"))
+
+
+def test_more_trials_at_once_than_cores_are_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for name, found in {
+        "study.data.cifar10.find_folder": tmp_path,
+        "study.data.cifar10.load_train": None,
+        "study.calibration.prices.calibrate": SimpleNamespace(precision="float32"),
+        "study.calibration.concurrency.known_rates": {},
+        "study.machine.hardware.n_cores": 2,
+    }.items():
+        monkeypatch.setattr(name, lambda *arguments, found=found: found)
+    plan = SearchPlan("", "", tmp_path, "dilated", "", device="cpu")
+    for jobs, warning in ((2, ""), (5, "warning: --jobs 5 is more than the 2 cores here")):
+        assert get_ready(dataclasses.replace(plan, jobs=jobs)).jobs == jobs
+        assert capsys.readouterr().err.partition(",")[0].strip() == warning
+    assert [n_loaders("cpu", 5), n_loaders("cuda", 5)] == [0, 1]
 
 
 def test_nothing_is_created_by_looking(tmp_path: Path):

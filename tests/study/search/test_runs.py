@@ -305,7 +305,6 @@ def test_a_mismatched_resume_is_refused_and_changes_nothing(
     [
         (["--trials", "0"], "--trials must be at least 1: 0"),
         (["--jobs", "0"], "--jobs must be at least 1"),
-        (["--jobs", "100000"], "--jobs must not exceed the cores"),
         (["--timeout", "0"], "--timeout must be above 0"),
         (["--checkpoint-every", "-5"], "--checkpoint-every must be above 0 seconds: -5"),
         (["--target-accuracy", "85"], "For 85% write 0.85"),
@@ -357,6 +356,39 @@ def test_an_interrupted_and_resumed_study_equals_an_uninterrupted_one(story: Sto
     n_told = len(stopped.user_attrs["curve"])
     assert again.user_attrs["curve"][:n_told] == stopped.user_attrs["curve"]  # seconds too: they were not run again
     assert len(trials_of(tmp_path)) == 5
+
+
+@pytest.mark.slow
+def test_a_reader_that_has_enough_interrupts_a_run(tmp_path: Path) -> None:
+    arguments = shlex.join([*TINY, "--trials", "3", "--out", str(tmp_path)])
+    line = f"{sys.executable} -m study.run {arguments} | grep -m 1 '^.1/3'; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 141
+    assert done.stderr.endswith(
+        "nobody reads the output any more; what was done is saved, and the same command goes on\n"
+    )
+    assert "Traceback" not in done.stderr
+    assert 1 <= len(finished_of(tmp_path)) < 3
+    assert not [trial for trial in trials_of(tmp_path) if not trial.state.is_finished()]
+    assert main([*TINY, "--trials", "3", "--out", str(tmp_path)]) == 0
+    assert sorted(finished_of(tmp_path)) == list(range(3))
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path: Path) -> None:
+    with command(tmp_path, "--trials", "1") as process:
+        freeze_in_the_middle(process, tmp_path, slot=0)
+        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, signal.SIGCONT)  # its worker stays frozen, and saves nothing
+        time.sleep(2)
+        assert process.poll() is None
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(timeout=5) == 130
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGCONT)
+        wait_until(lambda: group_is_gone(process.pid), "all processes are gone")
+    assert main([*TINY, "--trials", "1", "--out", str(tmp_path)]) == 0
+    assert sorted(finished_of(tmp_path)) == list(range(1))
 
 
 @pytest.mark.slow

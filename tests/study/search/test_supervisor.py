@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,12 +16,13 @@ from optuna.trial import TrialState
 from stage import Stage
 
 from study.command_line.parser import run_command
-from study.errors import StudyFailed
+from study.errors import StudyDeleted, StudyFailed
 from study.executors.messages import EpochEnded, Message
 from study.search import supervisor as module
 from study.search import telling
 from study.search.supervisor import MAX_FAILURES_IN_A_ROW, MAX_INFEASIBLE_IN_A_ROW, Supervisor
 from study.storage import patience
+from study.storage.database import open_storage
 from study.storage.slots import LEASE_S, SlotTable
 
 
@@ -172,6 +175,58 @@ def test_checkpoints_go_when_their_trials_are_over(stage: Stage) -> None:
     assert not (stage.out / "checkpoints" / "trials").exists()
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("moment", ["it waits", "an epoch ended", "it is asked"])
+def test_a_study_that_is_deleted_ends_it_and_the_next_one_stays_clean(
+    stage: Stage, replaced: bool, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next study gets the same numbers, and so do its trials."""
+    stage.study.set_user_attr("created", "before")
+    stage.slots = SlotTable(stage.study, stage.storage)
+    stage.skip_anchors()
+    monkeypatch.setattr(module, "RENEW_S", 0.0)
+    supervisor = stage.supervisor(["hangs", "complete"], trials=stage.n_anchors + 2, jobs=2)
+    others = open_storage(str(stage.storage.engine.url))
+
+    def delete() -> None:
+        monkeypatch.undo()
+        monkeypatch.setattr(module, "RENEW_S", 0.0)
+        optuna.delete_study(study_name="stage", storage=others)
+        if replaced:
+            new = optuna.create_study(study_name="stage", storage=others, direction="maximize")
+            new.set_user_attr("created", "after")
+            for _ in range(stage.n_anchors + 2):
+                new.ask()
+
+    def first(owner: Any, name: str, when: Callable[[Any], bool]) -> None:
+        original = getattr(owner, name)
+
+        def delete_first(*arguments: Any) -> Any:
+            result = original(*arguments)
+            if when(result):
+                delete()
+            return result
+
+        monkeypatch.setattr(owner, name, delete_first)
+
+    if moment == "it waits":
+        first(stage.executor, "wait", lambda said: not said and bool(stage.executor.busy))
+    elif moment == "an epoch ended":
+        first(stage.executor, "wait", bool)
+    else:
+        first(stage.slots, "claim", bool)
+    with pytest.raises(StudyDeleted, match="the study 'stage' was deleted while it ran"):
+        supervisor.run()
+    studies = others.get_all_studies()
+    assert len(studies) == replaced
+    if replaced:
+        found = optuna.load_study(study_name="stage", storage=others)
+        assert found.user_attrs == {"created": "after"}
+        assert [(trial.state, trial.user_attrs) for trial in found.trials] == [(TrialState.RUNNING, {})] * (
+            stage.n_anchors + 2
+        )
+
+
 # Interruptions
 
 
@@ -236,6 +291,28 @@ def test_what_ends_while_workers_are_stopped_is_kept(stage: Stage) -> None:
     assert stage.trials()[-1].state == TrialState.COMPLETE
     assert len(stage.trials()[-1].user_attrs["curve"]) == 2
     assert stage.play([], trials=n_trials) == "done"
+
+
+@pytest.mark.parametrize("output", ["a closed pipe", "a full disk"])
+def test_output_that_is_lost_interrupts_it_like_a_signal(stage: Stage, output: str) -> None:
+    """What ended meanwhile is kept, what runs is freed, and the next run goes on with it."""
+    stage.skip_anchors()
+    n_trials = stage.n_anchors + 4
+    read, write = (
+        os.pipe() if output == "a closed pipe" else (os.open(os.devnull, 0), os.open("/dev/full", os.O_WRONLY))
+    )
+    os.close(read)
+    supervisor = stage.supervisor(["complete", "complete", "hangs"], n_trials, jobs=2)
+    with os.fdopen(write, "w") as stream:
+        with contextlib.redirect_stdout(stream):
+            assert supervisor.run() == "interrupted"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), write)
+    with pytest.raises(OSError, match=r"Broken pipe|No space left"):
+        supervisor.interrupted.end()
+    assert stage.slots.n_finished() == stage.n_anchors + 2
+    assert {trial.state for trial in stage.trials()} == {TrialState.COMPLETE, TrialState.FAIL}
+    assert {trial.user_attrs["outcome"] for trial in stage.trials()[stage.n_anchors + 2 :]} == {"interrupted"}
+    assert stage.play(["complete"] * 2, trials=n_trials) == "done"
 
 
 def test_interruptions_are_no_failures_and_hide_none(stage: Stage) -> None:

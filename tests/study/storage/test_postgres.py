@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
 
+import optuna
 import pytest
 
+from search_spaces.reference import REFERENCE
+from study import describe, report, rerank, retrain, run
+from study.command_line.parser import run_command
 from study.machine.paths import REPOSITORY
+from study.storage.database import open_storage
 
 pytestmark = pytest.mark.slow
 
 SCRIPT = REPOSITORY / "scripts" / "postgres_study.sh"
 N_TRIALS = 4
+SECRET = "s3cr3t-w0rd"
 
 
 def run_script(data: str, out: Path, temporary: str) -> subprocess.CompletedProcess[str]:
@@ -52,6 +62,74 @@ def test_two_processes_of_which_one_is_killed_finish_exactly_n(cifar10_folder: s
     assert set(shown) == {"***"}
     assert "password" not in printed
     assert (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.mark.postgres
+def test_a_server_that_goes_away_is_a_line_and_readers_need_no_more_than_reading(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    psycopg = pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
+    folders = [str(folder) for folder in Path("/usr/lib/postgresql").glob("*/bin")]
+    initdb = shutil.which("initdb", path=os.pathsep.join([*folders, os.environ.get("PATH", "")]))
+    if not initdb:
+        pytest.skip("PostgreSQL is not installed: there is no initdb")
+    with socket.socket() as free, tempfile.TemporaryDirectory() as temporary:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        as_server: list[str] = []
+        if os.geteuid() == 0:  # as which it refuses to run
+            shutil.chown(temporary, "postgres")
+            as_server = ["runuser", "-u", "postgres", "--"]
+
+        def server(*words: str) -> None:
+            pg_ctl = [str(Path(initdb).resolve().parent / "pg_ctl"), "-D", f"{temporary}/data", "-w", *words]
+            subprocess.run([*as_server, *pg_ctl], cwd="/", check=True, stdout=subprocess.DEVNULL)
+
+        server("initdb", "-o", "-U study -A trust --no-sync")
+        free.close()
+        listen = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories= -c fsync=off"
+        server("start", "-l", f"{temporary}/log", "-o", listen)
+        url = f"postgresql+psycopg://{{}}:{SECRET}@127.0.0.1:{port}/postgres"
+        try:
+            storage = open_storage(url.format("study"))
+            study = optuna.create_study(study_name="made", storage=storage, direction="maximize")
+            study.add_trial(optuna.create_trial(value=0.5, user_attrs={"candidate": REFERENCE.to_json()}))
+            storage.engine.dispose()
+            with psycopg.connect(host="127.0.0.1", port=port, user="study", dbname="postgres") as connection:
+                connection.execute("CREATE ROLE reader LOGIN")
+                connection.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
+            options = ["--storage", url.format("reader"), "--study-name", "made", "--out", str(tmp_path)]
+            capfd.readouterr()
+            assert code_of(describe, "--trial", "0", *options) == 0
+            assert "Trial 0 of made" in capfd.readouterr().out
+
+            load = optuna.load_study
+
+            def load_and_stop(**arguments: Any) -> optuna.Study:
+                found = load(**arguments)
+                server("stop", "-m", "immediate")
+                return found
+
+            monkeypatch.setattr(optuna, "load_study", load_and_stop)
+            assert code_of(describe, "--trial", "0", *options) == 1
+            line = capfd.readouterr().err
+            assert line.startswith("failed: the storage does not answer (")
+            assert line.count("\n") == 1
+            for command in (run, rerank, retrain, report):
+                assert code_of(command, *options) == 2
+                line = capfd.readouterr().err
+                assert "Check the URL, that the server runs" in line
+                assert line.count("\n") == 1
+                assert SECRET not in line
+        finally:
+            with contextlib.suppress(subprocess.CalledProcessError):
+                server("stop", "-m", "immediate")
+
+
+def code_of(command: ModuleType, *arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        run_command(lambda: command.main(arguments))
+    return cast(int, caught.value.code)
 
 
 @pytest.mark.postgres

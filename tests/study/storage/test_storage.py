@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import os
 import shutil
 import socket
 import sqlite3
@@ -15,13 +18,22 @@ import optuna
 import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
+from optuna_dashboard._storage_url import get_storage
 
+from search_spaces.reference import REFERENCE
+from study import describe, report, rerank, retrain, run
+from study.command_line.options import _names_in, add_study_options
+from study.command_line.parser import run_command
+from study.command_line.wording import without_passwords
 from study.errors import UserError
-from study.machine.paths import REPOSITORY
+from study.machine.paths import REPOSITORY, default_storage
+from study.machine.sqlite import sqlite_file
 from study.storage import database as storage_module
+from study.storage.config import StudyConfig
 from study.storage.database import (
     best_trial,
     checkpoint_sqlite,
+    command_of,
     config_of,
     dashboard_command,
     finished_trials,
@@ -29,6 +41,7 @@ from study.storage.database import (
     hide_password,
     open_storage,
     open_study,
+    retrain_command,
 )
 from study.storage.slots import SlotTable
 
@@ -55,9 +68,9 @@ def url_of(file: Path) -> str:
     return f"sqlite:///{file}"
 
 
-def refusal(url: str, must_exist: bool = False) -> str:
+def refusal(url: str, read_only: bool = False) -> str:
     with pytest.raises(UserError) as caught:
-        open_storage(url, must_exist)
+        open_storage(url, read_only)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -66,14 +79,13 @@ def refusal(url: str, must_exist: bool = False) -> str:
 # The recipe
 
 
-def test_every_connection_has_the_write_ahead_log_and_waits_for_locks(file: Path) -> None:
+def test_every_connection_has_the_write_ahead_log(file: Path) -> None:
     engine = open_storage(url_of(file)).engine
     with engine.connect() as first, engine.connect() as second:
         for connection in (first, second):
             pragma = connection.connection.cursor().execute
             assert pragma("PRAGMA journal_mode").fetchone() == ("wal",)
             assert pragma("PRAGMA synchronous").fetchone() == (1,)
-            assert pragma("PRAGMA busy_timeout").fetchone() == (60_000,)
 
 
 def test_a_reader_that_may_write_holds_the_lock_from_its_first_statement(file: Path) -> None:
@@ -171,6 +183,78 @@ def test_a_new_file_is_made_with_its_folders(tmp_path: Path) -> None:
     assert file.exists()
 
 
+# Paths
+
+STRANGE = (
+    "what?x", "what?other=1", "a#b", "100%", "%41", "A", "a b", "me@here:5", "it's", 'so "called"', "$HOME", "`id`",
+    "~", "-x", "{0}", "{SCHEMA_VERSION}", "Größe", "a\nb", "a&b=c;d", "file:x", "back\\slash", "*", "!x",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_folder_may_be_called_anything(
+    name: str, empty_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Storage, look-up and what is printed for pasting all mean the one file in it."""
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir()
+    url = default_storage("made", name)
+    shutil.copy(empty_file, Path(name) / "study.db")
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
+    assert sqlite_file(url) == tmp_path / name / "study.db"
+    assert open_study(url, "made").study_name == "made"
+    assert _names_in(url) == ["made"]
+    pasted = as_bash_reads(dashboard_command(url, Path(name) / "artifacts"))
+    assert pasted == ["optuna-dashboard", url, "--artifact-dir", str(tmp_path / name / "artifacts")]
+    assert [study.study_name for study in get_storage(pasted[1]).get_all_studies()] == ["made"]
+    typed = as_bash_reads(retrain_command(url, name, name))[3:]
+    parser = argparse.ArgumentParser()
+    add_study_options(parser)
+    assert vars(parser.parse_args(typed)) == {"storage": url, "study_name": name, "out": name}
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
+
+
+def as_bash_reads(line: str) -> list[str]:
+    done = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True, check=True)
+    return done.stdout.split("\0")[:-1]
+
+
+def test_a_path_that_is_no_text_is_refused() -> None:
+    with pytest.raises(UserError, match=r"must be UTF-8: .*--out"):
+        default_storage("made", "caf\udce9")
+
+
+@pytest.mark.parametrize(
+    ("url", "file"),
+    [
+        ("sqlite:///study.db", "study.db"),
+        ("sqlite+pysqlite:////tmp/100%2525.db", "/tmp/100%25.db"),
+        ("sqlite:///study.db?timeout=5", "study.db"),
+        ("sqlite:///file:/tmp/a%253Fb.db?uri=true", "/tmp/a?b.db"),
+        ("sqlite:///file:///tmp/x.db?mode=rw&uri=true", "/tmp/x.db"),
+        ("sqlite:///file:x.db", "file:x.db"),
+        ("sqlite:///file:x?mode=memory&uri=true", None),
+        ("sqlite:///:memory:", None),
+        ("sqlite://", None),
+        ("postgresql://host/db", None),
+    ],
+)
+def test_the_file_of_a_url(url: str, file: str | None) -> None:
+    assert sqlite_file(url) == (None if file is None else Path(file))
+
+
+@pytest.mark.parametrize("path", ["what?x/study.db", "what?x=1/study.db", "study.db?"])
+def test_a_question_mark_in_a_url_is_no_part_of_its_path(path: str, tmp_path: Path) -> None:
+    assert "a path writes a question mark as %3F" in refusal(f"sqlite:///{tmp_path}/{path}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_braces_in_a_url_stay_what_they_are(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "{SCHEMA_VERSION}").mkdir()
+    there = Path(shutil.copy(file, tmp_path / "{SCHEMA_VERSION}"))
+    assert open_study(f"sqlite:///{there}", "made").study_name == "made"
+
+
 # Refusals
 
 
@@ -210,9 +294,73 @@ def test_a_malformed_url_is_refused_without_its_password(url: str) -> None:
     assert SECRET not in hide_password(url)
 
 
+PASSWORDS = {
+    "plain": f"postgresql+psycopg://user:{SECRET}@127.0.0.1:1/db",
+    "encoded": f"postgresql+psycopg://user:{SECRET[:4]}%2F%40{SECRET[4:]}@127.0.0.1:1/db",
+    "not encoded": f"postgresql+psycopg://user:x@/{SECRET}@127.0.0.1:1/db",
+    "in the query": f"postgresql+psycopg://user@127.0.0.1:1/db?password={SECRET}&connect_timeout=1",
+    "of a key": f"postgresql+psycopg://user@127.0.0.1:1/db?sslpassword={SECRET}&sslmode=prefer",
+    "bad option": f"postgresql+psycopg://user:{SECRET}@127.0.0.1:1/db?nonsense=1",
+    "bad port": f"postgresql+psycopg://user:{SECRET}@127.0.0.1:x/db",
+    "no host": f"postgresql+psycopg://user:{SECRET}/db",
+    "no scheme": f"user:{SECRET}@127.0.0.1/db",
+    "unknown scheme": f"foo://user:{SECRET}@127.0.0.1/db",
+    "no driver": f"oracle://user:{SECRET}@127.0.0.1/db",
+}
+
+
+@pytest.mark.parametrize("url", PASSWORDS.values(), ids=PASSWORDS)
+def test_no_command_shows_a_password(url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = ("--out", str(tmp_path / "out"))
+    for command, arguments in (
+        (run, ("--storage", url)),
+        (run, (f"--storage={url}",)),
+        (run, ("--storage", url, "--trials", "0")),
+        (run, ("--storrage", url)),
+        (run, (url,)),
+        (rerank, ("--storage", url)),
+        (retrain, ("--storage", url)),
+        (report, ("--storage", url)),
+        (describe, ("--storage", url, "--trial", "0")),
+        (describe, (url,)),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            run_command(lambda command=command, arguments=arguments: command.main([*arguments, *options]))
+        printed, line = capfd.readouterr()
+        assert caught.value.code == 2, line
+        assert printed == ""
+        assert line.startswith("error: ")
+        assert line.count("\n") == 1
+        for part in (SECRET, SECRET[:4], SECRET[4:]):
+            assert part not in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("url", PASSWORDS.values(), ids=PASSWORDS)
+def test_no_command_that_is_kept_or_printed_holds_a_password(url: str, tmp_path: Path) -> None:
+    typed = ["--storage", "postgresql://other:" + SECRET + "@host/db", f"--storage={url}", "--trials", "5"]
+    kept = command_of("study.run", typed, url)
+    assert kept.startswith("python -m study.run --storage 'postgresql://other:***@host/db' ")
+    assert kept.endswith(" --trials 5")
+    for text in (kept, hide_password(url), dashboard_command(url, tmp_path), retrain_command(url, "made", None)):
+        assert SECRET[4:] not in text
+
+
+def test_other_words_keep_their_form() -> None:
+    for text in (
+        "sqlite:////tmp/me@here:5/study.db", "The folder '/tmp/x' is at 12:30 somebody@host's", "--out a:b", "C:/x@y",
+        "postgresql+psycopg://user@host:5432/db", "postgresql://host:5432/db", "postgresql://user@[::1]:5432/db",
+    ):  # fmt: skip
+        assert without_passwords(text) == text
+
+
 def test_memory_is_no_storage_for_several_processes() -> None:
     assert "sqlite" in refusal("sqlite://")
     assert "sqlite" in refusal("sqlite:///:memory:")
+
+
+def test_two_slashes_are_one_too_few() -> None:
+    assert "three slashes, four before an absolute path: 'sqlite://x.db' has two" in refusal("sqlite://x.db")
 
 
 def test_a_text_file_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -231,7 +379,7 @@ def test_the_tables_of_another_optuna_are_refused(file: Path) -> None:
 
 def test_a_missing_file_is_not_created_by_reading(tmp_path: Path) -> None:
     file = tmp_path / "gone" / "study.db"
-    message = refusal(url_of(file), must_exist=True)
+    message = refusal(url_of(file), read_only=True)
     assert f"There is no study at {str(file)!r}" in message
     assert "python -m study.run" in message
     assert not file.parent.exists()
@@ -279,6 +427,87 @@ def test_an_unknown_study_is_refused_with_the_known_ones(file: Path, tmp_path: P
 def test_a_study_of_another_program_is_refused(file: Path) -> None:
     with pytest.raises(UserError, match=r"'made' was not made by study\.run"):
         config_of(open_study(url_of(file), "made"))
+
+
+# Reading
+
+READ = """
+import pathlib, sys
+from study import describe, report
+from study.command_line.parser import run_command
+
+def code_of(main, *arguments):
+    try:
+        run_command(lambda: main(arguments))
+    except SystemExit as end:
+        print("ended with", end.code)
+
+out, elsewhere = sys.argv[1:]
+try:
+    pathlib.Path(out, "probe").touch()
+    print("it could be written")
+except OSError:
+    pass
+code_of(describe.main, "--trial", "0", "--study-name", "read", "--out", out)
+code_of(report.main, "--study-name", "read", "--out", out)
+code_of(report.main, "--study-name", "read", "--storage", f"sqlite:///{out}/study.db", "--out", elsewhere)
+"""
+
+
+@pytest.mark.parametrize("kind", ["quiet", "while it runs", "never written by us"])
+def test_a_read_only_copy_can_be_read_and_stays_as_it_is(kind: str, tmp_path: Path) -> None:
+    origin, out = tmp_path / "origin", tmp_path / "out"
+    origin.mkdir()
+    url = f"sqlite:///{origin / 'study.db'}"
+    opened = optuna.storages.RDBStorage(url) if kind == "never written by us" else open_storage(url)
+    study = optuna.create_study(study_name="read", storage=opened, direction="maximize")
+    config = StudyConfig("dilated", 1, 6, 15_000, 5_000, 0, "halving", "tpe", "bfloat16")
+    study.set_user_attr("config", config.to_json())
+    study.add_trial(
+        optuna.create_trial(
+            value=0.5, user_attrs={"slot": 0, "candidate": REFERENCE.to_json(), "candidate_id": REFERENCE.candidate_id}
+        )
+    )
+    if kind == "quiet":
+        checkpoint_sqlite(opened)
+        opened.engine.dispose()
+    out.mkdir()
+    for name in ("study.db", "study.db-wal"):
+        if (origin / name).exists():
+            shutil.copy(origin / name, out)
+    assert (out / "study.db-wal").exists() == (kind == "while it runs")
+    before = {file: file.read_bytes() for file in out.iterdir()}
+    for file in out.iterdir():
+        file.chmod(0o444)
+    out.chmod(0o555)
+    command = [sys.executable, "-c", READ, str(out), str(tmp_path / "elsewhere")]
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("root may write everywhere, and setpriv is not there to take that right away")
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    out.chmod(0o755)
+    assert "it could be written" not in done.stdout
+    assert [line for line in done.stdout.splitlines() if line.startswith("ended")] == [
+        "ended with 0", "ended with 2", "ended with 0",
+    ], done.stderr  # fmt: skip
+    assert done.stdout.count("Best validation accuracy 50.0%: trial 0") == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert "The report cannot be written" in line
+    assert "--storage and another folder with --out" in line
+    assert {file: file.read_bytes() for file in out.iterdir()} == before
+    assert (tmp_path / "elsewhere" / "report.html").exists()
+
+
+@pytest.mark.parametrize("mode", ["wal", "delete"])
+def test_readers_write_nothing(mode: str, file: Path) -> None:
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute(f"PRAGMA journal_mode={mode}")
+    before = file.read_bytes()
+    study = open_study(url_of(file), "made")
+    with pytest.raises(optuna.exceptions.StorageInternalError):
+        study.set_user_attr("written", True)
+    assert file.read_bytes() == before
 
 
 # Reading back
