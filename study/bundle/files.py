@@ -29,19 +29,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from search_spaces.architecture import ArchitectureError
 from search_spaces.candidate import Candidate
+from search_spaces.fields import DescriptionError
 from search_spaces.layer_table import layer_table
+from study.bundle.metrics import METRICS, read_metrics
 from study.data.cifar10 import CLASSES, Images
 from study.errors import UserError, said
-from study.machine.files import DamagedFileError, read_tensors
+from study.machine.files import DamagedFileError, is_file, is_folder, read_json, read_tensors, what_is
 
 if TYPE_CHECKING:
     import torch
 
     from study.model.network import Network
 
-WEIGHTS, MODEL, CANDIDATE, METRICS = "weights.pt", "model.pt2", "candidate.json", "metrics.json"
+WEIGHTS, MODEL, CANDIDATE = "weights.pt", "model.pt2", "candidate.json"
 SUMMARY, CURVES, MISSES = "summary.txt", "curves.png", "misses.png"
 CONFUSION_PNG, CONFUSION_CSV = "confusion.png", "confusion.csv"
 FILES = (WEIGHTS, MODEL, CANDIDATE, METRICS, SUMMARY, CURVES, MISSES, CONFUSION_PNG, CONFUSION_CSV)
@@ -138,16 +139,25 @@ def load_bundle(folder: Path) -> Bundle:
     from study.model.network import build
 
     candidate = load_candidate(folder)
-    metrics = _read_json(folder, METRICS)
-    network = build(candidate.architecture, seed=0)
-    state = _read_weights(folder)
+    architecture = candidate.architecture
+    if (architecture.in_channels, architecture.n_classes) != (3, len(CLASSES)):
+        raise UserError(
+            f"{str(folder / CANDIDATE)!r} is of a network from {architecture.in_channels} channels to "
+            f"{architecture.n_classes} classes; only one from 3 to {len(CLASSES)} can be used here."
+        )
+    file = _require(folder, METRICS)
     try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
+        metrics = read_metrics(folder)
+    except DamagedFileError as error:
+        raise UserError(f"{str(file)!r} cannot be read: {error}. {_AGAIN}") from error
+    state = _read_weights(folder)
+    network = build(architecture, seed=0)
+    if _described(state) != _described(network.state_dict()):
         raise UserError(
             f"The weights must fit {CANDIDATE}, and {str(folder / WEIGHTS)!r} belongs to another network. "
             "Take both files from one bundle."
-        ) from error
+        )
+    network.load_state_dict(state)
     with torch.no_grad():
         if not all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values()):
             raise UserError(f"{str(folder / WEIGHTS)!r} is damaged: it holds NaN or infinity. {_AGAIN}")
@@ -155,18 +165,23 @@ def load_bundle(folder: Path) -> Bundle:
 
 
 def load_candidate(folder: Path) -> Candidate:
-    """The candidate of a bundle; all of the folder it needs is candidate.json. Imports no torch.
+    """Reads candidate.json alone. Needs no torch.
 
     Raises:
-        UserError: The folder or the file is missing or damaged, or of another format version.
+        UserError: The folder or the file is missing, damaged, or describes no network.
     """
-    data = _read_json(folder, CANDIDATE)
+    file = _require(folder, CANDIDATE)
     try:
-        candidate = Candidate.from_json(data)
-        _ = candidate.architecture.operations  # the shapes must work out, too
-    except (ArchitectureError, AttributeError, TypeError, ValueError) as error:  # values of any type may stand there
-        raise UserError(f"{str(folder / CANDIDATE)!r} holds no candidate: {said(error)}. {_AGAIN}") from error
-    return candidate
+        return Candidate.from_json(read_json(file))
+    except DamagedFileError as error:
+        raise UserError(f"{str(file)!r} cannot be read: {error}. {_AGAIN}") from error
+    except DescriptionError as error:
+        raise UserError(f"{str(file)!r} holds no candidate: {said(error)}. {_AGAIN}") from error
+
+
+def _described(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[Any, ...]]:
+    """Shape, type and kind of every tensor: loading would convert what only looks alike."""
+    return {name: (each.shape, each.dtype, each.layout, each.device) for name, each in state.items()}
 
 
 def summary(candidate: Candidate, metrics: Mapping[str, Any]) -> str:
@@ -281,17 +296,6 @@ def _write_json(file: Path, data: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n")
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    file = _require(folder, name)
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 are ValueErrors
-        raise UserError(f"{str(file)!r} cannot be read: {said(error)}. {_AGAIN}") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{str(file)!r} must hold a JSON object, not a {type(data).__name__}. {_AGAIN}")
-    return data
-
-
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     import torch
 
@@ -300,16 +304,17 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
         state = read_tensors(file)
     except DamagedFileError as error:
         raise UserError(f"{str(file)!r} is damaged or no file of weights. {_AGAIN}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    # Not by its own methods, which a stranger's file can replace.
+    plain = dict(dict.items(state)) if isinstance(state, dict) else {}
+    if not plain or not all(type(value) is torch.Tensor for value in plain.values()):
         raise UserError(f"{str(file)!r} must hold a state dict, and holds something else. {_AGAIN}")
-    return state
+    return plain
 
 
 def _require(folder: Path, name: str) -> Path:
-    if not folder.is_dir():
-        found = "is a file" if folder.exists() else "does not exist"
-        raise UserError(f"A bundle is a folder with {CANDIDATE}, and {str(folder)!r} {found}. {_MAKE}")
+    if not is_folder(folder):
+        raise UserError(f"A bundle is a folder with {CANDIDATE}, and {str(folder)!r} {what_is(folder)}. {_MAKE}")
     file = folder / name
-    if not file.is_file():
+    if not is_file(file):
         raise UserError(f"A bundle must hold {name}, and {str(folder)!r} does not. {_MAKE}")
     return file

@@ -17,6 +17,8 @@ from study.machine.paths import cache_dir
 
 FOLDER = "cifar-10-batches-py"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SIDE = 32
+"""Of every image, in pixels."""
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
 """Per-channel mean and standard deviation of the training images, in [0, 1]."""

@@ -7,17 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from study.machine.files import write_atomically
+from study.machine.files import DamagedFileError, read_json, write_atomically
 from study.machine.paths import cache_dir
 
 
 def recall(name: str) -> dict[str, Any]:
     """What was kept under `name`; empty if nothing was, or it cannot be read."""
     try:
-        content = json.loads(_file(name).read_text())
-    except (OSError, ValueError):  # ValueError: no JSON, or no UTF-8
+        return read_json(_file(name))
+    except DamagedFileError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def keep(name: str, content: dict[str, Any]) -> None:

@@ -3,17 +3,68 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from study.errors import first_line
+from study.errors import first_line, said
+
+MOST_JSON = 2**24
+"""Bytes; nobody writes as many."""
 
 
 class DamagedFileError(Exception):
     """A file that cannot be read: the cause in one line."""
+
+
+def what_is(path: Path | str) -> str:
+    """What stands at `path`, for a sentence: "is a file", "is a folder", "does not exist" and so on.
+
+    The system refuses to say of names that are too long, loop or lie behind closed doors, by errors that
+    `Path.exists` lets through.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "does not exist"
+    except OSError as error:
+        return f"cannot be opened ({error.strerror})"
+    except ValueError as error:  # a null character, or one that no file name has
+        return f"cannot be opened ({said(error)})"
+    return "is a file" if stat.S_ISREG(mode) else "is a folder" if stat.S_ISDIR(mode) else "is a pipe or a device"
+
+
+def is_file(path: Path | str) -> bool:
+    """Whether a regular file stands there; never raises."""
+    return what_is(path) == "is a file"
+
+
+def is_folder(path: Path | str) -> bool:
+    """Whether a folder stands there; never raises."""
+    return what_is(path) == "is a folder"
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in `file`.
+
+    Raises:
+        DamagedFileError: It is no regular file, too large, or holds something else.
+    """
+    if not is_file(file):
+        raise DamagedFileError(f"it {what_is(file)}")  # reading a pipe waits, reading a device never ends
+    try:
+        if file.stat().st_size > MOST_JSON:
+            raise DamagedFileError(f"it is larger than {MOST_JSON:,} bytes")
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 are ValueErrors
+        raise DamagedFileError(said(error)) from error
+    if not isinstance(data, dict):
+        raise DamagedFileError(f"it must hold a JSON object, not a {type(data).__name__}")
+    return data
 
 
 @contextlib.contextmanager
@@ -58,8 +109,12 @@ def read_tensors(file: Path) -> Any:
     """
     import torch
 
+    if not is_file(file):
+        raise DamagedFileError(f"it {what_is(file)}")
     try:
         with zipfile.ZipFile(file) as archive:  # torch.load does not compare the checksums it writes
+            if sum(entry.file_size for entry in archive.infolist()) > file.stat().st_size:
+                raise zipfile.BadZipFile("it holds more than its size")  # packed, which torch.save never does
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile("a checksum does not match")
         return torch.load(file, map_location="cpu", weights_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,10 +14,13 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from search_spaces.architecture import Architecture, ArchitectureError
+from search_spaces.architecture import Architecture
 from search_spaces.constraints import Clock, LimitRow, limit_rows
 from search_spaces.cost import CostModel
+from search_spaces.fields import DescriptionError
+from study.bundle.metrics import METRICS, read_metrics
 from study.command_line.wording import percent
+from study.machine.files import DamagedFileError, is_file
 from study.storage.config import StudyConfig
 from study.storage.database import config_of, is_ours
 from study.storage.outcome import Outcome
@@ -121,10 +123,10 @@ class Facts:
         """Every limit of the study, held against the candidate of `record` where it can be read."""
         architecture, clock, cost = None, None, self.study.user_attrs.get("cost_model")
         if record is not None and record.candidate is not None:
-            with contextlib.suppress(ArchitectureError, KeyError, TypeError):
+            with contextlib.suppress(DescriptionError, KeyError, TypeError):
                 architecture = Architecture.from_json(record.candidate["architecture"])
         if isinstance(cost, dict):
-            with contextlib.suppress(TypeError):
+            with contextlib.suppress(DescriptionError):
                 clock = Clock(CostModel.from_json(cost), self.config.train_images, self.config.val_images)
         return limit_rows(self.config.limits, architecture, clock)
 
@@ -147,7 +149,7 @@ def read_facts(study: optuna.Study, out: Path) -> Facts:
         ranked=ranked,
         n_foreign=len(trials) - len(records),
         shares=importances(ranked),
-        metrics=_metrics(out / "best" / "metrics.json"),
+        metrics=_metrics(out / "best"),
         target=target if is_number(target) else None,
     )
 
@@ -223,11 +225,8 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _metrics(path: Path) -> dict[str, Any] | None:
+def _metrics(bundle: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return read_metrics(bundle)
+    except DamagedFileError:
+        return {} if is_file(bundle / METRICS) else None

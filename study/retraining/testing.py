@@ -11,7 +11,8 @@ import numpy as np
 
 from study.bundle.files import load_bundle
 from study.command_line.wording import percent
-from study.data.cifar10 import Images, load_test
+from study.data.cifar10 import SIDE, Images, load_test
+from study.errors import UserError
 from study.machine.files import replaced
 from study.machine.hardware import hardware, resolve_device
 from study.retraining.seeds import Seed, finished
@@ -25,11 +26,16 @@ def evaluate_bundle(folder: Path, data: str | None, device: str) -> int:
     from study.training.evaluation import accuracy, evaluate
 
     bundle = load_bundle(folder)
+    recorded, side = bundle.metrics.get("test_accuracy_shipped"), bundle.candidate.architecture.image_size
+    if recorded is None:
+        raise UserError(f"The metrics.json of {str(folder)!r} records no test_accuracy_shipped to compare with.")
+    if side != SIDE:
+        raise UserError(f"The network of {str(folder)!r} takes images of {side} pixels, and CIFAR-10's have {SIDE}.")
     device = resolve_device(device)
     test = load_test(data)
     _, logits = evaluate(bundle.network.to(device), test, device)
-    found, recorded = accuracy(logits, test.labels), bundle.metrics["test_accuracy_shipped"]
-    same = hardware(device) == bundle.metrics["hardware"]
+    found = accuracy(logits, test.labels)
+    same = hardware(device) == bundle.metrics.get("hardware")
     tolerance = SAME_HARDWARE if same else OTHER_HARDWARE
     agrees = abs(found - recorded) <= tolerance + 1e-12
     print(f"Test accuracy {percent(found, 2)} on {len(test):,} images; recorded {percent(recorded, 2)}.")

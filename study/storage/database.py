@@ -18,8 +18,9 @@ import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.candidate import Candidate
+from search_spaces.fields import DescriptionError
 from study.command_line.options import default_space
-from study.errors import UserError
+from study.errors import UserError, said
 from study.storage.config import StudyConfig
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -128,12 +129,17 @@ def config_of(study: optuna.Study) -> StudyConfig:
     """The stored fingerprint.
 
     Raises:
-        UserError: The study was not made by this program.
+        UserError: The study was not made by this program, or by another version of it.
     """
     stored = study.user_attrs.get("config")
     if not isinstance(stored, dict):
         raise UserError(f"The study {study.study_name!r} was not made by study.run: it has no configuration.")
-    return StudyConfig.from_json(stored)
+    try:
+        return StudyConfig.from_json(stored)
+    except DescriptionError as error:
+        raise UserError(
+            f"The configuration of the study {study.study_name!r} cannot be read: {said(error)}."
+        ) from error
 
 
 def storage_of(study: optuna.Study) -> optuna.storages.BaseStorage:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -304,6 +305,33 @@ def _file_instead(folder: Path) -> None:
     folder.write_text("x")
 
 
+def _layer(**change: Any) -> Callable[[Path], None]:
+    return lambda f: _edit(f / "candidate.json", lambda d: d["architecture"]["layers"][0].update(change))
+
+
+def _architecture(**change: Any) -> Callable[[Path], None]:
+    return lambda f: _edit(f / "candidate.json", lambda d: d["architecture"].update(change))
+
+
+def _metric(**change: Any) -> Callable[[Path], None]:
+    return lambda f: _edit(f / "metrics.json", lambda d: d.update(change))
+
+
+def _weight(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        state = torch.load(folder / "weights.pt", weights_only=True)
+        state["classifier.weight"] = change(state["classifier.weight"])
+        torch.save(state, folder / "weights.pt")
+
+    return edit
+
+
+def _packed(folder: Path) -> None:
+    """As much as a file may hold, in one that is a thousandth of it."""
+    with zipfile.ZipFile(folder / "weights.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(10_000_000))
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no folder": (shutil.rmtree, "does not exist"),
     "a file": (_file_instead, "is a file"),
@@ -341,6 +369,36 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a list for weights": (lambda f: torch.save([1], f / "weights.pt"), "state dict"),
     "another network's weights": (_other_weights, "another network"),
     "NaN weights": (_nan_weights, "NaN"),
+    "negative channels": (_layer(out_channels=-5), "out_channels must be between 1 and 65536: -5"),
+    "channels beyond a machine": (_layer(out_channels=1e308), "out_channels must be a whole number: 1e+308"),
+    "a number of 4,000 digits": (_layer(out_channels=10**4000), "a number of more than 20 digits"),
+    "true for a number": (_layer(kernel=True), "kernel must be a whole number: True"),
+    "NaN for a number": (_layer(stride=math.nan), "stride must be a whole number: nan"),
+    "text for a number": (_layer(dilation="2"), "dilation must be a whole number: '2'"),
+    "a number for a truth": (_layer(padded=1), "padded must be true or false: 1"),
+    "a list for a name": (_layer(norm_type=["batch"]), "norm_type must be text: list"),
+    "an unknown field": (_layer(width=3), "Conv has no field 'width'"),
+    "a map of a terabyte": (_layer(out_channels=60_000), "maps of 1,048,576 values"),
+    "an image of a terabyte": (_architecture(image_size=10**6), "image_size must be between 1 and 512"),
+    "no layers": (_architecture(layers=[]), "between 1 and 1,000 items: 0"),
+    "layers without end": (_architecture(layers=[{"kind": "conv", "out_channels": 4}] * 5_000), "1,000 items: 5,000"),
+    "a million runs": (
+        _architecture(layers=[{"kind": "residual", "body": [{"kind": "conv", "out_channels": 3}] * 99, "times": 999}]),
+        "20,000 operations",
+    ),
+    "other classes": (_architecture(n_classes=12), "to 12 classes"),
+    "other channels": (_architecture(in_channels=1), "from 1 channels"),
+    "NaN for a strength": (
+        lambda f: _edit(f / "candidate.json", lambda d: d["augmentation"].update(mixup=math.nan)),
+        "mixup must be between 0 and 100: nan",
+    ),
+    "text for an accuracy": (_metric(test_accuracy_shipped="0.9"), "test_accuracy_shipped must be a number or null"),
+    "per cent for an accuracy": (_metric(test_accuracy=[0.9, 91.0]), "each of test_accuracy must be between 0 and 1"),
+    "a word for a list": (_metric(seeds="all"), "seeds must be tuple or null"),
+    "other shapes": (_weight(lambda w: w[:-1]), "another network"),
+    "other numbers": (_weight(lambda w: w.double()), "another network"),
+    "sparse weights": (_weight(lambda w: w.to_sparse()), "another network"),
+    "packed weights": (_packed, "damaged"),
 }
 
 
@@ -355,3 +413,11 @@ def test_damage_is_named_in_one_line(copy: Path, case: str) -> None:
     assert str(copy) in message
     assert "\n" not in message
     assert message.endswith(".")
+
+
+def test_a_state_dict_s_own_methods_are_not_called(written: tuple[Path, Network], copy: Path) -> None:
+    """A file may give it values in their place."""
+    state = torch.load(copy / "weights.pt", weights_only=True)
+    state.keys = state.values = state.copy = 1
+    torch.save(state, copy / "weights.pt")
+    assert set(load_bundle(copy).network.state_dict()) == set(written[1].state_dict())

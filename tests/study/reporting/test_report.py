@@ -335,7 +335,7 @@ def test_retrain_is_shown(tmp_path: Path) -> None:
         "candidate_id": trials[1].user_attrs["candidate_id"], "epochs": 100,
         "params": 180_000, "seeds": [0, 1, 2],
         "test_accuracy": [0.91, 0.915, 0.92], "test_accuracy_mean": 0.915, "test_accuracy_std": 0.005,
-        "shipped_seed": 0, "test_accuracy_shipped": 0.91, "train_accuracy": [0.9, 0.9, 0.9],
+        "shipped_seed": 0, "test_accuracy_shipped": 0.91, "train_accuracy": 0.9,
         "target_accuracy": 0.85, "target_met": True, "device": "cpu", "wall_s": 7200.0,
     }  # fmt: skip
     (tmp_path / "best").mkdir()
