@@ -17,9 +17,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from study.bundle.files import Bundle, load_bundle
 from study.command_line.parser import EXIT_USAGE, Parser, run_command
-from study.command_line.wording import aligned
+from study.command_line.wording import aligned, printable
 from study.data.cifar10 import CLASSES
 from study.errors import said
+from study.machine.files import is_file, what_is
 
 _TOP = 3
 _BATCH = 256
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             pixels.append(read_image(Path(name), bundle.candidate.architecture.image_size))
             readable.append(name)
         except UnreadableImageError as error:
-            problems.append(f"{name!r} cannot be read: {error}.")
+            problems.append(printable(f"{name!r} cannot be read: {error}."))
     found = predictions(bundle, readable, pixels)
     if options.json:
         print(json.dumps(found, indent=2))
@@ -93,10 +94,8 @@ def read_image(file: Path, size: int) -> np.ndarray:
     Raises:
         UnreadableImageError: It does not exist, or is no image.
     """
-    if not file.exists():
-        raise UnreadableImageError("there is no such file")
-    if not file.is_file():
-        raise UnreadableImageError("it is a folder" if file.is_dir() else "it is not a regular file")
+    if not is_file(file):
+        raise UnreadableImageError(f"it {what_is(file)}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # oddities of files that Pillow reads all the same
@@ -147,7 +146,7 @@ def _lines(found: Sequence[dict[str, Any]]) -> list[str]:
     rows = []
     for item in found:
         likely = ", ".join(f"{each['class']} {each['probability']:.3f}" for each in item["top"])
-        rows.append((item["path"], item["class"], f"{item['probability']:.3f}", f"({likely})"))
+        rows.append((printable(item["path"]), item["class"], f"{item['probability']:.3f}", f"({likely})"))
     return aligned(rows)
 
 

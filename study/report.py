@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from study.command_line.options import add_study_options, place_of
 from study.command_line.parser import Parser, run_command
+from study.command_line.wording import printable
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     place = place_of(options)
     page = build_page(open_study(place.url, place.name), place.out)
     for line in (*page.key_lines, *write_page(page, place.out)):
-        print(line)
+        print(printable(str(line)))
     return 0
 
 

@@ -268,10 +268,10 @@ def _replaced(folder: Path) -> Iterator[Path]:
     Readers find the old bundle or the new one. Should the program die between the two renames, both
     lie complete beside `folder`.
     """
-    folder = folder.resolve()
+    folder = Path(os.path.realpath(folder))
     new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"A bundle is a folder, and {str(folder)!r} is a file. Name another place.")
+    if (found := what_is(folder)) not in ("is a folder", "does not exist"):
+        raise UserError(f"A bundle is a folder, and {str(folder)!r} {found}. Name another place.")
     try:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)

@@ -13,6 +13,8 @@ from urllib.parse import quote
 
 from search_spaces import DEFAULT_SPACE, GPU_SPACE
 from study.command_line.numbers import above, at_least, whole_or_auto
+from study.errors import UserError
+from study.machine.files import is_file, what_is
 from study.machine.paths import default_storage, run_dir
 
 CHECKPOINT_S = 30.0
@@ -78,9 +80,17 @@ class Place:
 
 
 def place_of(options: argparse.Namespace) -> Place:
-    """The study that the options of `add_study_options` mean."""
+    """The study that the options of `add_study_options` mean.
+
+    Raises:
+        UserError: Its folder cannot be one.
+    """
     name = study_name(options)
-    return Place(options.storage or default_storage(name, options.out), name, run_dir(name, options.out))
+    out = run_dir(name, options.out)
+    standing = what_is(out)
+    if standing not in ("is a folder", "does not exist"):
+        raise UserError(f"--out must be a folder: {str(out)!r} {standing}. Name another.")
+    return Place(options.storage or default_storage(name, options.out), name, out)
 
 
 def storage_url(options: argparse.Namespace) -> str:
@@ -105,10 +115,10 @@ def study_name(options: argparse.Namespace) -> str:
 def _names_in(url: str) -> list[str]:
     """Names of the studies in a SQLite file, read without Optuna, which takes a while to load; none elsewhere."""
     file = url.removeprefix("sqlite:///")
-    if file == url or not Path(file).is_file():
+    if file == url or not is_file(file):
         return []
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{quote(file)}?mode=ro", uri=True)) as connection:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(os.fsencode(file))}?mode=ro", uri=True)) as connection:
             return [name for (name,) in connection.execute("SELECT study_name FROM studies")]
     except sqlite3.Error:  # no database, or none of Optuna's: who opens it in earnest will say so
         return []

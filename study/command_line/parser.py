@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from study.command_line.wording import printable
 from study.errors import StudyFailed, UserError
 
 EXIT_FAILED = 1
@@ -28,13 +31,14 @@ class Parser(argparse.ArgumentParser):
 
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command and turns its outcome into an exit code; a bug keeps its traceback."""
+    _print_whatever_comes()
     try:
         code = main() or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         code = EXIT_USAGE
     except StudyFailed as error:
-        print(f"failed: {error}", file=sys.stderr)
+        print(f"failed: {printable(str(error))}", file=sys.stderr)
         code = EXIT_FAILED
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
@@ -42,3 +46,11 @@ def run_command(main: Callable[[], int | None]) -> None:
         sys.stderr.close()
         code = 0
     sys.exit(code)
+
+
+def _print_whatever_comes() -> None:
+    """Lets this process and its children escape what their output's encoding lacks: file names hold anything."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+            os.environ["PYTHONIOENCODING"] = f"{stream.encoding}:backslashreplace"

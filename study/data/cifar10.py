@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from study.errors import UserError
+from study.machine.files import is_folder, what_is
 from study.machine.paths import cache_dir
 
 FOLDER = "cifar-10-batches-py"
@@ -58,15 +59,16 @@ def find_folder(data: str | None = None) -> Path:
     """
     named = data or os.environ.get("STUDY_DATA")
     if named:
-        if not (Path(named) / FOLDER).is_dir():
+        found = what_is(Path(named) / FOLDER)
+        if found != "is a folder":
             origin = "--data" if data else "$STUDY_DATA"
             raise UserError(
-                f"{origin} must name the folder that contains {FOLDER}: {named!r} does not. "
+                f"{origin} must name the folder that contains {FOLDER}, and in {named!r} it {found}. "
                 "Name another, or leave it out to download CIFAR-10."
             )
         return Path(named)
     folder = cache_dir() / "data"
-    if not (folder / FOLDER).is_dir():
+    if not is_folder(folder / FOLDER):
         _download(folder)
     return folder
 

@@ -91,14 +91,15 @@ def replaced(file: Path, lasting: bool = False) -> Iterator[Path]:
 def write_atomically(file: Path, content: str | bytes, lasting: bool = False) -> None:
     """Makes `content` that of `file`, as `replaced` does; text in UTF-8."""
     with replaced(file, lasting) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        # Names of files may hold halves of characters, which UTF-8 has not.
+        temporary.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
 def write_together(texts: Mapping[Path, str]) -> None:
     """Writes every text to its path: all are written before the first one replaces what was there."""
     with contextlib.ExitStack() as stack:
         for file, text in texts.items():
-            stack.enter_context(replaced(file, lasting=True)).write_text(text, encoding="utf-8", newline="\n")
+            stack.enter_context(replaced(file, lasting=True)).write_bytes(text.encode(errors="backslashreplace"))
 
 
 def read_tensors(file: Path) -> Any:

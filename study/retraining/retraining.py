@@ -11,7 +11,7 @@ from search_spaces.candidate import Augmentation
 from search_spaces.training_dimensions import lengthened
 from study.bundle.files import write_bundle
 from study.calibration.prices import calibrate
-from study.command_line.wording import counted, duration, percent
+from study.command_line.wording import counted, duration, percent, printable
 from study.data.cifar10 import find_folder, load_test, load_train
 from study.errors import StudyFailed, TrialFailed
 from study.machine.hardware import hardware, n_cores, n_loaders, resolve_device, versions
@@ -55,7 +55,7 @@ def retrain(plan: RetrainPlan) -> int:
     write_bundle(target.folder, seeds[0].candidate, shipped.network, metrics, shipped.curve, test, shipped.logits)
     if target.study is not None:
         report(target.study, plan.out, tell=False)
-    print(f"Bundle: {target.folder}")
+    print(f"Bundle: {printable(str(target.folder))}")
     print(_verdict(metrics))
     return 0
 

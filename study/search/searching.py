@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from study.command_line.parser import EXIT_INTERRUPTED
-from study.command_line.wording import duration
+from study.command_line.wording import duration, printable
 from study.errors import StudyFailed, UserError
 from study.reporting.optional import report
 from study.search.creation import create_study, expected_seconds, find_study, refuse_early, remember_command
@@ -198,7 +198,7 @@ def _banner(
     if freed:
         lines["recovered"] = f"slots {', '.join(map(str, freed))} of an interrupted run are run again"
     for name, value in lines.items():
-        print(f"{name:>10}  {value}")
+        print(f"{name:>10}  {printable(value)}")
     sys.stdout.flush()
 
 
@@ -207,4 +207,4 @@ def _finish(plan: SearchPlan, study: optuna.Study, storage: optuna.storages.RDBS
 
     checkpoint_sqlite(storage)
     report(study, plan.out)
-    print(f"Next:   {plan.next_command}", flush=True)
+    print(f"Next:   {printable(plan.next_command)}", flush=True)

@@ -21,6 +21,7 @@ from search_spaces.candidate import Candidate
 from search_spaces.fields import DescriptionError
 from study.command_line.options import default_space
 from study.errors import UserError, said
+from study.machine.files import is_file
 from study.storage.config import StudyConfig
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -227,7 +228,7 @@ _NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse
 
 
 def _check_sqlite_file(file: Path, must_exist: bool) -> None:
-    if must_exist and not file.exists():
+    if must_exist and not is_file(file):
         raise UserError(
             f"There is no study at {str(file)!r}. Start one with python -m study.run, or name another --storage."
         )

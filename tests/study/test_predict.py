@@ -178,4 +178,4 @@ def test_command_exit_codes(bundle: Path, pixels: np.ndarray, tmp_path: Path) ->
     assert done.returncode == 2
     assert len(done.stdout.splitlines()) == 1
     assert "image.png" in done.stdout
-    assert done.stderr == "error: 'gone.png' cannot be read: there is no such file.\n"
+    assert done.stderr == "error: 'gone.png' cannot be read: it does not exist.\n"
