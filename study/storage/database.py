@@ -33,11 +33,14 @@ def hide_password(url: str) -> str:
     """The URL, fit to print."""
     try:
         parsed = sqlalchemy.make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError):  # ValueError: the port is no number
+        if parsed.password is None and "password" not in parsed.query:
+            return url
+        if "password" in parsed.query:
+            parsed = parsed.update_query_dict({"password": "***"})
+        return parsed.render_as_string(hide_password=True)
+    # ValueError: the port is no number, or a character no character.
+    except (sqlalchemy.exc.ArgumentError, ValueError):
         return "<unreadable URL>"
-    if "password" in parsed.query:
-        parsed = parsed.update_query_dict({"password": "***"})
-    return parsed.render_as_string(hide_password=True)
 
 
 def retrain_command(storage: str | None, name: str, out: str | None) -> str:
