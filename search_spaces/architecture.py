@@ -53,6 +53,8 @@ Side = Annotated[int, Within(1, 63)]
 """Of a kernel, in pixels."""
 Step = Annotated[int, Within(1, 64)]
 Dilation = Annotated[int, Within(1, 1_024)]
+SEVERAL = Within(1, 1_000)
+"""Layers, units of a body, branches."""
 MOST_PARAMS = 50_000_000
 MOST_MACS = 10_000_000_000
 MOST_OPERATIONS = 20_000
@@ -187,7 +189,7 @@ class Branches:
         norm, activation, norm_type, activation_type: After the join, as in `Conv`.
     """
 
-    branches: tuple[Branch, ...]
+    branches: Annotated[tuple[Branch, ...], SEVERAL]
     join: str = "concat"
     bias: bool = True
     norm: bool = True
@@ -257,7 +259,7 @@ class Residual:
             the same in all runs; every run has norms of its own, since statistics differ from run to run.
     """
 
-    body: tuple[Unit, ...]
+    body: Annotated[tuple[Unit, ...], SEVERAL]
     activation: bool = True
     activation_type: str = "relu"
     scaled: str | None = None
@@ -340,7 +342,7 @@ class Architecture:
         classifier_bias: Whether the classifier carries a bias.
     """
 
-    layers: tuple[Layer, ...]
+    layers: Annotated[tuple[Layer, ...], SEVERAL]
     in_channels: Count = 3
     image_size: Annotated[int, Within(1, 512)] = 32
     n_classes: Count = 10

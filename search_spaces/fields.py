@@ -36,10 +36,7 @@ Amount = Annotated[float, Within(0, 1e300)]
 """Neither NaN nor infinite."""
 
 _Kind = tuple[tuple[type, ...], Within | None]
-"""The types of a value, and its range if it has one."""
-
-MOST_ITEMS = 1_000
-"""Of layers, of units in a residual body, of branches."""
+"""The types of a value, and its range if it has one: that of a tuple is of its length."""
 
 
 def check_fields(description: Any) -> None:
@@ -50,12 +47,15 @@ def check_fields(description: Any) -> None:
     """
     for name, kind, item in _rules(type(description)):  # type: ignore[arg-type]
         value = getattr(description, name)
-        _check(name, value, kind)
-        if item is not None and value is not None:
-            if not 1 <= len(value) <= MOST_ITEMS:
-                raise DescriptionError(f"{name} must hold between 1 and {MOST_ITEMS:,} items: {len(value):,}.")
-            for each in value:
-                _check(f"each of {name}", each, item)
+        if item is None or value is None:
+            _check(name, value, kind)
+            continue
+        types, within = kind
+        _check(name, value, (types, None))
+        if within is not None:
+            _check(f"the number of {name}", len(value), ((int,), within))
+        for each in value:
+            _check(f"each of {name}", each, item)
 
 
 def _check(name: str, value: Any, kind: _Kind) -> None:

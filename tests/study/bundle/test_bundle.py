@@ -380,8 +380,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an unknown field": (_layer(width=3), "Conv has no field 'width'"),
     "a map of a terabyte": (_layer(out_channels=60_000), "maps of 1,048,576 values"),
     "an image of a terabyte": (_architecture(image_size=10**6), "image_size must be between 1 and 512"),
-    "no layers": (_architecture(layers=[]), "between 1 and 1,000 items: 0"),
-    "layers without end": (_architecture(layers=[{"kind": "conv", "out_channels": 4}] * 5_000), "1,000 items: 5,000"),
+    "no layers": (_architecture(layers=[]), "the number of layers must be between 1 and 1000: 0"),
+    "layers without end": (_architecture(layers=[{"kind": "conv", "out_channels": 4}] * 5_000), "1 and 1000: 5000"),
     "a million runs": (
         _architecture(layers=[{"kind": "residual", "body": [{"kind": "conv", "out_channels": 3}] * 99, "times": 999}]),
         "20,000 operations",
