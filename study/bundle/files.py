@@ -16,6 +16,7 @@ Torch and matplotlib are imported where they are used: `load_candidate` needs ne
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -35,7 +36,7 @@ from search_spaces.layer_table import layer_table
 from study.bundle.metrics import METRICS, read_metrics
 from study.data.cifar10 import CLASSES, Images
 from study.errors import UserError, said
-from study.machine.files import DamagedFileError, is_file, is_folder, read_json, read_tensors, what_is
+from study.machine.files import DamagedFileError, is_file, is_folder, read_json, read_tensors, unwritten, what_is
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +107,7 @@ def write_bundle(
         test_logits: float [N, n_classes] of `network` on them.
 
     Raises:
-        UserError: The folder cannot be written.
+        UserError, StudyFailed: The folder cannot be written.
         RuntimeError: The exported program does not compute what the network computes.
     """
     from study.bundle import figures as bundle_figures
@@ -136,7 +137,7 @@ def load_bundle(folder: Path) -> Bundle:
     """
     import torch
 
-    from study.model.network import build
+    from study.model.network import build, described
 
     candidate = load_candidate(folder)
     architecture = candidate.architecture
@@ -152,7 +153,7 @@ def load_bundle(folder: Path) -> Bundle:
         raise UserError(f"{str(file)!r} cannot be read: {error}. {_AGAIN}") from error
     state = _read_weights(folder)
     network = build(architecture, seed=0)
-    if _described(state) != _described(network.state_dict()):
+    if described(state) != described(network.state_dict()):
         raise UserError(
             f"The weights must fit {CANDIDATE}, and {str(folder / WEIGHTS)!r} belongs to another network. "
             "Take both files from one bundle."
@@ -177,11 +178,6 @@ def load_candidate(folder: Path) -> Candidate:
         raise UserError(f"{str(file)!r} cannot be read: {error}. {_AGAIN}") from error
     except DescriptionError as error:
         raise UserError(f"{str(file)!r} holds no candidate: {said(error)}. {_AGAIN}") from error
-
-
-def _described(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[Any, ...]]:
-    """Shape, type and kind of every tensor: loading would convert what only looks alike."""
-    return {name: (each.shape, each.dtype, each.layout, each.device) for name, each in state.items()}
 
 
 def summary(candidate: Candidate, metrics: Mapping[str, Any]) -> str:
@@ -229,7 +225,9 @@ def _write_networks(folder: Path, candidate: Candidate, network: Network) -> Non
     shipped = build(candidate.architecture, seed=0)
     shipped.load_state_dict({name: tensor.detach().cpu() for name, tensor in network.state_dict().items()})
     shipped.eval().requires_grad_(False)
-    torch.save(shipped.state_dict(), folder / WEIGHTS)
+    content = io.BytesIO()  # torch's own writer does not tell a full disk from a bug
+    torch.save(shipped.state_dict(), content)
+    (folder / WEIGHTS).write_bytes(content.getvalue())
     deployable = Deployable(shipped).eval().requires_grad_(False)
     _export(folder / MODEL, deployable, candidate.architecture.in_channels, candidate.architecture.image_size)
 
@@ -243,14 +241,17 @@ def _export(file: Path, module: torch.nn.Module, channels: int, side: int) -> No
     program = torch.export.export(module, (images[:2],), dynamic_shapes={"x": {0: batch}})
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine, which are nobody's business
-    torch.export.save(program, file)
-    loaded = torch.export.load(file).module()
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    content.seek(0)
+    loaded = torch.export.load(content).module()
     for n_images in _CHECKED_BATCHES:
         with torch.inference_mode():
             found, expected = loaded(images[:n_images]), module(images[:n_images])
         if not torch.allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE):
             worst = float((found - expected).abs().max())
             raise RuntimeError(f"The exported program differs from the network by {worst:.3g} at {n_images=}.")
+    file.write_bytes(content.getvalue())
 
 
 def _write_confusion(file: Path, confusion: np.ndarray) -> None:
@@ -287,7 +288,7 @@ def _replaced(folder: Path) -> Iterator[Path]:
     except OSError as error:
         if old.exists() and not folder.exists():
             old.rename(folder)
-        raise UserError(f"The bundle cannot be written to {str(folder)!r}: {error}. Name another place.") from error
+        raise unwritten(f"The bundle {str(folder)!r}", error, "Name another place.") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

@@ -134,7 +134,7 @@ def run(
         if leave():
             raise SystemExit(0)
 
-    resume = load_progress(work.checkpoint)
+    resume = load_progress(work.checkpoint, (work.candidate, work.config))
     earlier_s = 0.0 if resume is None else sum(record.wall_s for record in resume.records)
 
     def wall_s() -> float:

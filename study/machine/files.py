@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from study.errors import first_line, said
+from study.errors import StudyFailed, UserError, first_line, said
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MOST_JSON = 2**24
 """Bytes; nobody writes as many."""
@@ -110,17 +114,53 @@ def read_tensors(file: Path) -> Any:
     """
     import torch
 
+    with _archive(file):
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """What `np.savez` wrote to `file`.
+
+    Raises:
+        DamagedFileError: It is not there, not whole, or holds more than arrays.
+    """
+    import numpy as np
+
+    with _archive(file), np.load(file, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+@contextlib.contextmanager
+def _archive(file: Path) -> Iterator[None]:
+    """Within it `file` is read, an archive that is whole; whatever goes wrong is its damage.
+
+    Raises:
+        DamagedFileError: Something went wrong.
+    """
     if not is_file(file):
         raise DamagedFileError(f"it {what_is(file)}")
     try:
-        with zipfile.ZipFile(file) as archive:  # torch.load does not compare the checksums it writes
+        with zipfile.ZipFile(file) as archive:  # torch and numpy do not compare the checksums that they write
             if sum(entry.file_size for entry in archive.infolist()) > file.stat().st_size:
-                raise zipfile.BadZipFile("it holds more than its size")  # packed, which torch.save never does
+                raise zipfile.BadZipFile("it holds more than its size")  # packed, which neither of them does
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile("a checksum does not match")
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # by where the damage is, zipfile, pickle and torch raise any type there is
+        yield
+    except Exception as error:  # by where the damage is, zipfile, pickle, torch and numpy raise any type there is
         raise DamagedFileError(first_line(error)) from error
+
+
+def unwritten(what: str, error: OSError, otherwise: str) -> Exception:
+    """What to raise because `what` cannot be written: a full disk is no mistake of the user's.
+
+    Args:
+        what: A file or folder, with words before it.
+        error: What the system said.
+        otherwise: What to do unless the disk is full.
+    """
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StudyFailed(f"{what} cannot be written: {error.strerror}. Make room and run the same command again.")
+    return UserError(f"{what} cannot be written: {error.strerror or error}. {otherwise}")
 
 
 def _wait_for_disk(path: Path) -> None:

@@ -57,6 +57,11 @@ class Seed:
         name = checkpoint_name(self.candidate, self.config, self.n_train, *taught_by)
         return self.checkpoints / f"{self.role}{name}.pt"
 
+    @property
+    def tested(self) -> Path:
+        """Where its logits on the test images are kept."""
+        return self.file.with_suffix(".npz")
+
     def changed(self, **config: Any) -> Seed:
         """The same training with another configuration."""
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **config))
@@ -68,7 +73,7 @@ def finished(seed: Seed) -> Progress:
     Raises:
         StudyFailed: It is not finished, or cannot be read.
     """
-    progress = load_progress(seed.file)
+    progress = load_progress(seed.file, (seed.candidate, seed.config))
     if progress is None or progress.epoch < seed.config.epochs:
         raise StudyFailed(f"{seed.file} does not hold a finished training; run the same command again.")
     return progress
@@ -170,12 +175,13 @@ def train_seed(seed: Seed) -> None:
     config, name = seed.config, f"seed {seed.config.seed}"
     torch.set_num_threads(seed.n_threads)
     images = load_train(seed.data).take(np.arange(seed.n_train))
-    resume = load_progress(seed.file)
+    resume = load_progress(seed.file, (seed.candidate, seed.config))
     forget_snapshots(seed.file, resume)
     if resume is not None:
         if resume.epoch >= config.epochs:
             return
         print(f"{name}: goes on at epoch {resume.epoch + 1}, step {resume.batch + 1}", flush=True)
+    seed.tested.unlink(missing_ok=True)  # it was of another training
     teacher = None
     if seed.teacher is not None:
         teacher = build(seed.teacher.candidate.architecture)

@@ -11,9 +11,10 @@ from typing import Any
 
 from search_spaces.architecture import identifier
 from search_spaces.candidate import Candidate
+from study.command_line.wording import printable
 from study.data.augmentation import AUGMENTATION_ORDER
 from study.errors import StudyFailed, first_line
-from study.machine.files import DamagedFileError, read_tensors, replaced
+from study.machine.files import DamagedFileError, read_tensors, replaced, what_is
 from study.training.records import Progress, TrainingConfig
 
 
@@ -32,16 +33,26 @@ def checkpoint_name(candidate: Candidate, config: TrainingConfig, n_train: int, 
     return f"{candidate.candidate_id}-seed{config.seed}-{identifier(what)}"
 
 
-def load_progress(file: Path) -> Progress | None:
-    """The progress saved in `file`; None if there is none or it cannot be read."""
-    if not file.exists():
+def load_progress(file: Path, of: tuple[Candidate, TrainingConfig] | None = None) -> Progress | None:
+    """The progress saved in `file`; None if there is none or it cannot be read, which is said.
+
+    Args:
+        file: Where `save_progress` put it.
+        of: The training that is to go on from it, if one is.
+    """
+    if what_is(file) == "does not exist":
         return None
     try:
         data = read_tensors(file)
         snapshots = {epoch: read_tensors(_snapshot(file, epoch)) for epoch in data["snapshots"]}
-        return Progress.from_dict({**data, "snapshots": snapshots})
-    except (DamagedFileError, KeyError, TypeError) as error:  # the last two: whole, but of another version
-        print(f"{file.name} cannot be read ({first_line(error)}): this training starts anew", flush=True)
+        progress = Progress.from_dict({**data, "snapshots": snapshots})
+        if of is not None:
+            from study.training.state import TrainState
+
+            TrainState.check(progress, *of)
+        return progress
+    except (DamagedFileError, AttributeError, KeyError, TypeError, ValueError) as error:  # whole, but not such a file
+        print(f"{printable(file.name)} cannot be read ({first_line(error)}): this training starts anew", flush=True)
         return None
 
 

@@ -145,7 +145,7 @@ def test_what_is_transparent_is_white_at_every_depth(depth: int, kind: int, tmp_
     """One half is of the transparent colour, the other is black."""
     if kind == 2 and depth < 8:
         pytest.skip("PNG knows no such depth of colours")
-    n_samples, clear = 3 if kind == 2 else 1, 1 if depth == 1 else 2**depth // 3
+    n_samples, clear = 3 if kind == 2 else 1, 2**depth * 3 // 7 or 1
     samples = [clear] * 16 * n_samples + [0] * 16 * n_samples
     transparent = struct.pack(">H", clear) * n_samples
     (tmp_path / "image.png").write_bytes(png(depth, kind, samples, transparent=transparent))
