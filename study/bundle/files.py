@@ -36,7 +36,16 @@ from search_spaces.layer_table import layer_table
 from study.bundle.metrics import METRICS, read_metrics
 from study.data.cifar10 import CLASSES, Images
 from study.errors import UserError, said
-from study.machine.files import DamagedFileError, is_file, is_folder, read_json, read_tensors, unwritten, what_is
+from study.machine.files import (
+    DamagedFileError,
+    is_file,
+    is_folder,
+    read_json,
+    read_tensors,
+    tensors_as_bytes,
+    unwritten,
+    what_is,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -218,16 +227,13 @@ def _key_metrics(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _write_networks(folder: Path, candidate: Candidate, network: Network) -> None:
     """weights.pt and model.pt2. The module is built anew: whatever lies beside the weights in the
     trained one (device, memory format, training mode) must not leak into the export."""
-    import torch
 
     from study.model.network import Deployable, build
 
     shipped = build(candidate.architecture, seed=0)
     shipped.load_state_dict({name: tensor.detach().cpu() for name, tensor in network.state_dict().items()})
     shipped.eval().requires_grad_(False)
-    content = io.BytesIO()  # torch's own writer does not tell a full disk from a bug
-    torch.save(shipped.state_dict(), content)
-    (folder / WEIGHTS).write_bytes(content.getvalue())
+    (folder / WEIGHTS).write_bytes(tensors_as_bytes(shipped.state_dict()))
     deployable = Deployable(shipped).eval().requires_grad_(False)
     _export(folder / MODEL, deployable, candidate.architecture.in_channels, candidate.architecture.image_size)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import stat
@@ -106,8 +107,17 @@ def write_together(texts: Mapping[Path, str]) -> None:
             stack.enter_context(replaced(file, lasting=True)).write_bytes(text.encode(errors="backslashreplace"))
 
 
+def tensors_as_bytes(content: Any) -> bytes:
+    """What `torch.save` writes. Its own writer takes a full disk for a bug of its own."""
+    import torch
+
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    return stream.getvalue()
+
+
 def read_tensors(file: Path) -> Any:
-    """What `torch.save` wrote to `file`, on the CPU.
+    """What `tensors_as_bytes` made and somebody wrote to `file`, on the CPU.
 
     Raises:
         DamagedFileError: It is not there, not whole, or holds more than tensors and plain containers.

@@ -53,10 +53,10 @@ def retrain(plan: RetrainPlan) -> int:
     results = [test_seed(seed, test) for seed in seeds]
     shipped, metrics = results[0], {**_metrics(target, seeds, results), "command": plan.command}
     write_bundle(target.folder, seeds[0].candidate, shipped.network, metrics, shipped.curve, test, shipped.logits)
+    print(f"Bundle: {printable(str(target.folder))}")
+    print(_verdict(metrics), flush=True)
     if target.study is not None:
         report(target.study, plan.out, tell=False)
-    print(f"Bundle: {printable(str(target.folder))}")
-    print(_verdict(metrics))
     return 0
 
 

@@ -51,6 +51,7 @@ def rerank(plan: RerankPlan) -> int:
     """
     from study.machine.hardware import resolve_device
     from study.storage.database import config_of, open_study
+    from study.storage.patience import storage_failures
 
     source = open_study(plan.search.url, plan.source)
     refuse_other_version(plan.source, config_of(source))
@@ -59,18 +60,19 @@ def rerank(plan: RerankPlan) -> int:
     existing = find_study(plan.search)
     # A single candidate needs no measurement of how many train at once.
     machine = get_ready(dataclasses.replace(plan.search, trials=len(best)))
-    if existing is None:
-        config = _config(plan.search, config_of(source), machine.device, machine.calibration)
-        more = {"rerank_of": source.study_name, "given": _descriptions(best, config)}
-        target = source.user_attrs["target_accuracy"]
-        study, storage = new_study(plan.search.url, plan.search.name, config, machine.calibration, target, **more)
-    else:
-        study, storage = existing
-        _add_next_best(study, best, plan.top or 0)
-    given: list[dict[str, Any]] = study.user_attrs["given"]
-    candidates = [Given(each["name"], each["params"], each["candidate"]) for each in given]
-    search = dataclasses.replace(plan.search, trials=len(candidates))
-    return bring_to_end(search, machine, study, storage, existing is None, candidates)
+    with storage_failures():
+        if existing is None:
+            config = _config(plan.search, config_of(source), machine.device, machine.calibration)
+            more = {"rerank_of": source.study_name, "given": _descriptions(best, config)}
+            target = source.user_attrs["target_accuracy"]
+            study, storage = new_study(plan.search.url, plan.search.name, config, machine.calibration, target, **more)
+        else:
+            study, storage = existing
+            _add_next_best(study, best, plan.top or 0)
+        given: list[dict[str, Any]] = study.user_attrs["given"]
+        candidates = [Given(each["name"], each["params"], each["candidate"]) for each in given]
+        search = dataclasses.replace(plan.search, trials=len(candidates))
+        return bring_to_end(search, machine, study, storage, existing is None, candidates)
 
 
 def best_candidates(study: optuna.Study, asked: int | None, default: int) -> list[FrozenTrial]:

@@ -45,11 +45,14 @@ class Machine:
 
 def search(plan: SearchPlan) -> int:
     """Brings the study of `plan` to its end. Returns the exit code."""
+    from study.storage.patience import storage_failures
+
     refuse_early(plan)
     existing = find_study(plan)
     machine = get_ready(plan)
-    study, storage = existing or create_study(plan, machine.device, machine.calibration)
-    return bring_to_end(plan, machine, study, storage, created=existing is None)
+    with storage_failures():
+        study, storage = existing or create_study(plan, machine.device, machine.calibration)
+        return bring_to_end(plan, machine, study, storage, created=existing is None)
 
 
 def get_ready(plan: SearchPlan) -> Machine:
@@ -113,7 +116,6 @@ def bring_to_end(
     from study.search.pruning import compared_epochs, make_pruner
     from study.search.supervisor import Supervisor
     from study.storage.database import config_of
-    from study.storage.patience import STORAGE_ERRORS, cause_of
     from study.storage.slots import SlotTable
     from study.training.records import TrainingConfig
 
@@ -149,11 +151,6 @@ def bring_to_end(
     supervisor = Supervisor(plan, study, storage, slots, config, asker, executor, training)
     try:
         stopped = supervisor.run()
-    except STORAGE_ERRORS as error:
-        raise StudyFailed(
-            f"the storage cannot be written ({cause_of(error)}). Finished trials are safe; mend it and run the same "
-            "command."
-        ) from error
     except StudyFailed:
         _finish(plan, study, storage)
         raise

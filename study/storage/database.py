@@ -20,13 +20,15 @@ from optuna.trial import FrozenTrial, TrialState
 from search_spaces.candidate import Candidate
 from search_spaces.fields import DescriptionError
 from study.command_line.options import default_space
-from study.errors import UserError, said
-from study.machine.files import is_file
+from study.errors import StudyFailed, UserError, said
+from study.machine.files import is_file, unwritten
 from study.storage.config import StudyConfig
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 METRIC = "val_accuracy"
 LOCK_TIMEOUT_S = 60
+_FULL = ("database or disk is full", "disk I/O error")
+"""What SQLite says where there is no room, the second of the memory that it shares with other processes."""
 
 
 def hide_password(url: str) -> str:
@@ -87,6 +89,7 @@ def open_storage(url: str, must_exist: bool = False) -> optuna.storages.RDBStora
 
     Raises:
         UserError: It cannot be reached, read or used.
+        StudyFailed: There is no room for it.
     """
     try:
         parsed = sqlalchemy.make_url(url)
@@ -109,6 +112,10 @@ def open_storage(url: str, must_exist: bool = False) -> optuna.storages.RDBStora
         return storage
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError, ValueError, AssertionError) as error:
         cause = str(getattr(error, "orig", None) or error).strip().splitlines()
+        if cause and cause[0] in _FULL:
+            raise StudyFailed(
+                f"the storage {hide_password(url)} cannot be used: {cause[0]}. Make room, then run the same command."
+            ) from error
         raise UserError(
             f"The storage {hide_password(url)} cannot be used: {cause[0] if cause else type(error).__name__}. "
             "Check the URL, that the server runs, and that the file is an Optuna database."
@@ -238,9 +245,8 @@ def _check_sqlite_file(file: Path, must_exist: bool) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"The folder of the storage cannot be made: {error}. Name another --storage or --out."
-        ) from error
+        what = f"The folder of the storage, {str(file.parent)!r},"
+        raise unwritten(what, error, "Name another --storage or --out.") from error
     if _file_system(file.parent) in _NETWORK_FILE_SYSTEMS:
         raise UserError(
             f"SQLite cannot lock on a network file system: {str(file)!r}. "

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import optuna
 import sqlalchemy
+
+from study.errors import StudyFailed
 
 OUTAGE_S = 120.0
 """For a storage to come back. Claims of slots last longer (`study.storage.slots.LEASE_S`)."""
@@ -45,6 +48,22 @@ class Patience:
                     self._say(f"the storage does not answer ({cause_of(error)}): waiting for at most {OUTAGE_S:.0f} s")
             time.sleep(pause)
             pause = min(5.0, 2 * pause)
+
+
+@contextmanager
+def storage_failures() -> Iterator[None]:
+    """Turns a storage that cannot be written into the end of the run.
+
+    Raises:
+        StudyFailed: It is so.
+    """
+    try:
+        yield
+    except STORAGE_ERRORS as error:
+        raise StudyFailed(
+            f"the storage cannot be written ({cause_of(error)}). Finished trials are safe; mend it and run the same "
+            "command."
+        ) from error
 
 
 def cause_of(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from search_spaces.candidate import Candidate
 from study.command_line.wording import printable
 from study.data.augmentation import AUGMENTATION_ORDER
 from study.errors import StudyFailed, first_line
-from study.machine.files import DamagedFileError, read_tensors, replaced, what_is
+from study.machine.files import DamagedFileError, read_tensors, tensors_as_bytes, what_is, write_atomically
 from study.training.records import Progress, TrainingConfig
 
 
@@ -81,10 +81,8 @@ def _snapshot(file: Path, epoch: int) -> Path:
 
 
 def _save(content: dict[str, Any], file: Path) -> None:
-    import torch
-
     try:
-        with replaced(file, lasting=True) as temporary:
-            torch.save(content, temporary)
-    except (OSError, RuntimeError) as error:  # RuntimeError: torch's, of a file that it cannot write
-        raise StudyFailed(f"the checkpoint {file} cannot be written: {error}. The one before is kept.") from error
+        write_atomically(file, tensors_as_bytes(content), lasting=True)
+    except OSError as error:
+        cause = error.strerror or error
+        raise StudyFailed(f"the checkpoint {file} cannot be written: {cause}. The one before is kept.") from error

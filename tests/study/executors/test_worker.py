@@ -137,7 +137,7 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_trial(
     def full(*args: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     assert isinstance(run(work_of(tmp_path), tiny_images, Told()), Ended)
     error = capsys.readouterr().err
     assert error.count("No space left on device") == 1  # said once

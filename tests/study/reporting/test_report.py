@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search_spaces import get_space
 from search_spaces.constraints import Limits, check
 from search_spaces.space import Choice, Dimension, Integer
-from study.errors import UserError
+from study.errors import StudyFailed, UserError
 from study.machine.paths import REPOSITORY
 from study.reporting import page as report_page
 from study.reporting import report
@@ -555,7 +555,7 @@ def test_a_full_disk_keeps_the_older_report(tmp_path: Path, monkeypatch: pytest.
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="No space left"):
+    with pytest.raises(StudyFailed, match="No space left"):
         report.write_report(study, tmp_path)
     assert (html.read_bytes(), markdown.read_bytes()) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.md"]
