@@ -1,7 +1,8 @@
 """The bundle: a trained network as a folder that is ready to use, written whole or not at all.
 
     best/
-    |- weights.pt       state dict of study.model.network.Network (loads with weights_only=True)
+    |- weights.safetensors  state dict of study.model.network.Network: numbers alone, nothing in it can run
+    |- weights.pt       the same as torch saves it (loads with weights_only=True)
     |- model.pt2        torch.export program: float32 images [N, 3, 32, 32] in [0, 1] -> logits [N, 10]
     |- candidate.json   what was trained
     |- metrics.json     what it reached
@@ -40,7 +41,9 @@ from study.machine.files import (
     DamagedFileError,
     is_file,
     is_folder,
+    numbers_as_bytes,
     read_json,
+    read_numbers,
     read_tensors,
     tensors_as_bytes,
     unwritten,
@@ -52,10 +55,10 @@ if TYPE_CHECKING:
 
     from study.model.network import Network
 
-WEIGHTS, MODEL, CANDIDATE = "weights.pt", "model.pt2", "candidate.json"
+NUMBERS, WEIGHTS, MODEL, CANDIDATE = "weights.safetensors", "weights.pt", "model.pt2", "candidate.json"
 SUMMARY, CURVES, MISSES = "summary.txt", "curves.png", "misses.png"
 CONFUSION_PNG, CONFUSION_CSV = "confusion.png", "confusion.csv"
-FILES = (WEIGHTS, MODEL, CANDIDATE, METRICS, SUMMARY, CURVES, MISSES, CONFUSION_PNG, CONFUSION_CSV)
+FILES = (NUMBERS, WEIGHTS, MODEL, CANDIDATE, METRICS, SUMMARY, CURVES, MISSES, CONFUSION_PNG, CONFUSION_CSV)
 """Every file of a bundle."""
 _MAKE = "Write one with python -m study.retrain, or name its folder."
 _AGAIN = "Copy the bundle again, or write it again with python -m study.retrain."
@@ -139,7 +142,9 @@ def write_bundle(
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """Reads a bundle back. Needs candidate.json, metrics.json and weights.pt.
+    """Reads a bundle back, and runs nothing of it, whoever made it.
+
+    Needs candidate.json, metrics.json, and weights.safetensors; weights.pt in a bundle that has none.
 
     Raises:
         UserError: The folder or a file is missing, damaged, or does not fit the others.
@@ -155,22 +160,22 @@ def load_bundle(folder: Path) -> Bundle:
             f"{str(folder / CANDIDATE)!r} is of a network from {architecture.in_channels} channels to "
             f"{architecture.n_classes} classes; only one from 3 to {len(CLASSES)} can be used here."
         )
-    file = _require(folder, METRICS)
+    _require(folder, METRICS)
     try:
         metrics = read_metrics(folder)
     except DamagedFileError as error:
-        raise UserError(f"{str(file)!r} cannot be read: {error}. {_AGAIN}") from error
-    state = _read_weights(folder)
+        raise UserError(f"{str(folder / METRICS)!r} cannot be read: {error}. {_AGAIN}") from error
+    file, state = _read_weights(folder)
     network = build(architecture, seed=0)
     if described(state) != described(network.state_dict()):
         raise UserError(
-            f"The weights must fit {CANDIDATE}, and {str(folder / WEIGHTS)!r} belongs to another network. "
+            f"The weights must fit {CANDIDATE}, and {str(file)!r} belongs to another network. "
             "Take both files from one bundle."
         )
     network.load_state_dict(state)
     with torch.no_grad():
         if not all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values()):
-            raise UserError(f"{str(folder / WEIGHTS)!r} is damaged: it holds NaN or infinity. {_AGAIN}")
+            raise UserError(f"{str(file)!r} is damaged: it holds NaN or infinity. {_AGAIN}")
     return Bundle(folder, candidate, metrics, network.eval().requires_grad_(False))
 
 
@@ -225,7 +230,7 @@ def _key_metrics(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _write_networks(folder: Path, candidate: Candidate, network: Network) -> None:
-    """weights.pt and model.pt2. The module is built anew: whatever lies beside the weights in the
+    """The weights in both forms, and model.pt2. The module is built anew: whatever lies beside the weights in the
     trained one (device, memory format, training mode) must not leak into the export."""
 
     from study.model.network import Deployable, build
@@ -234,6 +239,7 @@ def _write_networks(folder: Path, candidate: Candidate, network: Network) -> Non
     shipped.load_state_dict({name: tensor.detach().cpu() for name, tensor in network.state_dict().items()})
     shipped.eval().requires_grad_(False)
     (folder / WEIGHTS).write_bytes(tensors_as_bytes(shipped.state_dict()))
+    (folder / NUMBERS).write_bytes(numbers_as_bytes(shipped.state_dict()))
     deployable = Deployable(shipped).eval().requires_grad_(False)
     _export(folder / MODEL, deployable, candidate.architecture.in_channels, candidate.architecture.image_size)
 
@@ -303,19 +309,21 @@ def _write_json(file: Path, data: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n")
 
 
-def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+def _read_weights(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """The file that holds them, and what it holds."""
     import torch
 
-    file = _require(folder, WEIGHTS)
+    safe = what_is(folder / NUMBERS) != "does not exist"
+    file = _require(folder, NUMBERS if safe else WEIGHTS)
     try:
-        state = read_tensors(file)
+        state = read_numbers(file) if safe else read_tensors(file)
     except DamagedFileError as error:
         raise UserError(f"{str(file)!r} is damaged or no file of weights. {_AGAIN}") from error
     # Not by its own methods, which a stranger's file can replace.
     plain = dict(dict.items(state)) if isinstance(state, dict) else {}
     if not plain or not all(type(value) is torch.Tensor for value in plain.values()):
         raise UserError(f"{str(file)!r} must hold a state dict, and holds something else. {_AGAIN}")
-    return plain
+    return file, plain
 
 
 def _require(folder: Path, name: str) -> Path:

@@ -17,8 +17,9 @@ from study.errors import StudyFailed, UserError, first_line, said
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
-MOST_JSON = 2**24
+MOST_JSON, MOST_NUMBERS = 2**24, 2**30
 """Bytes; nobody writes as many."""
 
 
@@ -126,6 +127,32 @@ def read_tensors(file: Path) -> Any:
 
     with _archive(file):
         return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def numbers_as_bytes(state: dict[str, torch.Tensor]) -> bytes:
+    """A state dict in the format safetensors, which holds numbers and nothing that could run."""
+    from safetensors.torch import save
+
+    return save({name: tensor.contiguous() for name, tensor in state.items()})
+
+
+def read_numbers(file: Path) -> dict[str, torch.Tensor]:
+    """What `numbers_as_bytes` made and somebody wrote to `file`, on the CPU.
+
+    Raises:
+        DamagedFileError: It is no regular file, too large, or not whole.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    if not is_file(file):
+        raise DamagedFileError(f"it {what_is(file)}")
+    try:
+        if file.stat().st_size > MOST_NUMBERS:
+            raise DamagedFileError(f"it is larger than {MOST_NUMBERS:,} bytes")
+        return load(file.read_bytes())
+    except (OSError, SafetensorError, KeyError, ValueError) as error:  # KeyError: of numbers that torch has not
+        raise DamagedFileError(first_line(error)) from error
 
 
 def read_arrays(file: Path) -> dict[str, np.ndarray]:

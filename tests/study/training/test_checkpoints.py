@@ -204,6 +204,17 @@ def test_a_full_disk_leaves_the_checkpoint_before(after: int, file: Path, monkey
     assert files(file.parent) == WHOLE[: 2 + after]
 
 
+def test_a_checkpoint_runs_no_code(file: Path, tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "trace",))
+
+    save_progress(progress(), file)
+    torch.save({**torch.load(file, weights_only=True), "ema": Bomb()}, file)
+    assert load_progress(file) is None
+    assert not (tmp_path / "trace").exists()
+
+
 def test_a_name_tells_what_a_training_depends_on() -> None:
     """These two are of files that lie on people's disks."""
     config = TrainingConfig(5, 1)
