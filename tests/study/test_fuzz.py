@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 from PIL import Image
+from safetensors.torch import save_file
 
 from search_spaces.architecture import Architecture, Branch, Branches, Conv, Gated, Residual
 from search_spaces.candidate import Candidate
@@ -161,7 +162,9 @@ def bundle(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "candidate.json").write_text(json.dumps(CANDIDATE.to_json()))
     (folder / "metrics.json").write_text(json.dumps(METRICS))
-    torch.save(build(CANDIDATE.architecture, seed=3).state_dict(), folder / "weights.pt")
+    state = build(CANDIDATE.architecture, seed=3).state_dict()
+    torch.save(state, folder / "weights.pt")
+    save_file(state, folder / "weights.safetensors")
     return folder
 
 
@@ -195,11 +198,16 @@ def test_configurations() -> None:
 
 
 def test_weights(bundle: Path) -> None:
-    whole = (bundle / "weights.pt").read_bytes()
+    safe, older = bundle / "weights.safetensors", bundle / "weights.pt"
+    whole = {file: file.read_bytes() for file in (safe, older)}
+    head = 8 + int.from_bytes(whole[safe][:8], "little")  # of the safe form, whose rest is numbers
 
-    @fuzz("weights", damages)
-    def _(damage: Any) -> None:
-        (bundle / "weights.pt").write_bytes(damaged(whole, damage))
+    @fuzz("weights", damages, st.booleans(), st.booleans())
+    def _(damage: Any, is_safe: bool, in_head: bool) -> None:
+        file = safe if is_safe else older
+        safe.unlink(missing_ok=True)
+        end = head if is_safe and in_head else len(whole[file])
+        file.write_bytes(damaged(whole[file][:end], damage) + whole[file][end:])
         refused(lambda: load_bundle(bundle))
 
 
