@@ -6,6 +6,7 @@ is made; `from_fields` makes one of JSON. What it refuses never gets as far as a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import typing
@@ -56,6 +57,17 @@ def check_fields(description: Any) -> None:
             _check(f"the number of {name}", len(value), ((int,), within))
         for each in value:
             _check(f"each of {name}", each, item)
+
+
+def fitting(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `values` that the fields of `cls` take, by name."""
+    found = {}
+    for name, kind, _ in _rules(cls):
+        if name in values:
+            with contextlib.suppress(DescriptionError):
+                _check(name, values[name], kind)
+                found[name] = values[name]
+    return found
 
 
 def _check(name: str, value: Any, kind: _Kind) -> None:

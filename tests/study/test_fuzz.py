@@ -28,19 +28,22 @@ from safetensors.torch import save_file
 
 from search_spaces.architecture import Architecture, Branch, Branches, Conv, Gated, Residual
 from search_spaces.candidate import Candidate
+from search_spaces.cost import CostModel
 from search_spaces.fields import DescriptionError
 from study import describe, predict, report, rerank, retrain, run
 from study.bundle.files import load_bundle
 from study.errors import UserError
 from study.model.network import build
 from study.predict import UnreadableImageError, read_image
+from study.reporting.page import to_markdown
+from study.reporting.report import build_page
 from study.storage.config import StudyConfig
 from study.storage.database import config_of, hide_password, open_storage, sqlite_file
 
 pytestmark = pytest.mark.slow
 
 N_INPUTS = {
-    "candidates": 2_000,
+    "candidates": 1_900,
     "described": 500,
     "configurations": 1_800,
     "weights": 600,
@@ -49,6 +52,7 @@ N_INPUTS = {
     "urls": 1_000,
     "storages": 200,
     "databases": 100,
+    "attributes": 100,
     "options": 1_000,
 }
 """Cheap ones many, dear ones few."""
@@ -153,6 +157,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("study.machine.paths.RUNS", tmp_path / "runs")
     monkeypatch.setenv("STUDY_DATA", str(tmp_path / "no data"))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     set_hypothesis_home_dir(tmp_path / "hypothesis")
 
 
@@ -286,6 +291,43 @@ def test_databases(tmp_path: Path) -> None:
         (tmp_path / "damaged.db").write_bytes(damaged(whole, damage))
         url = f"sqlite:///{tmp_path / 'damaged.db'}"
         refused(lambda: report.main(["--storage", url, "--study-name", "made", "--out", str(tmp_path / "out")]))
+
+
+def test_attributes_of_a_database(tmp_path: Path) -> None:
+    """Whoever may write to a shared database may write anything."""
+    of_study = {
+        "cost_model": CostModel(1e-9, 1e-8, 1e-8, 1e-8, 1e-5, 1e-4, "cpu").to_json(),
+        "hardware": {"device": "cpu", "cpu": "x", "n_cores": 2},
+        "versions": {"torch": "2"},
+        "created": "2026-01-01T00:00:00+00:00",
+        "target_accuracy": 0.85,
+        "commands": ["python -m study.run"],
+    }
+    of_trial = {
+        "slot": 0,
+        "params": 100,
+        "receptive_field": 50,
+        "receptive_field_with_pool": 60,
+        "macs": 1000,
+        "n_dilated_reductions": 1,
+        "anchor": "default",
+        "candidate_id": "abc",
+        "candidate": CANDIDATE.to_json(),
+        "wall_s": 1.0,
+        "repairs": ["narrower"],
+        "curve": [{"epoch": 0, "n_val": 10}],
+        "outcome": "complete",
+        "reason": "",
+    }
+
+    @fuzz("attributes", edits, edits)
+    def _(of_this_study: list[Edit], of_this_trial: list[Edit]) -> None:
+        study = optuna.create_study(direction="maximize")
+        for name, value in {**edited(of_study, of_this_study), "config": CONFIG.to_json()}.items():
+            study.set_user_attr(name, value)
+        attributes = edited(of_trial, of_this_trial)
+        study.add_trial(optuna.trial.create_trial(value=0.5, user_attrs=attributes, intermediate_values={0: 0.5}))
+        refused(lambda: to_markdown(build_page(study, tmp_path)))
 
 
 OPTIONS = st.sampled_from(
