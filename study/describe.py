@@ -13,7 +13,6 @@ from typing import Any
 from search_spaces import SPACES
 from search_spaces.candidate import Candidate
 from search_spaces.constraints import Limits, limit_rows
-from search_spaces.fields import DescriptionError
 from search_spaces.layer_table import layer_table
 from search_spaces.reference import REFERENCE
 from search_spaces.space import SearchSpace
@@ -117,10 +116,7 @@ def _trial(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     record = record_of(trial)
     accuracy = "" if record.accuracy is None else "validation accuracy "
     title = f"Trial {trial.number} of {place.name}, {accuracy}{record.reached}"
-    try:
-        facts, text = _candidate(candidate_of(trial), title)
-    except DescriptionError as error:
-        raise UserError(f"Trial {trial.number} cannot be read: {error}") from error
+    facts, text = _candidate(candidate_of(trial), title)
     facts |= {"trial": trial.number, "slot": record.slot, "state": trial.state.name, "outcome": record.outcome}
     facts["val_accuracy"] = trial.value if trial.values else None
     return facts, text

@@ -14,7 +14,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.candidate import Candidate
 from search_spaces.constraints import Clock, InfeasibleError, certify
-from search_spaces.cost import CostModel
 from search_spaces.space import Decoded
 from study.machine.hardware import versions
 from study.model.certificate import certify_module
@@ -32,7 +31,7 @@ from study.search.sampling import (
     training_seed,
 )
 from study.storage.config import StudyConfig, open_space
-from study.storage.database import best_of, finished_trials
+from study.storage.database import best_of, cost_model_of, finished_trials
 from study.storage.outcome import Outcome
 from study.storage.slots import Claim, SlotTable, fail_trial
 
@@ -81,7 +80,7 @@ class Asker:
         self._study, self._storage, self._slots = study, storage, slots
         self._config, self._artifacts, self._given = config, artifacts, given
         self._space = open_space(config.space)
-        cost = CostModel.from_json(study.user_attrs["cost_model"])
+        cost = cost_model_of(study)
         self._clock = Clock(cost, config.train_images, config.val_images)
         self._anchors = anchors(self._space, config, cost)
         self._draws = Draws(self._space, config.sampler)

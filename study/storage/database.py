@@ -18,6 +18,7 @@ import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.candidate import Candidate
+from search_spaces.cost import CostModel
 from search_spaces.fields import DescriptionError
 from study.command_line.options import default_space
 from study.errors import StudyFailed, UserError, said
@@ -208,8 +209,27 @@ def get_trial(study: optuna.Study, number: int) -> FrozenTrial:
 
 
 def candidate_of(trial: FrozenTrial) -> Candidate:
-    """The candidate stored with a trial."""
-    return Candidate.from_json(trial.user_attrs["candidate"])
+    """The candidate stored with a trial.
+
+    Raises:
+        UserError: It is none.
+    """
+    try:
+        return Candidate.from_json(trial.user_attrs["candidate"])
+    except DescriptionError as error:
+        raise UserError(f"Trial {trial.number} cannot be read: {said(error)}.") from error
+
+
+def cost_model_of(study: optuna.Study) -> CostModel:
+    """What was measured when a study was made.
+
+    Raises:
+        UserError: It is not stored.
+    """
+    try:
+        return CostModel.from_json(study.user_attrs.get("cost_model"))
+    except DescriptionError as error:
+        raise UserError(f"The study {study.study_name!r} has no cost model of ours: {said(error)}.") from error
 
 
 def checkpoint_sqlite(storage: optuna.storages.RDBStorage) -> None:
