@@ -23,9 +23,11 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from search_spaces.fields import Count, DescriptionError, Within, check_fields, from_fields, opened, shown
 
 FORMAT_VERSION = 1
 """Version of the JSON form; raised whenever its meaning changes."""
@@ -43,8 +45,27 @@ SCALED = (None, "body", "identity")
 """What of a residual block a learned scale may multiply."""
 
 
-class ArchitectureError(ValueError):
+class ArchitectureError(DescriptionError):
     """The description is not a network: a map would vanish, or a residual body changes its shape."""
+
+
+Side = Annotated[int, Within(1, 63)]
+"""Of a kernel, in pixels."""
+Step = Annotated[int, Within(1, 64)]
+Dilation = Annotated[int, Within(1, 1_024)]
+SEVERAL = Within(1, 1_000)
+"""Layers, units of a body, branches."""
+MOST_PARAMS = 50_000_000
+MOST_MACS = 10_000_000_000
+MOST_OPERATIONS = 20_000
+MOST_VALUES = 2**20
+"""Of one map: all its channels and pixels. A batch of 256 of them is a gibibyte."""
+MOST_FIELD = 2**31
+"""Pixels of a receptive field, and between the inputs of neighbouring outputs."""
+_SIZES = (
+    f"A network has at most {MOST_PARAMS:,} parameters, {MOST_MACS:,} multiply-accumulates, {MOST_OPERATIONS:,} "
+    f"operations, maps of {MOST_VALUES:,} values and a receptive field of {MOST_FIELD:,} pixels"
+)
 
 
 def _require(holds: bool, rule: str, **values: Any) -> None:
@@ -73,35 +94,28 @@ class Conv:
         activation_type: "relu", "gelu", "silu" or "tanhexp".
     """
 
-    out_channels: int
-    kernel: int = 3
-    stride: int = 1
-    dilation: int = 1
+    out_channels: Count
+    kernel: Side = 3
+    stride: Step = 1
+    dilation: Dilation = 1
     padded: bool = True
     separable: bool = False
     bias: bool = False
     norm: bool = True
     activation: bool = True
-    groups: int = 1
+    groups: Count = 1
     norm_type: str = "batch"
     activation_type: str = "relu"
 
     def __post_init__(self) -> None:
-        patch = self.kernel > 0 and self.kernel % 2 == 0 == self.stride % 2 and self.dilation == 1
+        check_fields(self)
+        patch = self.kernel % 2 == 0 == self.stride % 2 and self.dilation == 1
         _require(
-            patch or (self.kernel > 0 and self.kernel % 2 == 1),
-            "A kernel side must be odd and positive, or even with an even stride and no dilation",
+            patch or self.kernel % 2 == 1,
+            "A kernel side must be odd, or even with an even stride and no dilation",
             kernel=self.kernel,
             stride=self.stride,
             dilation=self.dilation,
-        )
-        _require(
-            min(self.out_channels, self.stride, self.dilation, self.groups) >= 1,
-            "Channels, stride, dilation and groups must be at least 1",
-            out_channels=self.out_channels,
-            stride=self.stride,
-            dilation=self.dilation,
-            groups=self.groups,
         )
         if self.separable:
             _require(self.groups == 1, "A separable convolution has no groups of its own", groups=self.groups)
@@ -146,14 +160,13 @@ class Branch:
             that published networks can be described.
     """
 
-    kernel: int = 3
-    dilation: int = 1
+    kernel: Side = 3
+    dilation: Dilation = 1
     smooth: bool = False
 
     def __post_init__(self) -> None:
-        odd = self.kernel > 0 and self.kernel % 2 == 1
-        rule = "A branch has an odd, positive kernel side and a positive dilation"
-        _require(odd and self.dilation > 0, rule, kernel=self.kernel, dilation=self.dilation)
+        check_fields(self)
+        _require(self.kernel % 2 == 1, "The kernel side of a branch must be odd", kernel=self.kernel)
 
     def conv(self, channels: int, bias: bool) -> Conv:
         """The depthwise convolution on `channels` channels."""
@@ -176,7 +189,7 @@ class Branches:
         norm, activation, norm_type, activation_type: After the join, as in `Conv`.
     """
 
-    branches: tuple[Branch, ...]
+    branches: Annotated[tuple[Branch, ...], SEVERAL]
     join: str = "concat"
     bias: bool = True
     norm: bool = True
@@ -185,6 +198,7 @@ class Branches:
     activation_type: str = "relu"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if len(self.branches) < 2 or all(branch.kernel == 1 for branch in self.branches):
             raise ArchitectureError(f"Branches are at least two, and one of them convolves: {self.branches}.")
         _require(self.join in JOINS, f"Branches join by {' or '.join(JOINS)}", join=self.join)
@@ -212,16 +226,15 @@ class Gated:
         norm_type, activation_type: As in `Conv`; the activation is that of the gate.
     """
 
-    out_channels: int
-    hidden: int
+    out_channels: Count
+    hidden: Annotated[int, Within(1, 2**15)]
     bias: bool = True
     norm: bool = False
     norm_type: str = "batch"
     activation_type: str = "silu"
 
     def __post_init__(self) -> None:
-        counts = {"out_channels": self.out_channels, "hidden": self.hidden}
-        _require(min(counts.values()) >= 1, "Channels must be at least 1", **counts)
+        check_fields(self)
         _check_types(self.norm_type, self.activation_type)
 
     @property
@@ -246,15 +259,15 @@ class Residual:
             the same in all runs; every run has norms of its own, since statistics differ from run to run.
     """
 
-    body: tuple[Unit, ...]
+    body: Annotated[tuple[Unit, ...], SEVERAL]
     activation: bool = True
     activation_type: str = "relu"
     scaled: str | None = None
-    times: int = 1
+    times: Annotated[int, Within(1, 1_000)] = 1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _require(self.scaled in SCALED, "A learned scale multiplies 'body' or 'identity'", scaled=self.scaled)
-        _require(self.times >= 1, "A residual block runs at least once", times=self.times)
         _check_types("batch", self.activation_type)
 
 
@@ -329,11 +342,14 @@ class Architecture:
         classifier_bias: Whether the classifier carries a bias.
     """
 
-    layers: tuple[Layer, ...]
-    in_channels: int = 3
-    image_size: int = 32
-    n_classes: int = 10
+    layers: Annotated[tuple[Layer, ...], SEVERAL]
+    in_channels: Count = 3
+    image_size: Annotated[int, Within(1, 512)] = 32
+    n_classes: Count = 10
     classifier_bias: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @functools.cached_property
     def operations(self) -> tuple[Operation, ...]:
@@ -433,20 +449,16 @@ class Architecture:
         """Reads what `to_json` wrote.
 
         Raises:
-            ArchitectureError: Another format version, or fields that do not fit.
+            DescriptionError: Another format version, or fields that do not fit.
         """
-        version = data.get("version")
-        _require(version == FORMAT_VERSION, f"Architectures of format {FORMAT_VERSION} can be read", version=version)
-        try:
-            return cls(
-                layers=tuple(_layer_from_json(layer) for layer in data["layers"]),
-                in_channels=data["in_channels"],
-                image_size=data["image_size"],
-                n_classes=data["n_classes"],
-                classifier_bias=data.get("classifier_bias", False),
-            )
-        except (KeyError, TypeError) as error:
-            raise ArchitectureError(f"Not a description of an architecture: {error}.") from error
+        fields = opened(data, "An architecture")
+        version = fields.pop("version", None)
+        if version != FORMAT_VERSION:
+            raise DescriptionError(f"Architectures of format {FORMAT_VERSION} can be read: version={shown(version)}.")
+        fields["layers"] = _each(fields.get("layers"), "layers", _layer_from_json)
+        architecture = from_fields(cls, fields)
+        _ = architecture.operations  # the shapes must work out, too
+        return architecture
 
 
 def identifier(data: Any) -> str:
@@ -470,25 +482,37 @@ def _layer_to_json(layer: Layer) -> dict[str, Any]:
     return {"kind": kind, **{name: value for name, value in fields.items() if name not in omitted}}
 
 
-def _layer_from_json(data: Mapping[str, Any]) -> Layer:
-    fields = dict(data)
-    kind = fields.pop("kind")
-    _require(kind in _KINDS, f"A layer is one of {', '.join(_KINDS)}", kind=kind)
+def _layer_from_json(data: Any) -> Layer:
+    fields = opened(data, "A layer")
+    kind = fields.pop("kind", None)
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise DescriptionError(f"A layer is one of {', '.join(_KINDS)}: {shown(kind)}.")
     if kind == "residual":
-        fields["body"] = tuple(_layer_from_json(unit) for unit in fields["body"])
-        if any(isinstance(unit, Residual) for unit in fields["body"]):
-            raise ArchitectureError("The body of a residual block holds no residual blocks.")
+        fields["body"] = _each(fields.get("body"), "body", _unit_from_json)
     elif kind == "branches":
-        fields["branches"] = tuple(Branch(**branch) for branch in fields["branches"])
-    return _KINDS[kind](**fields)
+        fields["branches"] = _each(fields.get("branches"), "branches", functools.partial(from_fields, Branch))
+    return from_fields(_KINDS[kind], fields)
+
+
+def _unit_from_json(data: Any) -> Layer:
+    if isinstance(data, Mapping) and data.get("kind") == "residual":  # nor would any depth of them end
+        raise DescriptionError("The body of a residual block holds no residual blocks.")
+    return _layer_from_json(data)
+
+
+def _each(data: Any, name: str, read: Callable[[Any], Any]) -> tuple[Any, ...]:
+    if not isinstance(data, list):
+        raise DescriptionError(f"{name} must be a JSON list: {shown(data)}.")
+    return tuple(map(read, data))
 
 
 class _Trace:
-    """Operations so far, and where they lead: shape (C, H, W), receptive field and jump."""
+    """Operations so far, their sums, and where they lead: shape (C, H, W), receptive field and jump."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         self.operations: list[Operation] = []
         self.shape, self.field, self.jump = shape, 1, 1
+        self.params, self.macs = 0, 0
         self.layer, self.run = 0, 0
         self.unit: int | None = None
 
@@ -503,6 +527,18 @@ class _Trace:
     ) -> None:
         """Appends an operation that leads to `out_shape` (the same shape, if None) and the current field."""
         before, self.shape = self.shape, out_shape or self.shape
+        self.params += params
+        self.macs += macs
+        channels, side, _ = self.shape
+        # In numbers, before anybody allocates what they stand for.
+        if (
+            len(self.operations) >= MOST_OPERATIONS
+            or channels * side**2 > MOST_VALUES
+            or self.params > MOST_PARAMS
+            or self.macs > MOST_MACS
+            or max(self.field, self.jump) > MOST_FIELD
+        ):
+            raise ArchitectureError(f"{_SIZES}: layer {self.layer} makes it larger.")
         figures = (params, macs, self.field, self.jump)
         self.operations.append(
             Operation(self.layer, name, detail, before, self.shape, *figures, *geometry, self.unit, self.run)

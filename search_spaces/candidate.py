@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Annotated, Any
 
-from search_spaces.architecture import Architecture, ArchitectureError, identifier
+from search_spaces.architecture import Architecture, identifier
+from search_spaces.fields import (
+    Amount,
+    Count,
+    DescriptionError,
+    Fraction,
+    Within,
+    check_fields,
+    from_fields,
+    opened,
+    shown,
+)
+
+OPTIMIZERS = ("sgd", "adamw", "muon")
 
 
 @dataclass(frozen=True)
@@ -31,18 +45,21 @@ class Augmentation:
             from 0 to this over the training; 0 mixes none.
     """
 
-    flip_p: float = 0.5
-    crop_padding: int = 4
-    affine_p: float = 0.0
-    shift_frac: float = 0.0
-    scale_frac: float = 0.0
-    rotate_deg: float = 0.0
-    dropout_p: float = 0.0
-    dropout_hole: int = 8
-    colour_p: float = 0.0
-    colour_strength: float = 0.0
-    sharpen_p: float = 0.0
-    mixup: float = 0.0
+    flip_p: Fraction = 0.5
+    crop_padding: Annotated[int, Within(0, 31)] = 4
+    affine_p: Fraction = 0.0
+    shift_frac: Fraction = 0.0
+    scale_frac: Fraction = 0.0
+    rotate_deg: Annotated[float, Within(0, 360)] = 0.0
+    dropout_p: Fraction = 0.0
+    dropout_hole: Annotated[int, Within(1, 512)] = 8
+    colour_p: Fraction = 0.0
+    colour_strength: Fraction = 0.0
+    sharpen_p: Fraction = 0.0
+    mixup: Annotated[float, Within(0, 100)] = 0.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -60,13 +77,18 @@ class Optimisation:
         optimizer: "sgd", "adamw", or "muon" (Muon for kernels that mix channels, AdamW for all others).
     """
 
-    lr: float = 0.1
-    batch_size: int = 128
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.0
-    warmup_frac: float = 0.2
+    lr: Amount = 0.1
+    batch_size: Count = 128
+    momentum: Fraction = 0.9
+    weight_decay: Amount = 5e-4
+    label_smoothing: Fraction = 0.0
+    warmup_frac: Fraction = 0.2
     optimizer: str = "sgd"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.optimizer not in OPTIMIZERS:
+            raise DescriptionError(f"optimizer must be one of {', '.join(OPTIMIZERS)}: {shown(self.optimizer)}.")
 
     @property
     def peak_lr(self) -> float:
@@ -83,6 +105,9 @@ class Candidate:
     augmentation: Augmentation = Augmentation()
     optimisation: Optimisation = Optimisation()
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     def candidate_id(self) -> str:
         return identifier(self.to_json())
@@ -96,20 +121,19 @@ class Candidate:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Candidate:
+    def from_json(cls, data: Any) -> Candidate:
         """Reads what `to_json` wrote.
 
         Raises:
-            ArchitectureError: Fields are missing or unknown.
+            DescriptionError: Fields are missing, unknown, or hold what they do not take.
         """
-        try:
-            return cls(
-                Architecture.from_json(data["architecture"]),
-                Augmentation(**data["augmentation"]),
-                Optimisation(**data["optimisation"]),
-            )
-        except (KeyError, TypeError) as error:
-            raise ArchitectureError(f"Not a description of a candidate: {error}.") from error
+        fields = opened(data, "A candidate")
+        read: dict[str, Callable[[Any], Any]] = {
+            "architecture": Architecture.from_json,
+            "augmentation": partial(from_fields, Augmentation),
+            "optimisation": partial(from_fields, Optimisation),
+        }
+        return from_fields(cls, {name: read[name](fields[name]) for name in read if name in fields})
 
 
 _LEFT_OUT = {"optimizer": "sgd", "colour_p": 0.0, "colour_strength": 0.0, "sharpen_p": 0.0, "mixup": 0.0}

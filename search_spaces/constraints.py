@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Annotated
 
 from search_spaces.architecture import Architecture
 from search_spaces.cost import CostModel
+from search_spaces.fields import Amount, Within, check_fields
+
+Bound = Annotated[int, Within(0, 10**18)]
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,13 @@ class Limits:
         max_epoch_s: Predicted seconds of one training epoch stay strictly below it; None for no limit.
     """
 
-    max_params: int = 200_000
-    min_receptive_field: int = 44
-    max_macs: int | None = None
-    max_epoch_s: float | None = None
+    max_params: Bound = 200_000
+    min_receptive_field: Bound = 44
+    max_macs: Bound | None = None
+    max_epoch_s: Amount | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def to_json(self) -> dict[str, float | None]:
         return dataclasses.asdict(self)

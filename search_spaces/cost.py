@@ -4,11 +4,11 @@ costs more than ten dense ones, so every class of operation has its own measured
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from search_spaces.architecture import Architecture
+from search_spaces.fields import Amount, check_fields, from_fields
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,19 @@ class CostModel:
         device: Device on which it was measured.
     """
 
-    dense_mac_s: float
-    depthwise_mac_s: float
-    depthwise_other_mac_s: float
-    activation_s: float
-    image_s: float
-    operation_s: float
+    dense_mac_s: Amount
+    depthwise_mac_s: Amount
+    depthwise_other_mac_s: Amount
+    activation_s: Amount
+    image_s: Amount
+    operation_s: Amount
     device: str
 
     EVALUATION_SHARE = 0.3
     """An evaluated image costs about this share of a trained one: forward only, not augmented."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def image_seconds(self, architecture: Architecture, batch_size: int = 128) -> float:
         """Seconds to train on one image."""
@@ -87,5 +90,5 @@ class CostModel:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> CostModel:
-        return cls(**data)
+    def from_json(cls, data: Any) -> CostModel:
+        return from_fields(cls, data)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from search_spaces import SPACES
-from search_spaces.architecture import ArchitectureError
 from search_spaces.candidate import Candidate
 from search_spaces.constraints import Limits, limit_rows
 from search_spaces.layer_table import layer_table
@@ -20,8 +19,9 @@ from search_spaces.space import SearchSpace
 from study.bundle.files import CANDIDATE, load_candidate
 from study.command_line.options import add_study_options, place_of
 from study.command_line.parser import Parser, run_command
-from study.command_line.wording import aligned
+from study.command_line.wording import aligned, printable
 from study.errors import UserError
+from study.machine.files import what_is
 from study.storage.config import open_space
 
 _REFERENCE = "reference"
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         facts, text = _candidate(REFERENCE, "The reference network")
     elif options.target in SPACES:
         facts, text = _space(open_space(options.target))
-    elif Path(options.target).exists():
+    elif what_is(options.target) != "does not exist":
         facts, text = _candidate(load_candidate(Path(options.target)), f"Bundle {options.target}")
     else:
         raise UserError(f"Nothing is called {options.target!r}. Name {_targets()}.")
@@ -98,7 +98,7 @@ def _candidate(candidate: Candidate, title: str) -> tuple[dict[str, Any], str]:
             for op in architecture.operations
         ],
     }
-    head = f"{title}: candidate {candidate.candidate_id}, architecture {architecture.architecture_id}"
+    head = f"{printable(title)}: candidate {candidate.candidate_id}, architecture {architecture.architecture_id}"
     training = [
         (name, ", ".join(f"{field}={_number(value)}" for field, value in dataclasses.asdict(part).items()))
         for name, part in (("augmentation", candidate.augmentation), ("optimisation", candidate.optimisation))
@@ -116,10 +116,7 @@ def _trial(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     record = record_of(trial)
     accuracy = "" if record.accuracy is None else "validation accuracy "
     title = f"Trial {trial.number} of {place.name}, {accuracy}{record.reached}"
-    try:
-        facts, text = _candidate(candidate_of(trial), title)
-    except ArchitectureError as error:
-        raise UserError(f"Trial {trial.number} cannot be read: {error}") from error
+    facts, text = _candidate(candidate_of(trial), title)
     facts |= {"trial": trial.number, "slot": record.slot, "state": trial.state.name, "outcome": record.outcome}
     facts["val_accuracy"] = trial.value if trial.values else None
     return facts, text

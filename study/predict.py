@@ -17,9 +17,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from study.bundle.files import Bundle, load_bundle
 from study.command_line.parser import EXIT_USAGE, Parser, run_command
-from study.command_line.wording import aligned
+from study.command_line.wording import aligned, printable
 from study.data.cifar10 import CLASSES
 from study.errors import said
+from study.machine.files import is_file, what_is
 
 _TOP = 3
 _BATCH = 256
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             pixels.append(read_image(Path(name), bundle.candidate.architecture.image_size))
             readable.append(name)
         except UnreadableImageError as error:
-            problems.append(f"{name!r} cannot be read: {error}.")
+            problems.append(printable(f"{name!r} cannot be read: {error}."))
     found = predictions(bundle, readable, pixels)
     if options.json:
         print(json.dumps(found, indent=2))
@@ -91,17 +92,16 @@ def read_image(file: Path, size: int) -> np.ndarray:
     centre square, and resized: averaged over areas when it shrinks, bicubic when it grows.
 
     Raises:
-        UnreadableImageError: It does not exist, or is no image.
+        UnreadableImageError: It does not exist, is no image, or does not say which of its numbers are white.
     """
-    if not file.exists():
-        raise UnreadableImageError("there is no such file")
-    if not file.is_file():
-        raise UnreadableImageError("it is a folder" if file.is_dir() else "it is not a regular file")
+    if not is_file(file):
+        raise UnreadableImageError(f"it {what_is(file)}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # oddities of files that Pillow reads all the same
             with Image.open(file) as opened:
-                image = _rgb(ImageOps.exif_transpose(opened))
+                _scale_transparency(opened)
+                image = _rgb(ImageOps.exif_transpose(opened), opened.format)
     except UnidentifiedImageError as error:
         raise UnreadableImageError("it is no image, or of a format that Pillow does not know") from error
     except _DAMAGED as error:
@@ -138,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="folder written by study.retrain")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file of any size and mode")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file of any size")
     parser.add_argument("--json", action="store_true", help="print a JSON list")
     return parser
 
@@ -147,13 +147,27 @@ def _lines(found: Sequence[dict[str, Any]]) -> list[str]:
     rows = []
     for item in found:
         likely = ", ".join(f"{each['class']} {each['probability']:.3f}" for each in item["top"])
-        rows.append((item["path"], item["class"], f"{item['probability']:.3f}", f"({likely})"))
+        rows.append((printable(item["path"]), item["class"], f"{item['probability']:.3f}", f"({likely})"))
     return aligned(rows)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _scale_transparency(image: Image.Image) -> None:
+    """Makes the transparent colour of a PNG, which is told in the file's depth, one of the 8 bits that Pillow reads."""
+    tiles = getattr(image, "tile", None)
+    colour, depth = image.info.get("transparency"), tiles[0][3] if tiles else None
+    if depth in ("L;2", "L;4") and isinstance(colour, int):
+        image.info["transparency"] = colour * 255 // (2 ** int(depth[2:]) - 1)
+    elif depth == "RGB;16B" and isinstance(colour, tuple):
+        image.info["transparency"] = tuple(value // 256 for value in colour)
+
+
+def _rgb(image: Image.Image, file_format: str | None) -> Image.Image:
+    if image.mode == "F" or (image.mode == "I" and file_format != "PPM"):  # that one is scaled to 16 bits when read
+        raise UnreadableImageError("its pixels are 32-bit numbers of no known range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip to white
-        return Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8)).convert("RGB")
+        grey = np.asarray(image)
+        seen = np.where(grey == image.info.get("transparency", -1), 255, grey.clip(0, 65535) // 256)
+        return Image.fromarray(seen.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

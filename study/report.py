@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from study.command_line.options import add_study_options, place_of
 from study.command_line.parser import Parser, run_command
+from study.command_line.wording import printable
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,9 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     refuse_foreign(place.out, place.name, study)
     page = build_page(study, place.out)
     for line in page.key_lines:
-        print(line)
+        print(printable(line))
     for file in write_page(page, place.out):
-        print(file)
+        print(printable(str(file)))
     restore(study, place.out / "artifacts")
     return 0
 

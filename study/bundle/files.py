@@ -1,7 +1,8 @@
 """The bundle: a trained network as a folder that is ready to use, written whole or not at all.
 
     best/
-    |- weights.pt       state dict of study.model.network.Network (loads with weights_only=True)
+    |- weights.safetensors  state dict of study.model.network.Network: numbers alone, nothing in it can run
+    |- weights.pt       the same as torch saves it (loads with weights_only=True)
     |- model.pt2        torch.export program: float32 images [N, 3, 32, 32] in [0, 1] -> logits [N, 10]
     |- candidate.json   what was trained
     |- metrics.json     what it reached
@@ -16,6 +17,7 @@ Torch and matplotlib are imported where they are used: `load_candidate` needs ne
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -29,22 +31,34 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from search_spaces.architecture import ArchitectureError
 from search_spaces.candidate import Candidate
+from search_spaces.fields import DescriptionError
 from search_spaces.layer_table import layer_table
+from study.bundle.metrics import METRICS, read_metrics
 from study.data.cifar10 import CLASSES, Images
 from study.errors import UserError, said
-from study.machine.files import DamagedFileError, read_tensors
+from study.machine.files import (
+    DamagedFileError,
+    is_file,
+    is_folder,
+    numbers_as_bytes,
+    read_json,
+    read_numbers,
+    read_tensors,
+    tensors_as_bytes,
+    unwritten,
+    what_is,
+)
 
 if TYPE_CHECKING:
     import torch
 
     from study.model.network import Network
 
-WEIGHTS, MODEL, CANDIDATE, METRICS = "weights.pt", "model.pt2", "candidate.json", "metrics.json"
+NUMBERS, WEIGHTS, MODEL, CANDIDATE = "weights.safetensors", "weights.pt", "model.pt2", "candidate.json"
 SUMMARY, CURVES, MISSES = "summary.txt", "curves.png", "misses.png"
 CONFUSION_PNG, CONFUSION_CSV = "confusion.png", "confusion.csv"
-FILES = (WEIGHTS, MODEL, CANDIDATE, METRICS, SUMMARY, CURVES, MISSES, CONFUSION_PNG, CONFUSION_CSV)
+FILES = (NUMBERS, WEIGHTS, MODEL, CANDIDATE, METRICS, SUMMARY, CURVES, MISSES, CONFUSION_PNG, CONFUSION_CSV)
 """Every file of a bundle."""
 _MAKE = "Write one with python -m study.retrain, or name its folder."
 _AGAIN = "Copy the bundle again, or write it again with python -m study.retrain."
@@ -105,7 +119,7 @@ def write_bundle(
         test_logits: float [N, n_classes] of `network` on them.
 
     Raises:
-        UserError: The folder cannot be written.
+        UserError, StudyFailed: The folder cannot be written.
         RuntimeError: The exported program does not compute what the network computes.
     """
     from study.bundle import figures as bundle_figures
@@ -128,45 +142,56 @@ def write_bundle(
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """Reads a bundle back. Needs candidate.json, metrics.json and weights.pt.
+    """Reads a bundle back, and runs nothing of it, whoever made it.
+
+    Needs candidate.json, metrics.json, and weights.safetensors; weights.pt in a bundle that has none.
 
     Raises:
         UserError: The folder or a file is missing, damaged, or does not fit the others.
     """
     import torch
 
-    from study.model.network import build
+    from study.model.network import build, described
 
     candidate = load_candidate(folder)
-    metrics = _read_json(folder, METRICS)
-    network = build(candidate.architecture, seed=0)
-    state = _read_weights(folder)
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
+    architecture = candidate.architecture
+    if (architecture.in_channels, architecture.n_classes) != (3, len(CLASSES)):
         raise UserError(
-            f"The weights must fit {CANDIDATE}, and {str(folder / WEIGHTS)!r} belongs to another network. "
+            f"{str(folder / CANDIDATE)!r} is of a network from {architecture.in_channels} channels to "
+            f"{architecture.n_classes} classes; only one from 3 to {len(CLASSES)} can be used here."
+        )
+    _require(folder, METRICS)
+    try:
+        metrics = read_metrics(folder)
+    except DamagedFileError as error:
+        raise UserError(f"{str(folder / METRICS)!r} cannot be read: {error}. {_AGAIN}") from error
+    file, state = _read_weights(folder)
+    network = build(architecture, seed=0)
+    if described(state) != described(network.state_dict()):
+        raise UserError(
+            f"The weights must fit {CANDIDATE}, and {str(file)!r} belongs to another network. "
             "Take both files from one bundle."
-        ) from error
+        )
+    network.load_state_dict(state)
     with torch.no_grad():
         if not all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values()):
-            raise UserError(f"{str(folder / WEIGHTS)!r} is damaged: it holds NaN or infinity. {_AGAIN}")
+            raise UserError(f"{str(file)!r} is damaged: it holds NaN or infinity. {_AGAIN}")
     return Bundle(folder, candidate, metrics, network.eval().requires_grad_(False))
 
 
 def load_candidate(folder: Path) -> Candidate:
-    """The candidate of a bundle; all of the folder it needs is candidate.json. Imports no torch.
+    """Reads candidate.json alone. Needs no torch.
 
     Raises:
-        UserError: The folder or the file is missing or damaged, or of another format version.
+        UserError: The folder or the file is missing, damaged, or describes no network.
     """
-    data = _read_json(folder, CANDIDATE)
+    file = _require(folder, CANDIDATE)
     try:
-        candidate = Candidate.from_json(data)
-        _ = candidate.architecture.operations  # the shapes must work out, too
-    except (ArchitectureError, AttributeError, TypeError, ValueError) as error:  # values of any type may stand there
-        raise UserError(f"{str(folder / CANDIDATE)!r} holds no candidate: {said(error)}. {_AGAIN}") from error
-    return candidate
+        return Candidate.from_json(read_json(file))
+    except DamagedFileError as error:
+        raise UserError(f"{str(file)!r} cannot be read: {error}. {_AGAIN}") from error
+    except DescriptionError as error:
+        raise UserError(f"{str(file)!r} holds no candidate: {said(error)}. {_AGAIN}") from error
 
 
 def summary(candidate: Candidate, metrics: Mapping[str, Any]) -> str:
@@ -205,16 +230,16 @@ def _key_metrics(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _write_networks(folder: Path, candidate: Candidate, network: Network) -> None:
-    """weights.pt and model.pt2. The module is built anew: whatever lies beside the weights in the
+    """The weights in both forms, and model.pt2. The module is built anew: whatever lies beside the weights in the
     trained one (device, memory format, training mode) must not leak into the export."""
-    import torch
 
     from study.model.network import Deployable, build
 
     shipped = build(candidate.architecture, seed=0)
     shipped.load_state_dict({name: tensor.detach().cpu() for name, tensor in network.state_dict().items()})
     shipped.eval().requires_grad_(False)
-    torch.save(shipped.state_dict(), folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(tensors_as_bytes(shipped.state_dict()))
+    (folder / NUMBERS).write_bytes(numbers_as_bytes(shipped.state_dict()))
     deployable = Deployable(shipped).eval().requires_grad_(False)
     _export(folder / MODEL, deployable, candidate.architecture.in_channels, candidate.architecture.image_size)
 
@@ -228,14 +253,17 @@ def _export(file: Path, module: torch.nn.Module, channels: int, side: int) -> No
     program = torch.export.export(module, (images[:2],), dynamic_shapes={"x": {0: batch}})
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine, which are nobody's business
-    torch.export.save(program, file)
-    loaded = torch.export.load(file).module()
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    content.seek(0)
+    loaded = torch.export.load(content).module()
     for n_images in _CHECKED_BATCHES:
         with torch.inference_mode():
             found, expected = loaded(images[:n_images]), module(images[:n_images])
         if not torch.allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE):
             worst = float((found - expected).abs().max())
             raise RuntimeError(f"The exported program differs from the network by {worst:.3g} at {n_images=}.")
+    file.write_bytes(content.getvalue())
 
 
 def _write_confusion(file: Path, confusion: np.ndarray) -> None:
@@ -253,10 +281,10 @@ def _replaced(folder: Path) -> Iterator[Path]:
     Readers find the old bundle or the new one. Should the program die between the two renames, both
     lie complete beside `folder`.
     """
-    folder = folder.resolve()
+    folder = Path(os.path.realpath(folder))
     new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"A bundle is a folder, and {str(folder)!r} is a file. Name another place.")
+    if (found := what_is(folder)) not in ("is a folder", "does not exist"):
+        raise UserError(f"A bundle is a folder, and {str(folder)!r} {found}. Name another place.")
     try:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
@@ -272,7 +300,7 @@ def _replaced(folder: Path) -> Iterator[Path]:
     except OSError as error:
         if old.exists() and not folder.exists():
             old.rename(folder)
-        raise UserError(f"The bundle cannot be written to {str(folder)!r}: {error}. Name another place.") from error
+        raise unwritten(f"The bundle {str(folder)!r}", error, "Name another place.") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
@@ -281,35 +309,27 @@ def _write_json(file: Path, data: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n")
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    file = _require(folder, name)
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 are ValueErrors
-        raise UserError(f"{str(file)!r} cannot be read: {said(error)}. {_AGAIN}") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{str(file)!r} must hold a JSON object, not a {type(data).__name__}. {_AGAIN}")
-    return data
-
-
-def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+def _read_weights(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """The file that holds them, and what it holds."""
     import torch
 
-    file = _require(folder, WEIGHTS)
+    safe = what_is(folder / NUMBERS) != "does not exist"
+    file = _require(folder, NUMBERS if safe else WEIGHTS)
     try:
-        state = read_tensors(file)
+        state = read_numbers(file) if safe else read_tensors(file)
     except DamagedFileError as error:
         raise UserError(f"{str(file)!r} is damaged or no file of weights. {_AGAIN}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    # Not by its own methods, which a stranger's file can replace.
+    plain = dict(dict.items(state)) if isinstance(state, dict) else {}
+    if not plain or not all(type(value) is torch.Tensor for value in plain.values()):
         raise UserError(f"{str(file)!r} must hold a state dict, and holds something else. {_AGAIN}")
-    return state
+    return file, plain
 
 
 def _require(folder: Path, name: str) -> Path:
-    if not folder.is_dir():
-        found = "is a file" if folder.exists() else "does not exist"
-        raise UserError(f"A bundle is a folder with {CANDIDATE}, and {str(folder)!r} {found}. {_MAKE}")
+    if not is_folder(folder):
+        raise UserError(f"A bundle is a folder with {CANDIDATE}, and {str(folder)!r} {what_is(folder)}. {_MAKE}")
     file = folder / name
-    if not file.is_file():
+    if not is_file(file):
         raise UserError(f"A bundle must hold {name}, and {str(folder)!r} does not. {_MAKE}")
     return file

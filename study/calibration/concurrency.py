@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import multiprocessing
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -100,7 +101,14 @@ def rates(device: str, precision: str) -> dict[int, float]:
 
 def known_rates(device: str, precision: str) -> dict[int, float]:
     """What was measured on this machine before; empty if nothing was."""
-    return {int(jobs): float(rate) for jobs, rate in cache.recall(_name(device, precision)).items()}
+    return cache.recall(_name(device, precision), _rates) or {}
+
+
+def _rates(kept: dict[str, Any]) -> dict[int, float]:
+    found = {int(jobs): float(rate) for jobs, rate in kept.items()}
+    if not all(jobs >= 1 and 0 < rate < math.inf for jobs, rate in found.items()):
+        raise ValueError("no numbers of trainings and their rates")
+    return found
 
 
 def candidates(cores: int, device: str) -> list[int]:

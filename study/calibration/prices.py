@@ -6,17 +6,17 @@ with every study.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from search_spaces.architecture import identifier
 from search_spaces.cost import CostModel
+from search_spaces.fields import Amount, Within, check_fields, from_fields
 from study.errors import StudyFailed
 from study.machine import cache
 from study.machine.hardware import hardware, versions
@@ -24,6 +24,9 @@ from study.machine.processes import end_with_parent
 
 if TYPE_CHECKING:
     from study.model.layers import DepthwiseClass
+
+
+Seconds = Annotated[float, Within(0, math.inf)]
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,11 @@ class DepthwisePrice:
     kernel: int
     dilated: bool
     side: int
-    channels_last_s: float
-    native_s: float = math.inf
+    channels_last_s: Seconds
+    native_s: Seconds = math.inf
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def fastest_s(self) -> float:
@@ -64,8 +70,11 @@ class Calibration:
     hardware: dict[str, Any]
     precision: str
     cost: CostModel
-    fit_error: float
+    fit_error: Amount
     depthwise: tuple[DepthwisePrice, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def native_depthwise(self) -> frozenset[DepthwiseClass]:
@@ -77,8 +86,13 @@ class Calibration:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Calibration:
-        depthwise = tuple(DepthwisePrice(**each) for each in data["depthwise"])
-        return cls(**{**data, "cost": CostModel.from_json(data["cost"]), "depthwise": depthwise})
+        """Reads what `to_json` wrote.
+
+        Raises:
+            KeyError, DescriptionError: It is of another version.
+        """
+        depthwise = tuple(from_fields(DepthwisePrice, each) for each in data["depthwise"])
+        return from_fields(cls, {**data, "cost": CostModel.from_json(data["cost"]), "depthwise": depthwise})
 
 
 def name_of(hardware: dict[str, Any]) -> str:
@@ -89,8 +103,9 @@ def name_of(hardware: dict[str, Any]) -> str:
 def calibrate(device: str) -> Calibration:
     """Measures, or reads what was measured on this machine before."""
     name = name_of(hardware(device))
-    with contextlib.suppress(KeyError, TypeError):  # nothing was kept, or another version kept it
-        return Calibration.from_json(cache.recall(name))
+    known = cache.recall(name, Calibration.from_json)
+    if known is not None:
+        return known
     from study.calibration.measuring import SpoiledError, measure  # needs torch; what is known needs none
 
     spoiled: set[str] = set()

@@ -13,6 +13,7 @@ from typing import Any
 from search_spaces import DEFAULT_SPACE, GPU_SPACE
 from study.command_line.numbers import above, at_least, whole_or_auto
 from study.errors import UserError, shortened
+from study.machine.files import is_file, what_is
 from study.machine.paths import REPOSITORY, default_storage, run_dir
 from study.machine.sqlite import LockedError, open_read_only, sqlite_file
 
@@ -129,10 +130,18 @@ class Place:
 
 
 def place_of(options: argparse.Namespace) -> Place:
-    """The study that the options of `add_study_options` mean."""
+    """The study that the options of `add_study_options` mean.
+
+    Raises:
+        UserError: Its folder cannot be one.
+    """
     name = study_name(options)
+    out = run_dir(name, options.out)
+    standing = what_is(out)
+    if standing not in ("is a folder", "does not exist"):
+        raise UserError(f"--out must be a folder: {str(out)!r} {standing}. Name another.")
     url = default_storage(name, options.out) if options.storage is None else options.storage
-    return Place(url, name, run_dir(name, options.out))
+    return Place(url, name, out)
 
 
 def storage_url(options: argparse.Namespace) -> str:
@@ -166,7 +175,7 @@ def _checked_name(name: str) -> str:
 def _names_in(url: str) -> list[str]:
     """Names of the studies in a SQLite file, read without Optuna, which takes a while to load; none elsewhere."""
     file = sqlite_file(url)
-    if file is None or not file.is_file():
+    if file is None or not is_file(file):
         return []
     try:
         with contextlib.closing(open_read_only(file)) as connection:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from study.command_line.wording import without_passwords
+from study.command_line.wording import printable, without_passwords
 from study.errors import UserError, as_told
 
 EXIT_FAILED = 1
@@ -39,6 +40,7 @@ def run_command(main: Callable[[], int | None], resumes: bool = False) -> None:
         main: The command.
         resumes: Whether it saves its progress when it is stopped, and goes on from there.
     """
+    _print_whatever_comes()
     lost: OSError | None = None
     try:
         code = main() or 0
@@ -83,4 +85,12 @@ def _output_is_lost(error: OSError, saved: str) -> int:
 
 def _say(line: str) -> None:
     with contextlib.suppress(OSError):
-        print(without_passwords(line), file=sys.stderr)
+        print(printable(without_passwords(line)), file=sys.stderr)
+
+
+def _print_whatever_comes() -> None:
+    """Lets this process and its children escape what their output's encoding lacks: file names hold anything."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+            os.environ["PYTHONIOENCODING"] = f"{stream.encoding}:backslashreplace"

@@ -66,6 +66,11 @@ def shown_value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def printable(text: str) -> str:
+    """`text` with escapes in place of what moves a cursor, ends a line or is no character; file names hold such."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """A line per row, columns two spaces apart and as wide as their longest cell."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]

@@ -6,17 +6,30 @@ that tests a finished model calls `load_test`.
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
+import shutil
+import warnings
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from study.errors import UserError
+from study.command_line.wording import printable
+from study.errors import UserError, first_line, said
+from study.machine.cache import complain
+from study.machine.files import is_file, what_is
 from study.machine.paths import cache_dir
 
 FOLDER = "cifar-10-batches-py"
+FILES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
+_UNFINISHED = ".download-"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SIDE = 32
+"""Of every image, in pixels."""
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
 """Per-channel mean and standard deviation of the training images, in [0, 1]."""
@@ -56,17 +69,28 @@ def find_folder(data: str | None = None) -> Path:
     """
     named = data or os.environ.get("STUDY_DATA")
     if named:
-        if not (Path(named) / FOLDER).is_dir():
+        found = what_is(Path(named) / FOLDER)
+        if found != "is a folder":
             origin = "--data" if data else "$STUDY_DATA"
             raise UserError(
-                f"{origin} must name the folder that contains {FOLDER}: {named!r} does not. "
+                f"{origin} must name the folder that contains {FOLDER}, and in {named!r} it {found}. "
                 "Name another, or leave it out to download CIFAR-10."
             )
         return Path(named)
-    folder = cache_dir() / "data"
-    if not (folder / FOLDER).is_dir():
+    folder = _own_folder()
+    if folder is None:
+        raise UserError(f"No home folder is known to download CIFAR-10 to. Name a folder with {FOLDER} by --data.")
+    if not all(is_file(folder / FOLDER / name) for name in FILES):
         _download(folder)
     return folder
+
+
+def _own_folder() -> Path | None:
+    """Where the data set is downloaded to; None where there is no home."""
+    try:
+        return cache_dir() / "data"
+    except FileNotFoundError:
+        return None
 
 
 def load_train(data: str | None = None) -> Images:
@@ -111,14 +135,54 @@ def search_split(
 
 
 def _load(folder: Path, train: bool) -> Images:
-    import joblib  # whoever looks for the data set alone, as --help does, need not wait for it
+    try:
+        return _loaded(folder, train)
+    except UserError as error:
+        if folder != _own_folder():
+            raise
+        print(f"{printable(str(error))} That is done now.", flush=True)
+    _download(folder)
+    return _loaded(folder, train)
 
+
+def _loaded(folder: Path, train: bool) -> Images:
     files = sorted((folder / FOLDER).glob("data_batch_*" if train else "test_batch"))
     # The cache notices a file that changed; a damaged one then fails its checksum.
-    stamp = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    memory = joblib.Memory(cache_dir(), mmap_mode="r", verbose=0)
-    pixels, labels = memory.cache(decode, ignore=["folder"])(str(folder.resolve()), stamp, train)
+    try:
+        stamp = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    except OSError as error:  # a link that leads nowhere
+        raise _damaged(folder) from error
+    arguments = str(folder.resolve()), stamp, train
+    for _ in range(2):  # a damaged copy is made anew
+        try:
+            return _from_cache(*arguments)
+        except UserError:
+            raise
+        except Exception as error:  # whatever joblib, pickle and the system have against the copy
+            if multiprocessing.parent_process() is None:  # which loads it first, and says so for its workers
+                complain(
+                    f"the decoded copy of CIFAR-10 in the cache cannot be used ({first_line(error)}): decoded anew"
+                )
+            with contextlib.suppress(Exception):  # half a copy must not stay, least of all on a full disk
+                _remembered().clear(warn=False)
+    return Images(*decode(*arguments))
+
+
+def _from_cache(folder: str, stamp: tuple[tuple[str, int, int], ...], train: bool) -> Images:
+    """The images as a map of a decoded copy, which is made if there is none."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", module="joblib")  # a copy that cannot be written is a warning of joblib's
+        pixels, labels = _remembered().call_and_shelve(folder, stamp, train).get()
+    if (pixels.shape, pixels.dtype) != ((len(labels), SIDE, SIDE, 3), np.uint8) or labels.dtype != np.int64:
+        raise ValueError(f"it holds {pixels.dtype} {pixels.shape} and {labels.dtype} {labels.shape}")
     return Images(pixels, labels)
+
+
+def _remembered() -> Any:
+    """`decode` with a memory, joblib's."""
+    import joblib  # whoever looks for the data set alone, as --help does, need not wait for it
+
+    return joblib.Memory(cache_dir(), mmap_mode="r", verbose=0).cache(decode, ignore=["folder"])
 
 
 def decode(folder: str, stamp: tuple[tuple[str, int, int], ...], train: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -131,23 +195,52 @@ def decode(folder: str, stamp: tuple[tuple[str, int, int], ...], train: bool) ->
 
     try:
         data = CIFAR10(folder, train=train)
-    except RuntimeError as error:
-        raise UserError(
-            f"CIFAR-10 in {folder!r} is incomplete or damaged (a file's MD5 is not the original's). "
-            f"Remove {FOLDER} there and download it again."
-        ) from error
+    except (OSError, RuntimeError) as error:
+        raise _damaged(Path(folder)) from error
     return np.ascontiguousarray(data.data), np.asarray(data.targets, dtype=np.int64)
 
 
+def _damaged(folder: Path) -> UserError:
+    return UserError(
+        f"CIFAR-10 in {str(folder)!r} is incomplete or damaged: a file cannot be read or has not the original's MD5. "
+        f"Remove {FOLDER} there and download it again."
+    )
+
+
 def _download(folder: Path) -> None:
+    """Downloads, checks and unpacks the data set beside its place, into which it is then renamed.
+
+    Raises:
+        UserError: It cannot be; nothing is left of it.
+    """
     from torchvision.datasets import CIFAR10
 
-    print(f"Downloading CIFAR-10 (170 MB) to {folder}", flush=True)
+    print(f"Downloading CIFAR-10 (170 MB) to {printable(str(folder))}", flush=True)
+    new = folder / f"{_UNFINISHED}{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        CIFAR10(str(folder), train=True, download=True)
-    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; torchvision adds RuntimeError
+        for left in folder.glob(f"{_UNFINISHED}*"):
+            if not _lives(left.name.removeprefix(_UNFINISHED)):
+                shutil.rmtree(left, ignore_errors=True)
+        CIFAR10(str(new), train=True, download=True)
+        if what_is(folder / FOLDER) != "does not exist":  # half of one, or a damaged one
+            (folder / FOLDER).rename(new / "old")
+        (new / FOLDER).rename(folder / FOLDER)
+    except (OSError, RuntimeError, HTTPException) as error:  # urllib's errors are OSErrors; torchvision's RuntimeErrors
         raise UserError(
-            f"CIFAR-10 could not be downloaded ({error}). Name a folder that contains {FOLDER} "
-            "with --data or $STUDY_DATA."
+            f"CIFAR-10 could not be downloaded ({said(error)}). Run the same command again, or name a folder that "
+            f"contains {FOLDER} with --data or $STUDY_DATA."
         ) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _lives(pid: str) -> bool:
+    """Whether that process may still be at work."""
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, OverflowError, ProcessLookupError):
+        return False
+    except PermissionError:
+        pass
+    return True

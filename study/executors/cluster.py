@@ -235,7 +235,7 @@ class _Actor:
     def give(self, work: Work) -> None:
         self.work = work
         kept = parts(work.checkpoint)
-        taught = {} if work.teacher is None else parts(work.teacher[1])
+        taught = {} if work.teacher is None else parts(work.teacher.checkpoint)
         self.handle.train.remote(work, kept, taught)
 
     def hear(self) -> list[Message]:
@@ -322,10 +322,9 @@ class _Worker:
             here = dataclasses.replace(work, checkpoint=checkpoint)
             put(kept, checkpoint.parent)
             if work.teacher is not None:
-                here = dataclasses.replace(
-                    here, teacher=(work.teacher[0], Path(folder) / "taught" / work.teacher[1].name)
-                )
-                put(taught, Path(folder) / "taught")
+                there = Path(folder) / "teacher" / work.teacher.checkpoint.name
+                here = dataclasses.replace(here, teacher=dataclasses.replace(work.teacher, checkpoint=there))
+                put(taught, there.parent)
 
             def tell(record: EpochRecord) -> bool:
                 asks = record.epoch in work.asks_after

@@ -46,7 +46,7 @@ class Work:
         checkpoint: Where its progress is kept; an interrupted training goes on from there.
         title: Of its pictures.
         keeps_result: Whether the trained network is wanted: it is left in `checkpoint`, and no picture is drawn.
-        teacher: A network to learn from, and where its finished training is kept.
+        teacher: The finished training of a network to learn from, if there is one.
     """
 
     key: int
@@ -56,7 +56,7 @@ class Work:
     checkpoint: Path
     title: str
     keeps_result: bool = False
-    teacher: tuple[Candidate, Path] | None = None
+    teacher: Work | None = None
 
 
 @dataclass(frozen=True)

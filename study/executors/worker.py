@@ -155,12 +155,12 @@ def run(
         if leave():
             raise SystemExit(0)
 
-    resume = load_progress(work.checkpoint)
+    resume = load_progress(work.checkpoint, (work.candidate, work.config))
     forget_snapshots(work.checkpoint, resume)
     teacher = None
     if work.teacher is not None:
-        teacher = build(work.teacher[0].architecture)
-        teacher.load_state_dict(finished(work.teacher[1]).ema)
+        teacher = build(work.teacher.candidate.architecture)
+        teacher.load_state_dict(finished(work.teacher.checkpoint, work.teacher.candidate, work.teacher.config).ema)
     earlier_s = 0.0 if resume is None else sum(record.wall_s for record in resume.records)
 
     def wall_s() -> float:

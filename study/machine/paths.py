@@ -38,6 +38,12 @@ def default_storage(study_name: str, out: str | None = None) -> str:
 
 
 def cache_dir() -> Path:
-    """The user's cache for this program (XDG base directory specification)."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "small-cnn-study"
+    """The user's cache for this program (XDG base directory specification).
+
+    Raises:
+        FileNotFoundError: There is no home folder either.
+    """
+    base = os.environ.get("XDG_CACHE_HOME")
+    if not base and (home := os.path.expanduser("~")) == "~":
+        raise FileNotFoundError("no home folder is known; $XDG_CACHE_HOME names one for caches")
+    return Path(base or f"{home}/.cache") / "small-cnn-study"

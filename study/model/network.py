@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -86,6 +88,15 @@ def build(architecture: Architecture, seed: int | None = None) -> Network:
             if isinstance(module, ResidualBlock):
                 module.start_as_identity()
     return network
+
+
+def described(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What a state dict that is to be loaded must have in common with the module's: loading converts what only looks
+    alike."""
+    return {
+        name: (each.shape, each.dtype, each.layout, each.device.type) if type(each) is torch.Tensor else type(each)
+        for name, each in state.items()
+    }
 
 
 def folded(network: Network) -> Network:

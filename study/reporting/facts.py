@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,10 +14,13 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from search_spaces.architecture import Architecture, ArchitectureError
+from search_spaces.architecture import Architecture
 from search_spaces.constraints import Clock, LimitRow, limit_rows
 from search_spaces.cost import CostModel
+from search_spaces.fields import Amount, DescriptionError, fitting
+from study.bundle.metrics import METRICS, read_metrics
 from study.command_line.wording import percent
+from study.machine.files import DamagedFileError, is_file
 from study.storage.config import StudyConfig
 from study.storage.database import config_of, is_ours
 from study.storage.outcome import Outcome
@@ -31,9 +33,9 @@ _WITHOUT_RESULT = (Outcome.FAILED, Outcome.INTERRUPTED, Outcome.INFEASIBLE)
 """What Optuna does not tell apart."""
 _STORED = (
     "slot", "params", "receptive_field", "receptive_field_with_pool", "macs", "n_dilated_reductions", "anchor",
-    "candidate_id", "candidate", "reason",
+    "candidate_id", "candidate", "reason", "wall_s", "repairs",
 )  # fmt: skip
-"""User attributes that a record holds as they are."""
+"""User attributes that a record holds as they are, unless they are of another type: others write to a study, too."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Record:
     glanced: bool
     sampled: Mapping[str, Any]
     distributions: Mapping[str, BaseDistribution]
-    wall_s: float | None
+    wall_s: Amount | None
     repairs: tuple[str, ...] | None
     slot: int | None
     params: int | None
@@ -123,10 +125,10 @@ class Facts:
         """Every limit of the study, held against the candidate of `record` where it can be read."""
         architecture, clock, cost = None, None, self.study.user_attrs.get("cost_model")
         if record is not None and record.candidate is not None:
-            with contextlib.suppress(ArchitectureError, KeyError, TypeError):
+            with contextlib.suppress(DescriptionError, KeyError, TypeError):
                 architecture = Architecture.from_json(record.candidate["architecture"])
         if isinstance(cost, dict):
-            with contextlib.suppress(TypeError):
+            with contextlib.suppress(DescriptionError):
                 clock = Clock(CostModel.from_json(cost), self.config.train_images, self.config.val_images)
         return limit_rows(self.config.limits, architecture, clock)
 
@@ -177,7 +179,10 @@ def record_of(trial: FrozenTrial) -> Record:
     accuracy = curve[-1][1] if curve else None
     if trial.state == TrialState.COMPLETE and trial.value is not None:
         accuracy = trial.value if math.isfinite(trial.value) else None
-    wall_s, repairs = attrs.get("wall_s"), attrs.get("repairs")
+    repairs, epochs = attrs.get("repairs"), attrs.get("curve")
+    stored = {**attrs, "repairs": tuple(map(str, repairs)) if isinstance(repairs, list) else None}
+    known = dict.fromkeys(_STORED) | fitting(Record, {name: stored.get(name) for name in _STORED})
+    wall_s = known.pop("wall_s")
     if wall_s is None and trial.state.is_finished() and trial.duration is not None:
         wall_s = trial.duration.total_seconds()
     return Record(
@@ -185,12 +190,13 @@ def record_of(trial: FrozenTrial) -> Record:
         outcome=outcome(trial),
         accuracy=accuracy,
         curve=curve,
-        glanced=len({epoch.get("n_val") for epoch in attrs.get("curve", ())}) > 1,
+        glanced=len({str(epoch.get("n_val")) for epoch in epochs if isinstance(epoch, dict)}) > 1
+        if isinstance(epochs, list)
+        else False,
         sampled=trial.params,
         distributions=trial.distributions,
         wall_s=wall_s,
-        repairs=None if repairs is None else tuple(repairs),
-        **{name: attrs.get(name) for name in _STORED},
+        **known,
     )
 
 
@@ -237,11 +243,8 @@ def _are_of(metrics: Mapping[str, Any], study: optuna.Study, trials: Sequence[Fr
     return all(metrics.get(name, value) == value for name, value in known.items())
 
 
-def _metrics(path: Path) -> dict[str, Any] | None:
+def _metrics(bundle: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return read_metrics(bundle)
+    except DamagedFileError:
+        return {} if is_file(bundle / METRICS) else None

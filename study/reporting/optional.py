@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from study.command_line.wording import printable
 from study.errors import first_line
 
 if TYPE_CHECKING:
@@ -21,4 +22,4 @@ def report(study: optuna.Study, out: Path, tell: bool = True) -> None:
         print(f"No report: {first_line(error)}. With that package python -m study.report writes it.", flush=True)
         return
     if tell:
-        print(f"Report: {html}\n        {markdown}", flush=True)
+        print(f"Report: {printable(str(html))}\n        {printable(str(markdown))}", flush=True)

@@ -19,8 +19,7 @@ import plotly.offline
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from study.command_line.wording import markdown_table, markdown_text
-from study.errors import UserError
-from study.machine.files import write_together
+from study.machine.files import unwritten, write_together
 
 
 @dataclass(frozen=True)
@@ -136,14 +135,13 @@ def write_page(page: Page, out: Path) -> tuple[Path, Path]:
     """Writes report.html and report.md into `out`, both or neither; returns their paths.
 
     Raises:
-        UserError: They cannot be written; older ones are left as they are.
+        UserError, StudyFailed: They cannot be written; older ones are left as they are.
     """
     html, markdown = out / "report.html", out / "report.md"
     try:
         write_together({html: to_html(page), markdown: to_markdown(page)})
     except OSError as error:
-        raise UserError(
-            f"The report cannot be written to {str(out)!r}: {error.strerror or error}. "
-            "Make room or allow writing there, or name the study's --storage and another folder with --out."
-        ) from error
+        what = f"The report in {str(out)!r}"
+        otherwise = "Allow writing there, or name the study's --storage and another folder with --out."
+        raise unwritten(what, error, otherwise) from error
     return html, markdown

@@ -11,7 +11,7 @@ from search_spaces.candidate import Augmentation
 from search_spaces.training_dimensions import lengthened
 from study.bundle.files import write_bundle
 from study.calibration.prices import calibrate
-from study.command_line.wording import counted, duration, percent
+from study.command_line.wording import counted, duration, percent, printable
 from study.data.cifar10 import find_folder, load_test, load_train
 from study.errors import StudyFailed, TrialFailed
 from study.executors.workplace import Workplace, workplace
@@ -60,7 +60,7 @@ def retrain(plan: RetrainPlan) -> int:
     results = [test_seed(seed, test) for seed in seeds]
     shipped, metrics = results[0], {**_metrics(target, seeds, results, place), "command": plan.command}
     write_bundle(target.folder, seeds[0].candidate, shipped.network, metrics, shipped.curve, test, shipped.logits)
-    print(f"Bundle: {target.folder}")
+    print(f"Bundle: {printable(str(target.folder))}")
     print(_verdict(metrics), flush=True)
     if target.study is not None:
         study = open_study(plan.url, plan.name)  # hours later: it may have been deleted, or made anew

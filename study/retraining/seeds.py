@@ -54,6 +54,11 @@ class Seed:
         name = checkpoint_name(self.candidate, self.config, self.n_train, *taught_by)
         return self.checkpoints / f"{self.role}{name}.pt"
 
+    @property
+    def tested(self) -> Path:
+        """Where its logits on the test images are kept."""
+        return self.file.with_suffix(".npz")
+
     def changed(self, **config: Any) -> Seed:
         """The same training with another configuration."""
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **config))
@@ -133,27 +138,19 @@ class _Training:
 
     def __init__(self, seed: Seed) -> None:
         self.seed, self.name = seed, f"seed {seed.config.seed}"
-        progress = load_progress(seed.file)
+        progress = load_progress(seed.file, (seed.candidate, seed.config))
         if progress is None:
             seed.file.unlink(missing_ok=True)  # damaged, which was said
         self._n_told = 0 if progress is None else progress.epoch
         self._n_lost = 0
         self.is_finished = self._n_told >= seed.config.epochs
+        if not self.is_finished:
+            seed.tested.unlink(missing_ok=True)  # it was of another training
         if progress is not None and not self.is_finished:
             print(f"{self.name}: goes on at epoch {progress.epoch + 1}, step {progress.batch + 1}", flush=True)
 
     def work(self) -> Work:
-        seed, teacher = self.seed, self.seed.teacher
-        return Work(
-            key=seed.config.seed,
-            candidate=seed.candidate,
-            config=seed.config,
-            asks_after=frozenset(),
-            checkpoint=seed.file,
-            title=self.name,
-            keeps_result=True,
-            teacher=None if teacher is None else (teacher.candidate, teacher.file),
-        )
+        return _work(self.seed, self.name)
 
     def hear(self, message: Message, interrupted: InterruptFlag) -> bool:
         """Whether it has to be given to another worker.
@@ -198,3 +195,16 @@ class _Training:
                 f"{self.name}: {died.reason}. The same command goes on from its checkpoint; --jobs 1 needs less memory."
             )
         interrupted.say(f"{self.name}: {died.reason}: goes on from its checkpoint")
+
+
+def _work(seed: Seed, title: str) -> Work:
+    return Work(
+        key=seed.config.seed,
+        candidate=seed.candidate,
+        config=seed.config,
+        asks_after=frozenset(),
+        checkpoint=seed.file,
+        title=title,
+        keeps_result=True,
+        teacher=None if seed.teacher is None else _work(seed.teacher, "teacher"),
+    )

@@ -49,7 +49,7 @@ def find_target(plan: RetrainPlan) -> Target:
     Raises:
         UserError: There is no such study or trial, or the folder is another study's.
     """
-    from study.storage.database import candidate_of, config_of, get_trial, open_study
+    from study.storage.database import candidate_of, config_of, cost_model_of, get_trial, open_study
 
     def named(name: str) -> str:
         return f"{name}-distilled" if plan.teacher else name
@@ -74,7 +74,7 @@ def find_target(plan: RetrainPlan) -> Target:
         facts={"name": named(title), "study": plan.name, "study_created": study.user_attrs.get("created"), **facts},
         target_accuracy=plan.target_accuracy or study.user_attrs["target_accuracy"],
         precision=config_of(study).precision,
-        cost=CostModel.from_json(study.user_attrs["cost_model"]),
+        cost=cost_model_of(study),
         study=study,
     )
 

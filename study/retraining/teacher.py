@@ -21,7 +21,7 @@ def teacher_of(student: Seed, epochs: int, cores: int) -> Seed:
 
 def cost_of(teacher: Seed) -> dict[str, Any]:
     """What it cost. Its test accuracy is nobody's business: it is not shipped."""
-    records = finished(teacher.file).records
+    records = finished(teacher.file, teacher.candidate, teacher.config).records
     return {
         "params": teacher.candidate.architecture.params,
         "macs": teacher.candidate.architecture.macs,

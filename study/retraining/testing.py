@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from study.bundle.files import load_bundle
-from study.command_line.wording import percent
-from study.data.cifar10 import Images, load_test
-from study.machine.files import replaced
+from study.command_line.wording import percent, printable
+from study.data.cifar10 import CLASSES, SIDE, Images, load_test
+from study.errors import UserError, first_line
+from study.machine.files import DamagedFileError, read_arrays, replaced, unwritten, what_is
 from study.machine.hardware import hardware, resolve_device
 from study.retraining.seeds import Seed
 from study.training.checkpoints import finished
@@ -26,11 +27,16 @@ def evaluate_bundle(folder: Path, data: str | None, device: str) -> int:
     from study.training.evaluation import accuracy, evaluate
 
     bundle = load_bundle(folder)
+    recorded, side = bundle.metrics.get("test_accuracy_shipped"), bundle.candidate.architecture.image_size
+    if recorded is None:
+        raise UserError(f"The metrics.json of {str(folder)!r} records no test_accuracy_shipped to compare with.")
+    if side != SIDE:
+        raise UserError(f"The network of {str(folder)!r} takes images of {side} pixels, and CIFAR-10's have {SIDE}.")
     device = resolve_device(device)
     test = load_test(data)
     _, logits = evaluate(bundle.network.to(device), test, device)
-    found, recorded = accuracy(logits, test.labels), bundle.metrics["test_accuracy_shipped"]
-    same = hardware(device) == bundle.metrics["hardware"]
+    found = accuracy(logits, test.labels)
+    same = hardware(device) == bundle.metrics.get("hardware")
     tolerance = SAME_HARDWARE if same else OTHER_HARDWARE
     agrees = abs(found - recorded) <= tolerance + 1e-12
     print(f"Test accuracy {percent(found, 2)} on {len(test):,} images; recorded {percent(recorded, 2)}.")
@@ -56,22 +62,23 @@ def test_seed(seed: Seed, test: Images) -> Tested:
     from study.model.network import build, use_native_depthwise
     from study.training.evaluation import accuracy, evaluate
 
-    config, progress = seed.config, finished(seed.file, seed.config.epochs)
+    config, progress = seed.config, finished(seed.file, seed.candidate, seed.config)
     device = "cpu" if config.device == "cpu" else resolve_device("auto")  # a cluster's GPUs are elsewhere
     network = use_native_depthwise(build(seed.candidate.architecture), config.native_depthwise)
     states = {**progress.snapshots, config.epochs - 1: progress.ema}  # the last snapshot is the final state
-    epochs, stored = sorted(states), seed.file.with_suffix(".npz")
-    if stored.exists():
-        with np.load(stored) as saved:
-            epochs, losses, logits = saved["epochs"], saved["losses"], saved["logits"]
-    else:
+    epochs, stored = sorted(states), _stored(seed.tested, sorted(states), len(test))
+    if stored is None:
         found = []
         for epoch in epochs:
             network.load_state_dict(states[epoch])
             found.append(evaluate(network.to(device).eval(), test, device))
-        losses, logits = np.array([loss for loss, _ in found]), np.stack([rows for _, rows in found])
-        with replaced(stored, lasting=True) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, epochs=np.array(epochs), losses=losses, logits=logits.astype(np.float32))
+        stored = np.array([loss for loss, _ in found]), np.stack([rows for _, rows in found]).astype(np.float32)
+        try:
+            with replaced(seed.tested, lasting=True) as temporary, temporary.open("wb") as stream:
+                np.savez(stream, epochs=np.array(epochs), losses=stored[0], logits=stored[1])
+        except OSError as error:
+            raise unwritten(f"What the test gave, {str(seed.tested)!r},", error, "Allow writing there.") from error
+    losses, logits = stored
     curve = [{**dataclasses.asdict(record), "test_loss": None, "test_accuracy": None} for record in progress.records]
     for epoch, loss, rows in zip(epochs, losses, logits, strict=True):
         curve[epoch] |= {"test_loss": float(loss), "test_accuracy": accuracy(rows, test.labels)}
@@ -85,3 +92,19 @@ def test_seed(seed: Seed, test: Images) -> Tested:
         wall_s=sum(record.wall_s for record in progress.records),
         compiled=bool(progress.compiled),
     )
+
+
+def _stored(file: Path, epochs: list[int], n_images: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Losses [E] and logits [E, N, n_classes] that an earlier call stored; None if none did, or they cannot be read."""
+    if what_is(file) == "does not exist":
+        return None
+    try:
+        saved = read_arrays(file)
+        losses, logits = saved["losses"], saved["logits"]
+        expected = [(len(epochs),), (len(epochs), n_images, len(CLASSES))]
+        if saved["epochs"].tolist() != epochs or [losses.shape, logits.shape] != expected or logits.dtype != np.float32:
+            raise ValueError("it is of another test")
+        return losses, logits
+    except (DamagedFileError, KeyError, ValueError) as error:
+        print(f"{printable(file.name)} cannot be read ({first_line(error)}): this seed is tested again", flush=True)
+        return None

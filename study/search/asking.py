@@ -13,7 +13,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.candidate import Candidate
 from search_spaces.constraints import Clock, Constraint, InfeasibleError, certify
-from search_spaces.cost import CostModel
 from search_spaces.space import Decoded
 from study.machine.hardware import versions
 from study.model.certificate import certify_module
@@ -31,7 +30,7 @@ from study.search.sampling import (
     training_seed,
 )
 from study.storage.config import StudyConfig, open_space
-from study.storage.database import best_of
+from study.storage.database import best_of, cost_model_of
 from study.storage.known import KnownTrials
 from study.storage.outcome import Outcome
 from study.storage.slots import Claim, SlotTable, fail_trial
@@ -82,7 +81,7 @@ class Asker:
         self._study, self._storage, self._slots, self._known = study, storage, slots, known
         self._config, self._artifacts, self._given = config, artifacts, given
         self._space = open_space(config.space)
-        cost = CostModel.from_json(study.user_attrs["cost_model"])
+        cost = cost_model_of(study)
         self._clock = Clock(cost, config.train_images, config.val_images)
         self._anchors = anchors(self._space, config, cost)
         self._draws = Draws(self._space, config.sampler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 import warnings
 from datetime import UTC, datetime
@@ -67,7 +68,7 @@ def find_study(plan: SearchPlan) -> tuple[optuna.Study, optuna.storages.RDBStora
     from study.storage.database import config_of, open_storage
 
     file = sqlite_file(plan.url)
-    if file is not None and not file.exists():
+    if file is not None and not os.path.exists(file):
         return None
     storage = open_storage(plan.url)
     if plan.name not in [study.study_name for study in storage.get_all_studies()]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search_spaces.candidate import Candidate
 from search_spaces.training_dimensions import lengthened
 from study.errors import UserError
 from study.search.creation import find_study, new_study, refuse_early, refuse_other_version
@@ -123,9 +122,11 @@ def _config(plan: SearchPlan, source: StudyConfig, device: str, calibration: Cal
 
 def _descriptions(best: Sequence[FrozenTrial], config: StudyConfig) -> list[dict[str, Any]]:
     """The candidates, augmented as all images of a training, counting repetitions, ask for."""
+    from study.storage.database import candidate_of
+
     found = []
     for trial in best:
-        candidate = Candidate.from_json(trial.user_attrs["candidate"])
+        candidate = candidate_of(trial)
         longer = lengthened(candidate.augmentation, config.epochs * config.train_images)
         candidate = dataclasses.replace(candidate, augmentation=longer)
         description = {"name": f"trial {trial.number}", "trial": trial.number, "params": trial.params}

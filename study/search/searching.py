@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from study.command_line.wording import counted, duration
+from study.command_line.wording import counted, duration, printable
 from study.errors import StudyDeleted, StudyFailed
 from study.reporting.optional import report
 from study.search.creation import create_study, expected_seconds, find_study, refuse_early, remember_command
@@ -212,7 +212,7 @@ def _banner(
     if freed:
         lines["recovered"] = f"slots {', '.join(map(str, freed))} of an interrupted run are run again"
     for name, value in lines.items():
-        print(f"{name:>10}  {value}")
+        print(f"{name:>10}  {printable(value)}")
     sys.stdout.flush()
 
 
@@ -223,4 +223,4 @@ def _finish(plan: SearchPlan, study: optuna.Study, storage: optuna.storages.RDBS
     restore(study, plan.out / "artifacts")
     checkpoint_sqlite(storage)
     report(study, plan.out)
-    print(f"Next:   {plan.next_command}", flush=True)
+    print(f"Next:   {printable(plan.next_command)}", flush=True)

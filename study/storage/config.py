@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from search_spaces import SearchSpace, UnknownSpaceError, get_space
 from search_spaces.constraints import Limits
+from search_spaces.fields import Within, check_fields, from_fields, opened
 from study.data.augmentation import AUGMENTATION_ORDER
 from study.data.cifar10 import SPLIT_SEED
 from study.errors import UserError
 
 DEFAULT_TARGET = 0.85
 """Test accuracy to pass, where the user names no other: the brief's."""
+Number = Annotated[int, Within(0, 10**18)]
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,10 @@ class StudyConfig:
 
     space: str
     space_version: int
-    epochs: int
-    train_images: int
-    val_images: int
-    seed: int
+    epochs: Number
+    train_images: Number
+    val_images: Number
+    seed: Number
     pruner: str
     sampler: str
     precision: str
@@ -47,12 +49,21 @@ class StudyConfig:
     split_seed: int = SPLIT_SEED
     augmentation_order: str = AUGMENTATION_ORDER
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> StudyConfig:
-        return cls(**{**data, "limits": Limits(**data["limits"])})
+    def from_json(cls, data: Any) -> StudyConfig:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            DescriptionError: Fields are missing, unknown, or hold what they do not take.
+        """
+        fields = opened(data, "A configuration")
+        return from_fields(cls, {**fields, "limits": from_fields(Limits, fields.get("limits"))})
 
     def differences(self, other: StudyConfig) -> list[str]:
         """`name: mine -> other's` for every field that differs, limits field by field."""

@@ -21,9 +21,12 @@ import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.candidate import Candidate
+from search_spaces.cost import CostModel
+from search_spaces.fields import DescriptionError
 from study.command_line.options import default_space
 from study.command_line.wording import without_passwords
-from study.errors import UserError
+from study.errors import StudyFailed, UserError, said
+from study.machine.files import is_file, unwritten
 from study.machine.sqlite import (
     DamagedError,
     LockedError,
@@ -38,6 +41,8 @@ from study.storage.patience import cause_of, root_of
 _UNUSABLE = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 METRIC = "val_accuracy"
+_FULL = ("database or disk is full", "disk I/O error")
+"""What SQLite says where there is no room, the second of the memory that it shares with other processes."""
 
 
 def hide_password(url: str) -> str:
@@ -88,6 +93,7 @@ def open_storage(url: str, read_only: bool = False) -> optuna.storages.RDBStorag
     Raises:
         UserError: It cannot be reached, read or used.
         LockedError: Another process does not free its file.
+        StudyFailed: There is no room for it.
     """
     try:
         parsed = sqlalchemy.make_url(url)
@@ -124,6 +130,9 @@ def open_storage(url: str, read_only: bool = False) -> optuna.storages.RDBStorag
         if isinstance(root := root_of(error), (LockedError, DamagedError)):
             raise root from error
         cause = cause_of(error).replace("$STORAGE_URL", shlex.quote(hide_password(asked)))
+        if cause in _FULL:
+            room = "Make room, then run the same command."
+            raise StudyFailed(f"the storage {hide_password(asked)} cannot be used: {cause}. {room}") from error
         advice = "Check the URL, that the server runs, and that the file is an Optuna database."
         if isinstance(error, RuntimeError):  # Optuna's, of another version's tables, which says what to do
             advice = ""
@@ -148,12 +157,17 @@ def config_of(study: optuna.Study) -> StudyConfig:
     """The stored fingerprint.
 
     Raises:
-        UserError: The study was not made by this program.
+        UserError: The study was not made by this program, or by another version of it.
     """
     stored = study.user_attrs.get("config")
     if not isinstance(stored, dict):
         raise UserError(f"The study {study.study_name!r} was not made by study.run: it has no configuration.")
-    return StudyConfig.from_json(stored)
+    try:
+        return StudyConfig.from_json(stored)
+    except DescriptionError as error:
+        raise UserError(
+            f"The configuration of the study {study.study_name!r} cannot be read: {said(error)}."
+        ) from error
 
 
 def storage_of(study: optuna.Study) -> optuna.storages.BaseStorage:
@@ -211,8 +225,27 @@ def get_trial(study: optuna.Study, number: int) -> FrozenTrial:
 
 
 def candidate_of(trial: FrozenTrial) -> Candidate:
-    """The candidate stored with a trial."""
-    return Candidate.from_json(trial.user_attrs["candidate"])
+    """The candidate stored with a trial.
+
+    Raises:
+        UserError: It is none.
+    """
+    try:
+        return Candidate.from_json(trial.user_attrs["candidate"])
+    except DescriptionError as error:
+        raise UserError(f"Trial {trial.number} cannot be read: {said(error)}.") from error
+
+
+def cost_model_of(study: optuna.Study) -> CostModel:
+    """What was measured when a study was made.
+
+    Raises:
+        UserError: It is not stored.
+    """
+    try:
+        return CostModel.from_json(study.user_attrs.get("cost_model"))
+    except DescriptionError as error:
+        raise UserError(f"The study {study.study_name!r} has no cost model of ours: {said(error)}.") from error
 
 
 def checkpoint_sqlite(storage: optuna.storages.RDBStorage) -> None:
@@ -264,7 +297,7 @@ _NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse
 
 
 def _check_sqlite_file(file: Path, read_only: bool) -> None:
-    if read_only and not file.exists():
+    if read_only and not is_file(file):
         raise UserError(
             f"There is no study at {str(file)!r}. Start one with python -m study.run, or name another --storage."
         )
@@ -281,9 +314,8 @@ def _check_sqlite_file(file: Path, read_only: bool) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"The folder of the storage cannot be made: {error}. Name another --storage or --out."
-        ) from error
+        what = f"The folder of the storage, {str(file.parent)!r},"
+        raise unwritten(what, error, "Name another --storage or --out.") from error
     if _file_system(file.parent) in _NETWORK_FILE_SYSTEMS:
         raise UserError(
             f"SQLite cannot lock on a network file system: {str(file)!r}. "

@@ -12,9 +12,10 @@ from typing import Any
 
 from search_spaces.architecture import identifier
 from search_spaces.candidate import Candidate
+from study.command_line.wording import printable
 from study.data.augmentation import AUGMENTATION_ORDER
 from study.errors import StudyFailed, first_line
-from study.machine.files import DamagedFileError, read_tensors, replaced, write_atomically
+from study.machine.files import DamagedFileError, read_tensors, tensors_as_bytes, what_is, write_atomically
 from study.training.records import Progress, TrainingConfig
 
 
@@ -33,27 +34,37 @@ def checkpoint_name(candidate: Candidate, config: TrainingConfig, n_train: int, 
     return f"{candidate.candidate_id}-seed{config.seed}-{identifier(what)}"
 
 
-def load_progress(file: Path) -> Progress | None:
-    """The progress saved in `file`; None if there is none or it cannot be read."""
-    if not file.exists():
+def load_progress(file: Path, of: tuple[Candidate, TrainingConfig] | None = None) -> Progress | None:
+    """The progress saved in `file`; None if there is none or it cannot be read, which is said.
+
+    Args:
+        file: Where `save_progress` put it.
+        of: The training that is to go on from it, if one is.
+    """
+    if what_is(file) == "does not exist":
         return None
     try:
         data = read_tensors(file)
         snapshots = {epoch: read_tensors(_snapshot(file, epoch)) for epoch in data["snapshots"]}
-        return Progress.from_dict({**data, "snapshots": snapshots})
-    except (DamagedFileError, KeyError, TypeError) as error:  # the last two: whole, but of another version
-        print(f"{file.name} cannot be read ({first_line(error)}): this training starts anew", flush=True)
+        progress = Progress.from_dict({**data, "snapshots": snapshots})
+        if of is not None:
+            from study.training.state import TrainState
+
+            TrainState.check(progress, *of)
+        return progress
+    except (DamagedFileError, AttributeError, KeyError, TypeError, ValueError) as error:  # whole, but not such a file
+        print(f"{printable(file.name)} cannot be read ({first_line(error)}): this training starts anew", flush=True)
         return None
 
 
-def finished(file: Path, epochs: int = 1) -> Progress:
-    """What a finished training of so many epochs left in `file`.
+def finished(file: Path, candidate: Candidate, config: TrainingConfig) -> Progress:
+    """What a finished training left in `file`.
 
     Raises:
         StudyFailed: It is not finished, or cannot be read.
     """
-    progress = load_progress(file)
-    if progress is None or progress.epoch < epochs:
+    progress = load_progress(file, (candidate, config))
+    if progress is None or progress.epoch < config.epochs:
         raise StudyFailed(f"{file} does not hold a finished training; run the same command again.")
     return progress
 
@@ -99,10 +110,8 @@ def _snapshot(file: Path, epoch: int) -> Path:
 
 
 def _save(content: dict[str, Any], file: Path) -> None:
-    import torch
-
     try:
-        with replaced(file, lasting=True) as temporary:
-            torch.save(content, temporary)
-    except (OSError, RuntimeError) as error:  # RuntimeError: torch's, of a file that it cannot write
-        raise StudyFailed(f"the checkpoint {file} cannot be written: {error}. The one before is kept.") from error
+        write_atomically(file, tensors_as_bytes(content), lasting=True)
+    except OSError as error:
+        cause = error.strerror or error
+        raise StudyFailed(f"the checkpoint {file} cannot be written: {cause}. The one before is kept.") from error

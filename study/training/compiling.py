@@ -7,6 +7,7 @@ here is assumed to gain what such networks did elsewhere.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 import time
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from search_spaces.architecture import identifier
+from search_spaces.fields import Amount, check_fields, from_fields
 from study.data.batches import Batch
 from study.errors import first_line
 from study.machine import cache
@@ -37,9 +39,12 @@ class Gain:
         compile_s: Seconds until the first compiled step is done.
     """
 
-    plain_s: float
-    compiled_s: float
-    compile_s: float
+    plain_s: Amount
+    compiled_s: Amount
+    compile_s: Amount
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def pays(self, n_steps: int) -> bool:
         """Whether so many steps save more than the compiler takes."""
@@ -121,7 +126,4 @@ def _name(step: AnyStep, example: Batch, architecture_id: str) -> str:
 
 
 def _known(name: str) -> Gain | None:
-    try:
-        return Gain(**cache.recall(name))
-    except TypeError:  # nothing was kept, or another version kept it
-        return None
+    return cache.recall(name, functools.partial(from_fields, Gain))

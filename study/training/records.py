@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from search_spaces.fields import check_fields, from_fields
+
 if TYPE_CHECKING:
     import torch
 
@@ -80,6 +82,9 @@ class EpochRecord:
     val_frac: float = 0.0
     n_val: int = 0
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass
 class Progress:
@@ -110,7 +115,19 @@ class Progress:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Progress:
-        return cls(**{**data, "records": [EpochRecord(**record) for record in data["records"]]})
+        """Reads what `to_dict` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: It is of another version, or its parts contradict each other.
+        """
+        progress = cls(**{**data, "records": [from_fields(EpochRecord, record) for record in data["records"]]})
+        if [record.epoch for record in progress.records] != list(range(progress.epoch)):
+            raise ValueError(f"it stands at epoch {progress.epoch} and has {len(progress.records)} records")
+        if progress.batch != abs(int(progress.batch)) or not set(progress.snapshots) <= set(range(progress.epoch)):
+            raise ValueError("there is no such step or snapshot")
+        if not all(isinstance(value, (int, float)) for value in progress.sums.values()):
+            raise ValueError("its sums are no numbers")
+        return progress
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from search_spaces.candidate import Candidate
-from study.model.network import Network, build, use_native_depthwise
+from study.errors import first_line
+from study.model.network import Network, build, described, use_native_depthwise
 from study.training.optimizers import make_optimizer
 from study.training.records import Progress, TrainingConfig
 
@@ -89,6 +91,35 @@ class TrainState:
         for group in self.optimizer.param_groups:
             if "capturable" in group:  # stored as it was where the training began
                 group["capturable"] = self.sums.is_cuda
+
+    @classmethod
+    def check(cls, progress: Progress, candidate: Candidate, config: TrainingConfig) -> None:
+        """Whether `load` could become `progress` and go on, tried on a state of its own.
+
+        Raises:
+            ValueError: It belongs to another network or optimizer.
+        """
+        state = cls.initial(candidate, dataclasses.replace(config, device="cpu"), 1)
+        expected = described(state.network.state_dict())
+        ended = progress.epoch >= config.epochs  # then only the averages are kept
+        for each in (progress.ema, *([] if ended else [progress.network]), *progress.snapshots.values()):
+            if described(each) != expected:
+                raise ValueError("its weights are of another network")
+        if ended:
+            return
+        try:
+            state.load(copy.deepcopy(progress))
+            momenta = [
+                (parameter, tensor)
+                for parameter, found in state.optimizer.state.items()
+                for tensor in found.values()
+                if tensor is not None
+            ]
+            fits = all(tensor.numel() == 1 or tensor.shape == parameter.shape for parameter, tensor in momenta)
+        except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"its optimizer is another ({first_line(error)})") from error
+        if not fits:
+            raise ValueError("its optimizer is of another network")
 
     @contextlib.contextmanager
     def unchanged(self) -> Iterator[None]:

@@ -21,6 +21,7 @@ from search_spaces.architecture import (
     identifier,
 )
 from search_spaces.candidate import Augmentation, Candidate, Optimisation
+from search_spaces.fields import DescriptionError
 from search_spaces.reference import REFERENCE
 from study.machine.paths import RESULTS
 
@@ -82,7 +83,7 @@ def test_what_is_not_a_network_is_refused(layers: tuple[Conv | Residual, ...], w
 
 @pytest.mark.parametrize("fields", [{"kernel": 2}, {"kernel": 0}, {"stride": 0}, {"dilation": 0}, {"out_channels": 0}])
 def test_impossible_units_are_refused(fields: dict[str, Any]) -> None:
-    with pytest.raises(ArchitectureError):
+    with pytest.raises(DescriptionError):
         Conv(**{"out_channels": 4, **fields})
 
 
@@ -144,7 +145,7 @@ def test_foreign_json_is_refused(change: dict[str, object]) -> None:
         data[name] = value
     if data["architecture"] is None:
         data.pop("architecture")
-    with pytest.raises(ArchitectureError):
+    with pytest.raises(DescriptionError):
         Candidate.from_json(data)
 
 
@@ -155,7 +156,7 @@ def test_missing_fields_and_unknown_layers_are_refused() -> None:
         {**data, "layers": [{"out_channels": 4}]},
         {name: value for name, value in data.items() if name != "layers"},
     ):
-        with pytest.raises(ArchitectureError):
+        with pytest.raises(DescriptionError):
             Architecture.from_json(broken)
 
 
@@ -255,5 +256,5 @@ def test_the_reference_keeps_its_ids() -> None:
     ],
 )
 def test_impossible_blocks_are_refused(make: Callable[[], object]) -> None:
-    with pytest.raises(ArchitectureError):
+    with pytest.raises(DescriptionError):
         make()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +105,14 @@ def test_the_same_picture_in_any_form(pixels: np.ndarray, tmp_path: Path, case: 
     assert np.abs(found.astype(int) - expected).max() <= tolerance
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "1", "I;16", "I", "F", "CMYK", "HSV", "YCbCr"])
+@pytest.mark.parametrize("mode", ["L", "LA", "1", "I;16", "I;16B", "I", "CMYK", "HSV", "YCbCr"])
 def test_grey_and_exotic_modes(pixels: np.ndarray, tmp_path: Path, mode: str) -> None:
-    file = tmp_path / ("image.tif" if mode in ("F", "CMYK", "YCbCr", "I") else "image.png")
-    if mode in ("I;16", "I"):
+    file = tmp_path / {"CMYK": "image.tif", "YCbCr": "image.tif", "I;16B": "image.tif", "I": "image.pgm"}.get(
+        mode, "image.png"
+    )
+    if mode.startswith("I"):
         grey = pixels[..., 0].astype(np.uint16) * 256
-        image = Image.fromarray(grey if mode == "I;16" else grey.astype(np.int32))
+        image = Image.fromarray(grey.astype({"I;16": np.uint16, "I;16B": ">u2", "I": np.int32}[mode]))
     else:
         image = Image.fromarray(pixels).convert("L" if mode == "LA" else mode)
         image = image.convert(mode)
@@ -117,9 +121,65 @@ def test_grey_and_exotic_modes(pixels: np.ndarray, tmp_path: Path, mode: str) ->
     image.save(file)
     found = read_image(file, 32)
     assert found.shape == (32, 32, 3)
-    if mode in ("I;16", "I"):
+    if mode.startswith("I"):
         assert np.array_equal(found, np.repeat(pixels[..., :1], 3, axis=2))
     assert np.ptp(found) > 120, "the contrast was lost"
+
+
+def png(depth: int, kind: int, row: list[int], *, transparent: bytes) -> bytes:
+    """A PNG of 32 equal rows of samples, and the tRNS chunk that Pillow does not write at every depth."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    bits = "".join(format(sample, f"0{depth}b") for sample in row)
+    rows = (b"\0" + int(bits, 2).to_bytes(len(bits) // 8, "big")) * 32
+    header = struct.pack(">IIBBBBB", len(row) // (3 if kind == 2 else 1), 32, depth, kind, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"tRNS", transparent), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("kind", [0, 2], ids=["grey", "colour"])
+def test_what_is_transparent_is_white_at_every_depth(depth: int, kind: int, tmp_path: Path) -> None:
+    """One half is of the transparent colour, the other is black."""
+    if kind == 2 and depth < 8:
+        pytest.skip("PNG knows no such depth of colours")
+    n_samples, clear = 3 if kind == 2 else 1, 2**depth * 3 // 7 or 1
+    samples = [clear] * 16 * n_samples + [0] * 16 * n_samples
+    transparent = struct.pack(">H", clear) * n_samples
+    (tmp_path / "image.png").write_bytes(png(depth, kind, samples, transparent=transparent))
+    found = read_image(tmp_path / "image.png", 32)
+    assert (found[:, :16] == 255).all()
+    assert (found[:, 16:] == 0).all()
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_numbers_of_no_known_range_are_not_guessed(mode: str, tmp_path: Path) -> None:
+    Image.fromarray(np.linspace(0, 1, 1024, dtype=np.float32).reshape(32, 32)).convert(mode).save(tmp_path / "a.tif")
+    with pytest.raises(UnreadableImageError, match="no known range; save it with 8 or 16 bits"):
+        read_image(tmp_path / "a.tif", 32)
+
+
+def test_lab_is_converted_or_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((32, 32, 3), (137, 0, 0), np.uint8), "LAB").save(tmp_path / "a.tif")
+    with contextlib.suppress(UnreadableImageError):  # older versions of Pillow do not convert it
+        assert np.abs(read_image(tmp_path / "a.tif", 32).astype(int) - 128).max() <= 3
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tif"])
+def test_of_several_frames_the_first_one_counts(pixels: np.ndarray, tmp_path: Path, suffix: str) -> None:
+    first, second = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))
+    options = {"lossless": True} if suffix == "webp" else {}
+    first.save(tmp_path / f"a.{suffix}", save_all=True, append_images=[second], **options)
+    assert read_image(tmp_path / f"a.{suffix}", 32)[0, 0].tolist() == [pytest.approx(255, abs=2), 0, 0]
+
+
+def test_a_palette_may_be_half_transparent(tmp_path: Path) -> None:
+    image = Image.new("P", (32, 32))
+    image.putpalette([0, 0, 0] * 256)
+    image.save(tmp_path / "a.png", transparency=bytes([127] * 256))
+    assert read_image(tmp_path / "a.png", 32)[0, 0].tolist() == [128] * 3
 
 
 @pytest.mark.parametrize("size", [(1, 1), (31, 33), (5, 400)])
@@ -178,4 +238,4 @@ def test_command_exit_codes(bundle: Path, pixels: np.ndarray, tmp_path: Path) ->
     assert done.returncode == 2
     assert len(done.stdout.splitlines()) == 1
     assert "image.png" in done.stdout
-    assert done.stderr == "error: 'gone.png' cannot be read: there is no such file.\n"
+    assert done.stderr == "error: 'gone.png' cannot be read: it does not exist.\n"

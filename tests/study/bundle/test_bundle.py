@@ -6,7 +6,10 @@ import csv
 import json
 import math
 import os
+import pickle
 import shutil
+import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from search_spaces.architecture import Architecture, Conv, Residual
 from search_spaces.candidate import Candidate
@@ -24,6 +28,7 @@ from study.bundle import figures as bundle_figures
 from study.bundle.files import FILES, LOAD_MODEL, LOAD_WEIGHTS, load_bundle, load_candidate, write_bundle
 from study.data.cifar10 import CLASSES, Images
 from study.errors import UserError
+from study.machine.paths import REPOSITORY
 from study.model.network import Deployable, Network, build
 from study.training.evaluation import evaluate
 
@@ -275,6 +280,26 @@ def _truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+def _older(change: Callable[[Path], Any]) -> Callable[[Path], None]:
+    """`change` of a bundle that was written before there was weights.safetensors."""
+
+    def edit(folder: Path) -> None:
+        (folder / "weights.safetensors").unlink()
+        change(folder)
+
+    return edit
+
+
+class Bomb:
+    """Leaves a trace where it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.trace,))
+
+
 def _flip_a_weight(folder: Path) -> None:
     state = torch.load(folder / "weights.pt", weights_only=True)
     stored = state["classifier.weight"].numpy().tobytes()
@@ -299,9 +324,42 @@ def _nan_weights(folder: Path) -> None:
     torch.save(state, folder / "weights.pt")
 
 
+def _link_for_numbers(folder: Path) -> None:
+    (folder / "weights.safetensors").unlink()
+    (folder / "weights.safetensors").symlink_to("/dev/zero")
+
+
 def _file_instead(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.write_text("x")
+
+
+def _layer(**change: Any) -> Callable[[Path], None]:
+    return lambda f: _edit(f / "candidate.json", lambda d: d["architecture"]["layers"][0].update(change))
+
+
+def _architecture(**change: Any) -> Callable[[Path], None]:
+    return lambda f: _edit(f / "candidate.json", lambda d: d["architecture"].update(change))
+
+
+def _metric(**change: Any) -> Callable[[Path], None]:
+    return lambda f: _edit(f / "metrics.json", lambda d: d.update(change))
+
+
+def _older_weight(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    @_older
+    def edit(folder: Path) -> None:
+        state = torch.load(folder / "weights.pt", weights_only=True)
+        state["classifier.weight"] = change(state["classifier.weight"])
+        torch.save(state, folder / "weights.pt")
+
+    return edit
+
+
+def _packed(folder: Path) -> None:
+    """As much as a file may hold, in one that is a thousandth of it."""
+    with zipfile.ZipFile(folder / "weights.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(10_000_000))
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -309,7 +367,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a file": (_file_instead, "is a file"),
     "no candidate": (lambda f: (f / "candidate.json").unlink(), "must hold candidate.json"),
     "no metrics": (lambda f: (f / "metrics.json").unlink(), "must hold metrics.json"),
-    "no weights": (lambda f: (f / "weights.pt").unlink(), "must hold weights.pt"),
+    "no weights": (_older(lambda f: (f / "weights.pt").unlink()), "must hold weights.pt"),
     "half a candidate": (lambda f: _truncate(f / "candidate.json"), "candidate.json' cannot be read"),
     "binary candidate": (lambda f: (f / "candidate.json").write_bytes(b"\xff\xfe\x00"), "cannot be read"),
     "deep candidate": (lambda f: (f / "candidate.json").write_text("[" * 200_000), "cannot be read"),
@@ -334,13 +392,52 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         "below 1 pixel",
     ),
     "half the metrics": (lambda f: _truncate(f / "metrics.json"), "metrics.json' cannot be read"),
-    "half the weights": (lambda f: _truncate(f / "weights.pt"), "damaged"),
-    "empty weights": (lambda f: (f / "weights.pt").write_bytes(b""), "damaged"),
-    "text for weights": (lambda f: (f / "weights.pt").write_text("hello"), "damaged"),
-    "one bit of one weight": (_flip_a_weight, "damaged"),
-    "a list for weights": (lambda f: torch.save([1], f / "weights.pt"), "state dict"),
-    "another network's weights": (_other_weights, "another network"),
-    "NaN weights": (_nan_weights, "NaN"),
+    "half the weights": (_older(lambda f: _truncate(f / "weights.pt")), "damaged"),
+    "empty weights": (_older(lambda f: (f / "weights.pt").write_bytes(b"")), "damaged"),
+    "text for weights": (_older(lambda f: (f / "weights.pt").write_text("hello")), "damaged"),
+    "one bit of one weight": (_older(_flip_a_weight), "damaged"),
+    "a list for weights": (_older(lambda f: torch.save([1], f / "weights.pt")), "state dict"),
+    "another network's weights": (_older(_other_weights), "another network"),
+    "NaN weights": (_older(_nan_weights), "NaN"),
+    "half the numbers": (lambda f: _truncate(f / "weights.safetensors"), "weights.safetensors' is damaged"),
+    "text for numbers": (lambda f: (f / "weights.safetensors").write_text("hello"), "damaged"),
+    "a header without end": (lambda f: (f / "weights.safetensors").write_bytes(b"\xff" * 64), "damaged"),
+    "a link for numbers": (_link_for_numbers, "must hold weights.safetensors"),
+    "another network's numbers": (
+        lambda f: save_file(build(REFERENCE_ARCHITECTURE, 0).state_dict(), f / "weights.safetensors"),
+        "weights.safetensors' belongs to another network",
+    ),
+    "no numbers at all": (lambda f: save_file({}, f / "weights.safetensors"), "state dict"),
+    "negative channels": (_layer(out_channels=-5), "out_channels must be between 1 and 65536: -5"),
+    "channels beyond a machine": (_layer(out_channels=1e308), "out_channels must be a whole number: 1e+308"),
+    "a number of 4,000 digits": (_layer(out_channels=10**4000), "a number of more than 20 digits"),
+    "true for a number": (_layer(kernel=True), "kernel must be a whole number: True"),
+    "NaN for a number": (_layer(stride=math.nan), "stride must be a whole number: nan"),
+    "text for a number": (_layer(dilation="2"), "dilation must be a whole number: '2'"),
+    "a number for a truth": (_layer(padded=1), "padded must be true or false: 1"),
+    "a list for a name": (_layer(norm_type=["batch"]), "norm_type must be text: list"),
+    "an unknown field": (_layer(width=3), "Conv has no field 'width'"),
+    "a map of a terabyte": (_layer(out_channels=60_000), "maps of 1,048,576 values"),
+    "an image of a terabyte": (_architecture(image_size=10**6), "image_size must be between 1 and 512"),
+    "no layers": (_architecture(layers=[]), "the number of layers must be between 1 and 1000: 0"),
+    "layers without end": (_architecture(layers=[{"kind": "conv", "out_channels": 4}] * 5_000), "1 and 1000: 5000"),
+    "a million runs": (
+        _architecture(layers=[{"kind": "residual", "body": [{"kind": "conv", "out_channels": 3}] * 99, "times": 999}]),
+        "20,000 operations",
+    ),
+    "other classes": (_architecture(n_classes=12), "to 12 classes"),
+    "other channels": (_architecture(in_channels=1), "from 1 channels"),
+    "NaN for a strength": (
+        lambda f: _edit(f / "candidate.json", lambda d: d["augmentation"].update(mixup=math.nan)),
+        "mixup must be between 0 and 100: nan",
+    ),
+    "text for an accuracy": (_metric(test_accuracy_shipped="0.9"), "test_accuracy_shipped must be a number or null"),
+    "per cent for an accuracy": (_metric(test_accuracy=[0.9, 91.0]), "each of test_accuracy must be between 0 and 1"),
+    "a word for a list": (_metric(seeds="all"), "seeds must be tuple or null"),
+    "other shapes": (_older_weight(lambda w: w[:-1]), "another network"),
+    "other numbers": (_older_weight(lambda w: w.double()), "another network"),
+    "sparse weights": (_older_weight(lambda w: w.to_sparse()), "another network"),
+    "packed weights": (_older(_packed), "damaged"),
 }
 
 
@@ -355,3 +452,58 @@ def test_damage_is_named_in_one_line(copy: Path, case: str) -> None:
     assert str(copy) in message
     assert "\n" not in message
     assert message.endswith(".")
+
+
+@pytest.mark.parametrize("form", ["archive", "pickle"])
+def test_weights_run_no_code(copy: Path, tmp_path: Path, form: str) -> None:
+    trace = tmp_path / "trace"
+    (copy / "weights.safetensors").unlink()
+    if form == "archive":
+        torch.save({"classifier.weight": Bomb(trace)}, copy / "weights.pt")
+        torch.load(copy / "weights.pt", weights_only=False)
+    else:
+        (copy / "weights.pt").write_bytes(pickle.dumps(Bomb(trace)))
+        pickle.loads((copy / "weights.pt").read_bytes())
+    assert trace.exists()  # it is one
+    trace.unlink()
+    with pytest.raises(UserError, match="damaged or no file of weights"):
+        load_bundle(copy)
+    assert not trace.exists()
+
+
+def test_older_bundles_load_and_the_safe_form_comes_first(written: tuple[Path, Network], copy: Path) -> None:
+    (copy / "weights.pt").write_text("not looked at")
+    load_bundle(copy)
+    shutil.copy(written[0] / "weights.pt", copy / "weights.pt")
+    (copy / "weights.safetensors").unlink()
+    for name, tensor in load_bundle(copy).network.state_dict().items():
+        assert torch.equal(written[1].state_dict()[name], tensor), name
+
+
+def test_nothing_of_ours_opens_the_program_of_a_stranger() -> None:
+    """Torch warns of its format. What `write_bundle` checks is what it has just made, in memory."""
+    calls = [
+        (file.name, line.strip())
+        for folder in ("study", "scripts", "search_spaces")
+        for file in (REPOSITORY / folder).rglob("*.py")
+        for line in file.read_text().splitlines()
+        if "export.load(" in line
+    ]
+    assert calls == [
+        ("files.py", 'model = torch.export.load("model.pt2").module()'),  # for summary.txt
+        ("files.py", "loaded = torch.export.load(content).module()"),
+    ]
+
+
+def test_a_state_dict_s_own_methods_are_not_called(written: tuple[Path, Network], copy: Path) -> None:
+    """A file may give it values in their place."""
+    (copy / "weights.safetensors").unlink()
+    state = torch.load(copy / "weights.pt", weights_only=True)
+    theirs = dict.fromkeys(("keys", "values", "items", "copy"), 1)
+
+    class Disguised:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (OrderedDict, (), theirs, None, iter(state.items()))
+
+    torch.save(Disguised(), copy / "weights.pt")
+    assert set(load_bundle(copy).network.state_dict()) == set(written[1].state_dict())

@@ -10,6 +10,7 @@ import pytest
 
 from study.data import cifar10 as data
 from study.data.cifar10 import (
+    FILES,
     FOLDER,
     MEAN,
     N_SEARCH,
@@ -76,6 +77,8 @@ def test_the_option_goes_before_the_variable_goes_before_the_cache(
     option, variable = tmp_path / "option", tmp_path / "variable"
     for folder in (option, variable, user_cache / "small-cnn-study" / "data"):
         (folder / FOLDER).mkdir(parents=True)
+    for name in FILES:
+        (user_cache / "small-cnn-study" / "data" / FOLDER / name).touch()
     monkeypatch.setenv("STUDY_DATA", str(variable))
     assert find_folder(str(option)) == option
     assert find_folder() == variable

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from search_spaces.candidate import Candidate
+from search_spaces.candidate import Augmentation, Candidate
 from search_spaces.reference import REFERENCE
 from study.data import cifar10
 from study.data.cifar10 import Images
@@ -116,13 +118,28 @@ def test_a_damaged_checkpoint_means_a_new_start(
     assert "starts anew" in capsys.readouterr().out
 
 
+def test_a_checkpoint_of_another_network_means_a_new_start(
+    tiny_images: Images, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = work_of(tmp_path)
+    with pytest.raises(SystemExit):
+        run(work, tiny_images, Told(), leaves_after(3))
+    data = torch.load(work.checkpoint, weights_only=True)
+    data["network"]["classifier.weight"] = torch.zeros(10, 3, 1, 1)
+    torch.save(data, work.checkpoint)
+    told = Told()
+    assert isinstance(run(work, tiny_images, told), Ended)
+    assert len(told.records) == EPOCHS
+    assert "(ValueError: its weights are of another network): this training starts anew" in capsys.readouterr().out
+
+
 def test_a_full_disk_costs_the_checkpoint_and_not_the_trial(
     tiny_images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*args: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     assert isinstance(run(work_of(tmp_path), tiny_images, Told()), Ended)
     error = capsys.readouterr().err
     assert error.count("No space left on device") == 1  # said once
@@ -161,6 +178,7 @@ def test_one_that_diverges_fails_with_the_reason(tiny_images: Images, tmp_path: 
     [
         (MemoryError(), "out of memory: "),
         (torch.OutOfMemoryError("CUDA out of memory"), "out of memory: "),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), "out of memory or killed: "),
         (RuntimeError("GET was unable to find an engine to execute this computation"), "no kernel runs this network: "),
     ],
 )
@@ -174,6 +192,23 @@ def test_one_without_memory_or_kernels_fails_with_the_reason(
     failed = run(work_of(tmp_path), tiny_images, Told())
     assert isinstance(failed, Failed)
     assert failed.reason.startswith(reason)
+
+
+def test_one_whose_augmentation_dies_fails_with_the_reason(
+    tiny_images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*args: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)  # as where memory runs out
+
+    monkeypatch.setattr("study.data.batches._help", killed)
+    candidate = dataclasses.replace(
+        REFERENCE,
+        augmentation=Augmentation(dropout_p=0.5),
+        optimisation=dataclasses.replace(REFERENCE.optimisation, batch_size=32),
+    )
+    failed = run(work_of(tmp_path, candidate, n_loaders=1), tiny_images, Told())
+    assert isinstance(failed, Failed)
+    assert failed.reason == "a process that augments died (exit code -9)"
 
 
 @pytest.mark.parametrize("error", [IndexError("a bug"), CaptureFailed("the stream is capturing")])

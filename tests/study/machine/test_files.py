@@ -73,21 +73,29 @@ def test_tensors_are_read_whole_or_not_at_all(tmp_path: Path) -> None:
         with pytest.raises(DamagedFileError) as caught:
             read_tensors(file)
         assert "\n" not in str(caught.value)
-    with pytest.raises(DamagedFileError, match="FileNotFoundError"):
+    with pytest.raises(DamagedFileError, match="it does not exist"):
         read_tensors(tmp_path / "missing.pt")
 
 
-def test_a_cache_that_cannot_be_used_is_an_empty_one(user_cache: Path) -> None:
-    assert cache.recall("what") == {}
+def test_a_cache_that_cannot_be_used_is_an_empty_one(user_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cache.complain.cache_clear()
+    assert cache.recall("what", dict) is None
     cache.keep("what", {"a": 1})
-    assert cache.recall("what") == {"a": 1}
+    assert cache.recall("what", dict) == {"a": 1}
+    assert capsys.readouterr().err == ""
     (file,) = (each for each in user_cache.rglob("*") if each.is_file())
-    for damage in (b"{", b"[1]", b"null", b"\xff"):
+    for damage in (b"{", b"[1]", b"null", b"\xff", b"[" * 100_000):
         file.write_bytes(damage)
-        assert cache.recall("what") == {}
+        assert cache.recall("what", dict) is None
+    file.write_text('{"of": "another version"}')
+    assert cache.recall("what", lambda kept: kept["a"]) is None
+    said = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("note: what.json in the cache cannot be read (") for line in said)
+    assert len(said) == len(set(said)) >= 5
     file.unlink()
     file.mkdir()
     (file / "in the way").touch()
     cache.keep("what", {"a": 1})
-    assert cache.recall("what") == {}
+    assert "what was measured cannot be kept (" in capsys.readouterr().err
+    assert cache.recall("what", dict) is None
     assert [each.name for each in file.parent.iterdir()] == [file.name]

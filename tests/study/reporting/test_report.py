@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search_spaces import get_space
 from search_spaces.constraints import Limits, check
 from search_spaces.space import Choice, Dimension, Integer
-from study.errors import UserError
+from study.errors import StudyFailed, UserError
 from study.machine.paths import REPOSITORY
 from study.reporting import page as report_page
 from study.reporting import report
@@ -335,7 +335,7 @@ def test_retrain_is_shown(tmp_path: Path) -> None:
         "candidate_id": trials[1].user_attrs["candidate_id"], "epochs": 100,
         "params": 180_000, "seeds": [0, 1, 2],
         "test_accuracy": [0.91, 0.915, 0.92], "test_accuracy_mean": 0.915, "test_accuracy_std": 0.005,
-        "shipped_seed": 0, "test_accuracy_shipped": 0.91, "train_accuracy": [0.9, 0.9, 0.9],
+        "shipped_seed": 0, "test_accuracy_shipped": 0.91, "train_accuracy": 0.9,
         "target_accuracy": 0.85, "target_met": True, "device": "cpu", "wall_s": 7200.0,
     }  # fmt: skip
     (tmp_path / "best").mkdir()
@@ -555,7 +555,7 @@ def test_a_full_disk_keeps_the_older_report(tmp_path: Path, monkeypatch: pytest.
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="No space left"):
+    with pytest.raises(StudyFailed, match="No space left"):
         report.write_report(study, tmp_path)
     assert (html.read_bytes(), markdown.read_bytes()) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.md"]

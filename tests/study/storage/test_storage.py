@@ -387,7 +387,7 @@ def test_a_missing_file_is_not_created_by_reading(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert "The folder of the storage cannot be made" in refusal(url_of(tmp_path / "file" / "study.db"))
+    assert "The folder of the storage, " in refusal(url_of(tmp_path / "file" / "study.db"))
 
 
 @pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs"])

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from search_spaces.architecture import Architecture, Conv
+from search_spaces.candidate import OPTIMIZERS, Candidate, Optimisation
 from search_spaces.reference import REFERENCE
 from study.errors import StudyFailed
 from study.training.checkpoints import checkpoint_name, forget_snapshots, load_progress, save_progress
 from study.training.records import EpochRecord, Progress, TrainingConfig
+from study.training.state import TrainState
+
+SMALL = Architecture((Conv(8, stride=4), Conv(8)))
 
 RECORDS = [EpochRecord(epoch, 1.5 - epoch, 0.25, None, None, 0.1, 2.0, 0.125) for epoch in range(2)]
 
@@ -127,24 +133,86 @@ def test_damage_starts_the_training_anew(damage: Any, file: Path, capsys: pytest
     assert said.count("\n") == 1
 
 
+def _after_a_step(optimizer: str) -> tuple[Candidate, TrainingConfig, dict[str, Any]]:
+    """A training and its checkpoint, as plain containers."""
+    candidate = Candidate(SMALL, optimisation=Optimisation(optimizer=optimizer))
+    config = TrainingConfig(3, 0)
+    state = TrainState.initial(candidate, config, 10)
+    for parameter in state.network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    state.optimizer.step()
+    found = Progress(epoch=1, batch=2, sums={"loss": 1.0}, records=RECORDS[:1])
+    state.copy_to(found)
+    return candidate, config, found.to_dict() | {"snapshots": []}
+
+
+def _momenta(data: dict[str, Any]) -> dict[str, Any]:
+    optimizer = data["optimizer"]
+    return next(iter(optimizer.get("optimizers", [optimizer])[0]["state"].values()))
+
+
+MISFITS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "shapes": lambda data: data["network"].update({"classifier.weight": torch.zeros(10, 3, 1, 1)}),
+    "numbers": lambda data: data["ema"].update({"classifier.weight": torch.zeros(10, 8, 1, 1).double()}),
+    "no averages": lambda data: data.update(ema={}),
+    "text for a weight": lambda data: data["ema"].update({"classifier.weight": "heavy"}),
+    "a list for weights": lambda data: data.update(network=[1]),
+    "momenta": lambda data: _momenta(data).update(momentum_buffer=torch.zeros(7), exp_avg=torch.zeros(7)),
+    "an optimizer": lambda data: data.update(optimizer={"state": 1}),
+    "epochs": lambda data: data.update(epoch=2),
+    "steps": lambda data: data.update(batch=-1),
+    "text for a sum": lambda data: data.update(sums={"loss": "much"}),
+    "text for a loss": lambda data: data["records"][0].update(train_loss="low"),
+    "snapshots of epochs to come": lambda data: data.update(snapshots=[7]),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_what_is_of_another_training_starts_anew(
+    misfit: str, optimizer: str, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    candidate, config, data = _after_a_step(optimizer)
+    file.parent.mkdir()
+    torch.save(data, file)
+    assert load_progress(file, (candidate, config)) is not None
+    assert capsys.readouterr().out == ""
+    MISFITS[misfit](data)
+    torch.save(data, file)
+    assert load_progress(file, (candidate, config)) is None
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said.endswith("): this training starts anew")
+
+
 @pytest.mark.parametrize("after", [0, 1], ids=["snapshot", "checkpoint"])
 def test_a_full_disk_leaves_the_checkpoint_before(after: int, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is full in the middle of the new snapshot, or of what is written after it."""
     save_progress(progress(1), file)
-    save, written = torch.save, []
+    write, written = Path.write_bytes, []
 
-    def fill(content: Any, to: Path) -> None:
+    def fill(to: Path, content: bytes) -> None:
         if len(written) == after:
-            to.write_bytes(b"the first half")
+            write(to, content[: len(content) // 2])
             raise OSError(errno.ENOSPC, "No space left on device")
         written.append(to)
-        save(content, to)
+        write(to, content)
 
-    monkeypatch.setattr(torch, "save", fill)
+    monkeypatch.setattr(Path, "write_bytes", fill)
     with pytest.raises(StudyFailed, match=r"cannot be written: .*No space left on device. The one before is kept\."):
         save_progress(progress(2), file)
     assert same(vars(loaded(file)), vars(progress(1)))
     assert files(file.parent) == WHOLE[: 2 + after]
+
+
+def test_a_checkpoint_runs_no_code(file: Path, tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "trace",))
+
+    save_progress(progress(), file)
+    torch.save({**torch.load(file, weights_only=True), "ema": Bomb()}, file)
+    assert load_progress(file) is None
+    assert not (tmp_path / "trace").exists()
 
 
 def test_a_name_tells_what_a_training_depends_on() -> None:

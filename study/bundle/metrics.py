@@ -1,0 +1,57 @@
+"""What a bundle's metrics.json says, with the types that its readers count on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from search_spaces.fields import Amount, DescriptionError, Fraction, Within, check_fields, from_fields
+from study.errors import said
+from study.machine.files import DamagedFileError, read_json
+
+METRICS = "metrics.json"
+_Whole = Annotated[int, Within(0, 10**18)]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The entries that we read back; all may be missing, and others may stand beside them."""
+
+    candidate_id: str | None = None
+    trial_candidate_id: str | None = None
+    params: _Whole | None = None
+    receptive_field: _Whole | None = None
+    macs: _Whole | None = None
+    epochs: _Whole | None = None
+    seeds: tuple[_Whole, ...] | None = None
+    test_accuracy: tuple[Fraction, ...] | None = None
+    test_accuracy_mean: Fraction | None = None
+    test_accuracy_std: Fraction | None = None
+    shipped_seed: _Whole | None = None
+    test_accuracy_shipped: Fraction | None = None
+    train_accuracy: Fraction | None = None
+    target_accuracy: Fraction | None = None
+    target_met: bool | None = None
+    device: str | None = None
+    hardware: dict[str, Any] | None = None
+    wall_s: Amount | None = None
+    commit: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """All that metrics.json in `folder` says.
+
+    Raises:
+        DamagedFileError: It is not there or cannot be read, or an entry is not of its type.
+    """
+    data = read_json(folder / METRICS)
+    known = {name: data[name] for name in _Known.__dataclass_fields__ if data.get(name) not in (None, [])}
+    try:
+        from_fields(_Known, {name: tuple(each) if isinstance(each, list) else each for name, each in known.items()})
+    except DescriptionError as error:
+        raise DamagedFileError(said(error)) from error
+    return data
