@@ -36,7 +36,7 @@ def sqlite_url(file: Path) -> str:
         UserError: The path is no text.
     """
     try:
-        return f"sqlite:///{quote(str(file.resolve()))}"
+        return f"sqlite:///{quote(os.path.abspath(file))}"  # not resolved: a link may lead to itself
     except UnicodeEncodeError as error:
         raise UserError(f"A folder's name must be UTF-8: {str(file)!r} is not. Choose another with --out.") from error
 

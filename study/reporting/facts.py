@@ -144,7 +144,7 @@ def read_facts(study: optuna.Study, out: Path) -> Facts:
     records = [record_of(trial) for trial in trials if is_ours(trial) or not trial.state.is_finished()]
     ranked = rank(records)
     target = study.user_attrs.get("target_accuracy")
-    metrics = _metrics(out / "best" / "metrics.json")
+    metrics = _metrics(out / "best")
     foreign = metrics is not None and not _are_of(metrics, study, trials)
     return Facts(
         study=study,

@@ -26,7 +26,7 @@ from search_spaces.fields import DescriptionError
 from study.command_line.options import default_space
 from study.command_line.wording import without_passwords
 from study.errors import StudyFailed, UserError, said
-from study.machine.files import is_file, unwritten
+from study.machine.files import unwritten, what_is
 from study.machine.sqlite import (
     DamagedError,
     LockedError,
@@ -297,13 +297,14 @@ _NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse
 
 
 def _check_sqlite_file(file: Path, read_only: bool) -> None:
-    if read_only and not is_file(file):
+    standing = what_is(file)
+    if read_only and standing == "does not exist":
         raise UserError(
             f"There is no study at {str(file)!r}. Start one with python -m study.run, or name another --storage."
         )
-    if file.exists() and not file.is_file():
-        raise UserError(f"--storage must name a file: {str(file)!r} is none. Name one in it, or another.")
-    if file.exists():
+    if standing not in ("does not exist", "is a file"):
+        raise UserError(f"--storage must name a file: {str(file)!r} {standing}. Name one in it, or another.")
+    if standing == "is a file":
         with contextlib.closing(open_read_only(file)) as connection:
             tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         if "studies" not in tables and (tables or read_only):

@@ -112,7 +112,7 @@ def test_every_command_says_it_in_one_line(
 
 @pytest.mark.parametrize("name", ["../../elsewhere", "/elsewhere", "..", "."])
 def test_a_study_s_name_does_not_lead_elsewhere(name: str) -> None:
-    with pytest.raises(UserError, match=r"has no folder of its own\. Name one with --out"):
+    with pytest.raises(UserError, match=r"A study's folder has its name, .* Name a folder with --out"):
         report.main(["--study-name", name])
 
 

@@ -203,5 +203,9 @@ def test_a_capture_that_fails_ends_the_worker_with_a_line(monkeypatch: pytest.Mo
             lambda: False,  # type: ignore[arg-type]
         )
     assert sent == [
-        Died(5, "a CUDA graph could not be captured: RuntimeError: operation not permitted when stream is capturing")
+        Died(
+            5,
+            "a CUDA graph could not be captured (RuntimeError: operation not permitted when stream is capturing)",
+            in_capture=True,
+        )
     ]

@@ -370,7 +370,7 @@ def test_a_seed_whose_workers_are_lost_is_given_to_others(
             seeds.train_all([seed], ThisMachine("cpu"), 1)
     else:
         seeds.train_all([seed], ThisMachine("cpu"), 1)
-        assert finished(seed.file).epoch == 1
+        assert finished(seed.file, seed.candidate, seed.config).epoch == 1
     assert n_tried == min(n_lost + 1, 3)
 
 

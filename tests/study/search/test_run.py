@@ -12,6 +12,7 @@ import pytest
 
 from search_spaces import get_space
 from study.errors import UserError
+from study.executors.local import ThisMachine
 from study.machine.hardware import n_loaders
 from study.search.creation import find_study
 from study.search.plan import SearchPlan
@@ -37,9 +38,9 @@ def test_more_trials_at_once_than_cores_are_warned_of(
         monkeypatch.setattr(name, lambda *arguments, found=found: found)
     plan = SearchPlan("", "", tmp_path, "dilated", "", device="cpu")
     for jobs, warning in ((2, ""), (5, "warning: --jobs 5 is more than the 2 cores here")):
-        assert get_ready(dataclasses.replace(plan, jobs=jobs)).jobs == jobs
+        assert get_ready(dataclasses.replace(plan, jobs=jobs), ThisMachine("cpu")).jobs == jobs
         assert capsys.readouterr().err.partition(",")[0].strip() == warning
-    assert [n_loaders("cpu", 5), n_loaders("cuda", 5)] == [0, 1]
+    assert [n_loaders("cpu", ThisMachine("cpu").cores(5)), n_loaders("cuda", 1)] == [0, 1]
 
 
 def test_nothing_is_created_by_looking(tmp_path: Path):

@@ -493,7 +493,7 @@ def test_a_read_only_copy_can_be_read_and_stays_as_it_is(kind: str, tmp_path: Pa
     ], done.stderr  # fmt: skip
     assert done.stdout.count("Best validation accuracy 50.0%: trial 0") == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
-    assert "The report cannot be written" in line
+    assert line.startswith("error: The report in ")
     assert "--storage and another folder with --out" in line
     assert {file: file.read_bytes() for file in out.iterdir()} == before
     assert (tmp_path / "elsewhere" / "report.html").exists()
