@@ -49,10 +49,11 @@ server=$(mktemp -d)
 clean_up() {
   local code=$?
   trap - EXIT
-  (cd / && "${as_server[@]}" "$bin/pg_ctl" -D "$server/data" -m immediate stop >/dev/null 2>&1) || true
+  (cd / && "${stop[@]}" >/dev/null 2>&1) || true
   rm -rf "$work" "$server"
   exit "$code"
 }
+stop=(true) # nothing runs yet
 trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
@@ -66,20 +67,24 @@ if [ "${#as_server[@]}" -gt 0 ]; then
 Set TMPDIR to a folder that everybody can enter."
 fi
 
+start=("${as_server[@]}" "$bin/pg_ctl" -D "$server/data" -l "$server/log" -w -t 60
+  -o "-c listen_addresses=127.0.0.1 -c port=$port -c unix_socket_directories= -c fsync=off" start)
+stop=("${as_server[@]}" "$bin/pg_ctl" -D "$server/data" -m immediate stop)
 # The servers of root's shell start in a folder that their user may not enter.
 (
   cd /
   "${as_server[@]}" "$bin/initdb" -D "$server/data" -U study -A scram-sha-256 --pwfile "$server/password" \
     --no-sync >"$work/initdb.log" 2>&1 || { cat "$work/initdb.log" >&2; exit 1; }
-  "${as_server[@]}" "$bin/pg_ctl" -D "$server/data" -l "$server/log" -w -t 60 start \
-    -o "-c listen_addresses=127.0.0.1 -c port=$port -c unix_socket_directories= -c fsync=off" >/dev/null ||
-    { cat "$server/log" >&2; exit 1; }
+  "${start[@]}" >/dev/null || { cat "$server/log" >&2; exit 1; }
 )
 echo "PostgreSQL $("$bin/postgres" --version | awk '{print $3}') on 127.0.0.1:$port"
 
 export STORAGE="postgresql+psycopg://study:$password@127.0.0.1:$port/postgres"
-if [ "${1-}" = -- ]; then # a command of its own, which finds the server in $STORAGE
+if [ "${1-}" = -- ]; then # a command of its own, which finds the server in $STORAGE, and what stops and starts it
   shift
+  printf -v STORAGE_START '%q ' "${start[@]}"
+  printf -v STORAGE_STOP '%q ' "${stop[@]}"
+  export STORAGE_START STORAGE_STOP
   "$@"
   exit
 fi

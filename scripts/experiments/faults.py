@@ -3,6 +3,8 @@
     python scripts/experiments/faults.py kills   20 kills over a study of 50 trials under halving, three at once
     python scripts/experiments/faults.py chain   every command of a study killed again and again, then run to its end
     python scripts/experiments/faults.py crowd   500 quick trials by two runs of four workers each on one SQLite file
+    scripts/postgres_study.sh -- python scripts/experiments/faults.py outage
+                                                 the server stopped for half a minute, then the run suspended as long
 
 Each writes results/faults/<name>.json, and fails if anything finished was lost or done twice. The tests do the same at
 small size; results/README.md says which faults are tested where.
@@ -29,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import evidence
 from study.command_line.parser import run_command
-from study.errors import StudyFailed
+from study.errors import StudyFailed, UserError
 from study.machine.paths import REPOSITORY, RESULTS
 
 SCRIPT = "experiments/faults.py"
@@ -42,7 +44,7 @@ LONG_S = 600.0
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     parser = evidence.parser(SCRIPT, __doc__)
-    parser.add_argument("fault", choices=("kills", "chain", "crowd"))
+    parser.add_argument("fault", choices=tuple(FAULTS))
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     parser.add_argument("--out", type=Path, default=RESULTS / "faults", metavar="DIR", help="(default: results/faults)")
     options = parser.parse_args(words)
@@ -52,8 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         out = Path(folder)
         found: dict[str, Any] = FAULTS[options.fault](out, rng)
+    command = evidence.command_line(SCRIPT, words)
     record = {
-        "command": evidence.command_line(SCRIPT, words),
+        "command": f"scripts/postgres_study.sh -- {command}" if options.fault == "outage" else command,
         **found,
         "wall_s": round(time.monotonic() - started),
         "hardware": hardware("cpu"),
@@ -73,6 +76,7 @@ def block() -> str:
             "kills": "{n_kills} kills (workers and everything in turns) over {n_trials} trials under halving, "
             "{n_jobs} at once",
             "chain": "run, rerank, retrain, report and publish killed {n_kills} times in all",
+            "outage": "PostgreSQL stopped for {away_s} s in the middle, then the run suspended for as long",
             "crowd": "{n_trials} quick trials by {n_runs} runs of {n_jobs} workers on one SQLite file",
         }[name].format(**record)
         left = f"{record['n_finished']} finished, {record['n_twice']} twice, {record['n_running']} left running"
@@ -151,7 +155,43 @@ def crowd(out: Path, rng: random.Random, n_trials: int = 500, n_runs: int = 2, n
     return {"n_runs": n_runs, "n_jobs": n_jobs, **left(out, n_trials)}
 
 
-def left(out: Path, n_trials: int, name: str = "dilated") -> dict[str, Any]:
+def outage(out: Path, rng: random.Random, n_trials: int = 6, away_s: float = 30.0) -> dict[str, Any]:
+    """Takes the server of $STORAGE away from a run, and then the run from the server."""
+    url, stop, start_again = (os.environ.get(name, "") for name in ("STORAGE", "STORAGE_STOP", "STORAGE_START"))
+    if not stop:
+        raise UserError("outage needs a server that it may stop: scripts/postgres_study.sh -- COMMAND gives it one.")
+    options = ["--trials", str(n_trials), "--jobs", "2", *TINY, "--train-images", "2000", "--out", str(out)]
+    with running("study.run", *options, "--storage", url) as process:
+        for n_begun in (1, 3):
+            wait_until(lambda n=n_begun: process.poll() is not None or n_running(url) >= n)
+            time.sleep(rng.uniform(0.0, 1.0))
+            if n_begun == 1:
+                subprocess.run(stop, shell=True, cwd="/", check=True, stdout=subprocess.DEVNULL)
+            else:
+                os.killpg(process.pid, signal.SIGSTOP)
+            time.sleep(away_s)
+            if n_begun == 1:
+                subprocess.run(start_again, shell=True, cwd="/", check=True, stdout=subprocess.DEVNULL)
+            else:
+                os.killpg(process.pid, signal.SIGCONT)
+        if (code := process.wait()) != 0:
+            raise StudyFailed(f"the run ended with code {code}: {said(process)}")
+        told = "the storage does not answer" in all_said(process)
+    return {"away_s": round(away_s), "was_told": told, **left(out, n_trials, url=url)}
+
+
+def n_running(url: str) -> int:
+    """Trials that were begun on a server, finished or not; 0 while it cannot be asked."""
+    from study.storage.database import open_study
+
+    try:
+        trials = open_study(url, "dilated").trials
+    except (UserError, StudyFailed):  # not there yet
+        return 0
+    return sum("candidate" in trial.user_attrs for trial in trials)
+
+
+def left(out: Path, n_trials: int, name: str = "dilated", url: str | None = None) -> dict[str, Any]:
     """What the study holds.
 
     Raises:
@@ -159,11 +199,13 @@ def left(out: Path, n_trials: int, name: str = "dilated") -> dict[str, Any]:
     """
     from study.storage.database import finished_trials, open_study
 
-    trials = open_study(f"sqlite:///{out}/study.db", name)
+    trials = open_study(url or f"sqlite:///{out}/study.db", name)
     finished = finished_trials(trials)
     by_slot = Counter(trial.user_attrs["slot"] for trial in finished)
-    with contextlib.closing(sqlite3.connect(out / "study.db")) as connection:
-        [(integrity,)] = connection.execute("PRAGMA integrity_check").fetchall()
+    integrity = "ok"
+    if url is None:
+        with contextlib.closing(sqlite3.connect(out / "study.db")) as connection:
+            [(integrity,)] = connection.execute("PRAGMA integrity_check").fetchall()
     found = {
         "n_trials": n_trials,
         "n_finished": len(finished),
@@ -179,7 +221,12 @@ def left(out: Path, n_trials: int, name: str = "dilated") -> dict[str, Any]:
     return found
 
 
-FAULTS: dict[str, Callable[[Path, random.Random], dict[str, Any]]] = {"kills": kills, "chain": chain, "crowd": crowd}
+FAULTS: dict[str, Callable[[Path, random.Random], dict[str, Any]]] = {
+    "kills": kills,
+    "chain": chain,
+    "crowd": crowd,
+    "outage": outage,
+}
 
 
 # Processes
@@ -214,10 +261,14 @@ def finish(*words: str) -> None:
             raise StudyFailed(f"{' '.join(words)} ended with code {code}: {said(process)}")
 
 
-def said(process: subprocess.Popen[str]) -> str:
+def all_said(process: subprocess.Popen[str]) -> str:
     output = process.output  # type: ignore[attr-defined]
     output.seek(0)
-    return " | ".join(output.read().strip().splitlines()[-3:])
+    return str(output.read())
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    return " | ".join(all_said(process).strip().splitlines()[-3:])
 
 
 def end(process: subprocess.Popen[str]) -> None:
