@@ -91,13 +91,13 @@ def restore(study: optuna.Study, artifacts: Path) -> None:
         for name, described in trial.system_attrs.items():
             if not name.startswith(_ARTIFACT) or not is_ours(trial):
                 continue
-            meta = json.loads(described)
-            file = artifacts / meta["artifact_id"]
-            if file.exists() or time.monotonic() > deadline:
-                continue
-            # OSError: they may not be written here; else: what an older version stored, or a package that only draws.
-            with contextlib.suppress(OSError, ArchitectureError, KeyError, ImportError):
-                write_atomically(file, _made_again(trial, meta["filename"]))
+            # OSError: they may not be written here; ImportError: of a package that only draws; else: what an older
+            # version stored, or a stranger.
+            with contextlib.suppress(OSError, ImportError, ArchitectureError, LookupError, TypeError, ValueError):
+                meta = json.loads(described)
+                file = artifacts / Path(meta["artifact_id"]).name  # and nowhere else, whatever is stored
+                if not file.exists() and time.monotonic() < deadline:
+                    write_atomically(file, _made_again(trial, meta["filename"]))
 
 
 def _made_again(trial: FrozenTrial, name: str) -> bytes:

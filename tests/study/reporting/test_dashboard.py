@@ -129,6 +129,17 @@ def test_files_that_were_deleted_are_made_again(tmp_path: Path) -> None:
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.parametrize("described", ['{"artifact_id": "../elsewhere", "filename": "layers.csv"}', "{", "[1]", "{}"])
+def test_what_a_stranger_stored_makes_no_file_elsewhere(described: str, tmp_path: Path) -> None:
+    study, store = made_study(tmp_path), tmp_path / "artifacts"
+    trial = published(study, REFERENCE, store)
+    trial.set_user_attr("slot", 0)
+    trial.storage.set_trial_system_attr(trial._trial_id, "artifacts:x", described)
+    before = set(tmp_path.iterdir())
+    dashboard.restore(study, store)
+    assert set(tmp_path.iterdir()) == before
+
+
 def test_notes_say_what_the_trial_is(tmp_path: Path) -> None:
     study = made_study(tmp_path)
     published(study, REFERENCE, tmp_path / "artifacts", anchor="reference")
