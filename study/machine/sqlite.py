@@ -140,10 +140,10 @@ def read_only_uri(file: Path) -> str:
         UserError: It cannot be read.
     """
     uri = f"file:{quote(str(file.resolve()))}?mode=ro"
-    _refuse_cut(file)
     try:
         with contextlib.closing(sqlite3.connect(uri, uri=True, factory=WaitingConnection)) as connection:
             connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+            _refuse_cut(file, connection)
         return uri
     except sqlite3.OperationalError as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
@@ -159,20 +159,18 @@ def read_only_uri(file: Path) -> str:
     return f"file:{quote(str(copy))}?mode=ro"
 
 
-def _refuse_cut(file: Path) -> None:
-    """Refuses a file that lost its end, which SQLite does not notice within the last page."""
+def _refuse_cut(file: Path, connection: sqlite3.Connection) -> None:
+    """Refuses a file that lost its end, which SQLite does not notice within the last page.
+
+    The file itself is not opened: a process that closes it drops all its locks on it, those of its other connections
+    too, and another process may then remove the write-ahead log that they use.
+    """
+    logs = (file.with_name(f"{file.name}-{log}") for log in ("wal", "journal"))
     with contextlib.suppress(OSError):
-        with file.open("rb") as stream:
-            header, size = stream.read(100), os.fstat(stream.fileno()).st_size
-        logs = (file.with_name(f"{file.name}-{log}") for log in ("wal", "journal"))
-        if (
-            len(header) < 100
-            or not header.startswith(b"SQLite format 3")
-            or any(log.exists() and log.stat().st_size for log in logs)
-        ):
+        if any(log.exists() and log.stat().st_size for log in logs):
             return  # SQLite knows
-        page, n_pages = int.from_bytes(header[16:18], "big"), int.from_bytes(header[28:32], "big")
-        if size < n_pages * (65_536 if page == 1 else page):  # the file format's section 1.3
+        [(size,)], [(n,)] = (connection.execute(f"PRAGMA {each}").fetchall() for each in ("page_size", "page_count"))
+        if file.stat().st_size < size * n:
             raise DamagedError(_DAMAGE.format(str(file), "its end is missing"))
 
 

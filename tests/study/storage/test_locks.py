@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from study.command_line.options import _names_in
 from study.command_line.parser import run_command
 from study.errors import as_told
 from study.machine import sqlite
-from study.machine.sqlite import LockedError
+from study.machine.sqlite import LockedError, open_read_only
 from study.storage.database import open_storage, open_study
 from study.storage.patience import STORAGE_ERRORS
 
@@ -129,3 +131,23 @@ def test_a_lock_in_the_middle_of_a_command_is_told_too(
         with pytest.raises(STORAGE_ERRORS) as caught:
             study.set_user_attr("written", True)
     assert isinstance(as_told(caught.value), LockedError)
+
+
+def test_looking_at_a_file_leaves_the_locks_of_this_process(tmp_path: Path) -> None:
+    """Closing a file drops all locks of a process on it. Another process then takes itself for the last one, and
+    removes the write-ahead log that this one goes on with."""
+    file = tmp_path / "study.db"
+    url = f"sqlite:///{file}"
+    storage = open_storage(url)
+    study = optuna.create_study(study_name="open", storage=storage)
+    with storage.engine.connect() as held:
+        held.exec_driver_sql("SELECT count(*) FROM trials")
+        held.rollback()
+        for look in (lambda: open_storage(url), lambda: open_read_only(file).close(), lambda: open_study(url, "open")):
+            look()
+        other = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('DELETE FROM trials'); c.commit()"
+        subprocess.run([sys.executable, "-c", f"{other}; c.close()", str(file)], check=True)
+        assert file.with_name("study.db-wal").exists()
+    study.add_trial(optuna.create_trial(value=0.5))
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]

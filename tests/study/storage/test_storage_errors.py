@@ -88,7 +88,10 @@ def changed(statement: str) -> Callable[[Path, bytes], object]:
 
 UPGRADE = "Please execute `$ optuna storage upgrade --storage sqlite:///"
 DAMAGES: dict[str, tuple[Callable[[Path, bytes], object], str]] = {
-    "half": (lambda file, whole: file.write_bytes(whole[: len(whole) // 2]), "no whole database (its end is missing)"),
+    "half": (
+        lambda file, whole: file.write_bytes(whole[: len(whole) // 2]),
+        "no whole database (database disk image is malformed)",
+    ),
     "last bytes": (lambda file, whole: file.write_bytes(whole[:-10]), "no whole database (its end is missing)"),
     "first bytes": (lambda file, whole: file.write_bytes(whole[:60]), "no whole database (database disk image is mal"),
     "middle": (
