@@ -88,6 +88,12 @@ def _reach(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=REACH_S).close()
 
 
+def _machines() -> dict[str, dict[str, float]]:
+    """What each machine has that is there."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return {node["NodeID"]: node["Resources"] for node in nodes if node["Alive"]}
+
+
 class Cluster:
     """A place for workers of so many cores and GPUs each. See `study.executors.workplace.Workplace`."""
 
@@ -97,8 +103,7 @@ class Cluster:
         self._each = {"num_cpus": n_cpus, "num_gpus": n_gpus}
 
     def room(self) -> int:
-        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        return sum(self._fits(node["Resources"]) for node in nodes if node["Alive"])
+        return sum(self._fits(has) for has in _machines().values())
 
     def _fits(self, has: Mapping[str, float]) -> int:
         """Workers that a machine has room for; several of a fraction may share a GPU, none is spread over two."""
@@ -157,6 +162,8 @@ class ClusterExecutor:
         said: list[Message] = []
         for each in self._ready(timeout_s):
             said += self._hear(each)
+        if self._waiting:
+            self.prepare(len(self._waiting) + sum(each.work is not None for each in self._actors))
         self._hand_out()
         return said
 
@@ -194,7 +201,7 @@ class ClusterExecutor:
 
     def _hand_out(self) -> None:
         for each in self._actors:
-            if self._waiting and each.has_started and each.work is None:
+            if self._waiting and each.machine is not None and each.work is None:
                 each.give(self._waiting.pop(0))
 
     def _hear(self, each: _Actor) -> list[Message]:
@@ -203,8 +210,13 @@ class ClusterExecutor:
         try:
             heard = each.hear()
         except RayError as error:
-            heard = [] if work is None else [Died(work.key, f"the worker is lost ({first_line(error)})")]
             self._remove(each)
+            if work is None and each.machine is None and self._waiting:
+                work = self._waiting.pop(0)  # it could not start: who waits for it must know
+            if work is None:
+                return []
+            lost = each.machine is not None and each.machine not in _machines()
+            return [Died(work.key, f"the worker is lost ({first_line(error)})", machine_lost=lost)]
         except OSError as error:  # of a checkpoint: without the result that it holds there is nothing to go on with
             assert work is not None
             heard = [Died(work.key, f"the checkpoint {work.checkpoint} cannot be written: {error}.")]
@@ -223,13 +235,14 @@ class _Actor:
     """An actor, what it works on, and its next answer.
 
     Attributes:
+        machine: Where it runs, once it has started.
         answer: To the question what it has to say.
     """
 
     def __init__(self, handle: Any) -> None:
         self.handle = handle
         self.work: Work | None = None
-        self.has_started = False
+        self.machine: str | None = None
         self.answer = handle.listen.remote()
 
     def give(self, work: Work) -> None:
@@ -247,13 +260,14 @@ class _Actor:
         """
         heard: list[Message] = []
         for message in ray.get(self.answer):
-            if isinstance(message, _Kept):
+            if isinstance(message, _Started):
+                self.machine = message.machine
+            elif isinstance(message, _Kept):
                 self._keep(message)
             elif not isinstance(message, _Left):
                 heard.append(message)
-            if not isinstance(message, EpochEnded | _Kept):
+            if not isinstance(message, _Started | EpochEnded | _Kept):
                 self.work = None
-        self.has_started = True
         self.answer = self.handle.listen.remote()
         return heard
 
@@ -267,6 +281,13 @@ class _Actor:
             print(
                 f"{self.work.title}: its checkpoint cannot be written ({error}). It goes on without.", file=sys.stderr
             )
+
+
+@dataclass(frozen=True)
+class _Started:
+    """The worker is ready, on this machine."""
+
+    machine: str
 
 
 @dataclass(frozen=True)
@@ -295,7 +316,7 @@ class _Worker:
         self._answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._leave = threading.Event()
         self._n_done = 0
-        self._said.put(None)  # it has started
+        self._said.put(_Started(ray.get_runtime_context().get_node_id()))
 
     def listen(self) -> list[Any]:
         """All that was said since the last call; waits until there is something."""
@@ -303,7 +324,7 @@ class _Worker:
         with contextlib.suppress(queue.Empty):
             while True:
                 said.append(self._said.get_nowait())
-        return [message for message in said if message is not None]
+        return said
 
     def answer(self, go_on: bool) -> None:
         self._answers.put(go_on)

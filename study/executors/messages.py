@@ -106,12 +106,14 @@ class Died:
 
     Attributes:
         traceback: Of a bug; empty if it was killed.
+        machine_lost: Its machine is gone, too: no fault of the training's.
         in_capture: It could not capture a CUDA graph, and its process must train no more; another one may.
     """
 
     key: int
     reason: str
     traceback: str = ""
+    machine_lost: bool = False
     in_capture: bool = False
 
 

@@ -187,7 +187,7 @@ class _Training:
             how = "without compiling" if config.compiled else "without graphs, slowly"
             interrupted.say(f"{self.name}: {died.reason}: goes on {how}")
             return
-        self._n_lost += 1
+        self._n_lost += not died.machine_lost
         if died.traceback:
             print(died.traceback, file=sys.stderr, flush=True)
         if died.traceback or self._n_lost == MAX_LOSSES_IN_A_ROW:

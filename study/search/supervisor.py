@@ -205,6 +205,10 @@ class Supervisor:
         self._progress.finished(slot, number, running.accuracy, reason, message.wall_s)
 
     def _failed(self, running: Running, message: Failed | Died) -> None:
+        if isinstance(message, Died) and message.machine_lost:
+            self._teller.interrupted(running)
+            self._progress.write(f"slot {running.asked.claim.slot}: its machine is gone; it goes on elsewhere")
+            return
         if isinstance(message, Died) and message.traceback:
             self._progress.write(message.traceback)
         self._teller.failed(running, message.reason, message if isinstance(message, Failed) else None)

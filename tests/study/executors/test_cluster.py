@@ -149,6 +149,21 @@ def test_a_lost_actor_leaves_its_checkpoint(executor: Any, tmp_path: Path) -> No
     assert told[0] == progress.records[0]  # told again, not trained again
 
 
+def test_an_actor_that_cannot_start_is_heard_of(executor: Any, tmp_path: Path) -> None:
+    executor._class = ray.remote(Broken)
+    executor.submit(work_of(1, tmp_path))
+    [died] = hear(executor, ends())
+    assert isinstance(died, Died)
+    assert (died.key, died.machine_lost) == (1, False)
+
+
+class Broken:
+    """Its machine does not have this file."""
+
+    def listen(self) -> list[Message]:
+        return []
+
+
 def test_closing_saves_what_is_trained(executor: Executor, tmp_path: Path) -> None:
     work = work_of(1, tmp_path, epochs=1000)
     executor.submit(work)
@@ -181,6 +196,7 @@ def test_a_study_survives_the_loss_of_a_machine(nodes: Any, made_cifar10: Path, 
     finished_slots = [trial.user_attrs["slot"] for trial in study.trials if trial.state in FINISHED]
     assert sorted(finished_slots) == list(range(8))
     assert not [trial for trial in study.trials if not trial.state.is_finished()]
+    assert {trial.user_attrs["outcome"] for trial in study.trials} <= {"complete", "interrupted"}
 
     few = ["--train-images", "200", "--val-images", "100", "--epochs", "3", "--device", "cpu"]
     assert rerank.main(["--top", "2", *few, *where]) == 0

@@ -58,8 +58,8 @@ class Strict(optuna.pruners.BasePruner):
 class ScriptedExecutor:
     """Plays the next outcome of the script for every piece of work.
 
-    Outcomes: complete, pruned, failed, dies, crashes (a bug), hangs (after an epoch), starts (nothing is heard of it),
-    ends late (its result is heard only while workers are stopped).
+    Outcomes: complete, pruned, failed, dies, loses its machine, crashes (a bug), hangs (after an epoch), starts
+    (nothing is heard of it), ends late (its result is heard only while workers are stopped).
     """
 
     def __init__(self, script: Sequence[str], jobs: int) -> None:
@@ -88,6 +88,7 @@ class ScriptedExecutor:
             "pruned": [EpochEnded(key, record(0), True)],
             "failed": [Failed(key, "failed", 1.0)],
             "dies": [epochs[0], Died(key, "the worker was killed by SIGKILL")],
+            "loses its machine": [epochs[0], Died(key, "the worker is lost", machine_lost=True)],
             "crashes": [Died(key, "IndexError: a bug", "Traceback of a worker\nIndexError: a bug")],
             "hangs": epochs[:1],
             "ends late": epochs[:1],

@@ -98,6 +98,15 @@ def test_five_failures_in_a_row_end_the_run_with_the_cause(stage: Stage) -> None
     assert stage.slots.n_finished() == 1
 
 
+def test_a_machine_that_is_lost_is_no_failure_of_its_trials(stage: Stage) -> None:
+    n_lost = MAX_FAILURES_IN_A_ROW + 1
+    assert stage.play(["loses its machine"] * n_lost + ["complete"], trials=1) == "done"
+    *lost, complete = stage.trials()
+    assert [trial.user_attrs["outcome"] for trial in lost] == ["interrupted"] * n_lost
+    assert complete.params == lost[0].params
+    assert len({work.checkpoint for work in stage.executor.works}) == 1
+
+
 def test_a_success_forgives_the_failures_before_it(stage: Stage) -> None:
     stage.skip_anchors()
     script = [*["failed"] * (MAX_FAILURES_IN_A_ROW - 1), "complete"] * 2
