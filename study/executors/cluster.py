@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import ray
 import torch
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
 
 import search_spaces
 import study
@@ -209,14 +209,15 @@ class ClusterExecutor:
         work = each.work
         try:
             heard = each.hear()
-        except RayError as error:
-            self._remove(each)
-            if work is None and each.machine is None and self._waiting:
-                work = self._waiting.pop(0)  # it could not start: who waits for it must know
-            if work is None:
+            if each.is_doubted and work is not None:  # what it said meanwhile may have been lost
+                raise RayError("it could not be reached for a while")
+        except ActorUnavailableError as error:
+            if not each.is_doubted:  # a moment later more is known
+                each.is_doubted, each.answer = True, each.handle.listen.remote()
                 return []
-            lost = each.machine is not None and each.machine not in _machines()
-            return [Died(work.key, f"the worker is lost ({first_line(error)})", machine_lost=lost)]
+            return self._lost(each, work, error)
+        except RayError as error:
+            return self._lost(each, work, error)
         except OSError as error:  # of a checkpoint: without the result that it holds there is nothing to go on with
             assert work is not None
             heard = [Died(work.key, f"the checkpoint {work.checkpoint} cannot be written: {error}.")]
@@ -225,6 +226,16 @@ class ClusterExecutor:
             if any(isinstance(message, Died) for message in heard):
                 self._remove(each)
         return heard
+
+    def _lost(self, each: _Actor, work: Work | None, error: RayError) -> list[Message]:
+        self._remove(each)
+        if work is None and each.machine is None and self._waiting:
+            work = self._waiting.pop(0)  # it could not start: who waits for it must know
+        if work is None:
+            return []
+        # A worker that died where others live may have died of its work; of an interrupted line nobody can.
+        blameless = each.machine is not None and not (isinstance(error, ActorDiedError) and each.machine in _machines())
+        return [Died(work.key, f"the worker is lost ({first_line(error)})", machine_lost=blameless)]
 
     def _remove(self, each: _Actor) -> None:
         self._actors.remove(each)
@@ -237,12 +248,14 @@ class _Actor:
     Attributes:
         machine: Where it runs, once it has started.
         answer: To the question what it has to say.
+        is_doubted: It could not be reached; whether it lives, the next answer will tell.
     """
 
     def __init__(self, handle: Any) -> None:
         self.handle = handle
         self.work: Work | None = None
         self.machine: str | None = None
+        self.is_doubted = False
         self.answer = handle.listen.remote()
 
     def give(self, work: Work) -> None:

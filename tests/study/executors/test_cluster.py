@@ -160,6 +160,9 @@ def test_an_actor_that_cannot_start_is_heard_of(executor: Any, tmp_path: Path) -
 class Broken:
     """Its machine does not have this file."""
 
+    def __init__(self, *given: Any) -> None:
+        pass
+
     def listen(self) -> list[Message]:
         return []
 
