@@ -115,9 +115,11 @@ def kills(out: Path, rng: random.Random, n_trials: int = 50, n_kills: int = 20, 
     return {"n_kills": n_kills, "n_jobs": n_jobs, "lost_s": lost_s, **left(out, n_trials)}
 
 
-def chain(out: Path, rng: random.Random, n_kills: int = 4, longest_s: float = 12.0) -> dict[str, Any]:
+def chain(
+    out: Path, rng: random.Random, n_kills: int = 4, longest_s: float = 12.0, n_trials: int = 6
+) -> dict[str, Any]:
     """Kills every command of a study at any moment from its first second on, then runs it to its end."""
-    n_trials, place = 6, ("--out", str(out / "study"))
+    place = ("--out", str(out / "study"))
     fewer = ("--train-images", "180", "--device", "cpu", *place)
     commands = (
         ("-m", "study.run", "--trials", str(n_trials), "--checkpoint-every", str(CHECKPOINT_S), *TINY, *place),

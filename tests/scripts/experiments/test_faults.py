@@ -19,9 +19,9 @@ def _data(cifar10_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_kills_at_any_moment_under_halving_leave_exactly_n(tmp_path: Path) -> None:
-    found = faults.kills(tmp_path, random.Random(3), n_trials=6, n_kills=5, n_jobs=2)
-    assert (found["n_finished"], found["n_twice"], found["n_running"]) == (6, 0, 0)
-    assert found["n_interrupted"] >= 4
+    found = faults.kills(tmp_path, random.Random(3), n_trials=5, n_kills=3, n_jobs=2)
+    assert (found["n_finished"], found["n_twice"], found["n_running"]) == (5, 0, 0)
+    assert found["n_interrupted"] >= 2
     assert found["lost_s"]
     assert not (tmp_path / "checkpoints" / "trials").exists()
     with pytest.raises(StudyFailed, match="not exactly what was asked for"):
@@ -29,10 +29,10 @@ def test_kills_at_any_moment_under_halving_leave_exactly_n(tmp_path: Path) -> No
 
 
 def test_every_command_goes_on_where_it_was_killed(tmp_path: Path) -> None:
-    found = faults.chain(tmp_path, random.Random(3), n_kills=1)
-    assert (found["n_finished"], found["reranked"]["n_finished"]) == (6, 2)
+    found = faults.chain(tmp_path, random.Random(3), n_kills=1, longest_s=8.0, n_trials=3)
+    assert (found["n_finished"], found["reranked"]["n_finished"]) == (3, 2)
 
 
 def test_two_runs_on_one_file_share_it(tmp_path: Path) -> None:
-    found = faults.crowd(tmp_path, random.Random(3), n_trials=20, n_jobs=2)
-    assert (found["n_finished"], found["n_twice"]) == (20, 0)
+    found = faults.crowd(tmp_path, random.Random(3), n_trials=12, n_jobs=2)
+    assert (found["n_finished"], found["n_twice"]) == (12, 0)

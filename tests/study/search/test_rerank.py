@@ -13,7 +13,7 @@ from search_spaces.training_dimensions import LONG_AUGMENTATION, lengthened
 from study import rerank, retrain, run
 from study.errors import UserError
 from study.search.reranking import best_candidates
-from study.storage.database import best_trial, candidate_of, config_of, open_study
+from study.storage.database import best_trial, candidate_of, config_of, open_storage, open_study
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +65,8 @@ def test_retrain_prefers_the_winner_and_says_so(searched: Path, capsys: pytest.C
     last = min(source.get_trials(), key=lambda trial: (trial.value, -trial.number))
     slot = [given["trial"] for given in found.user_attrs["given"]].index(last.number)
     winner = optuna.trial.create_trial(value=1.0, user_attrs={**last.user_attrs, "slot": slot})
-    found.add_trial(winner)
+    storage = open_storage(f"sqlite:///{searched / 'study.db'}")
+    optuna.load_study(study_name=found.study_name, storage=storage).add_trial(winner)
     capsys.readouterr()
     assert retrain.main(["--epochs", "1", "--train-images", "200", "--out", str(searched)]) == 0
     shown = capsys.readouterr().out

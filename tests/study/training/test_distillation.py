@@ -112,7 +112,7 @@ def test_a_retrain_with_a_teacher_stands_beside_the_one_without(
     assert len(files) == 1
 
     # The same command again trains nothing; another teacher is another training.
-    monkeypatch.setattr("study.training.loop.train", None)
+    monkeypatch.setattr("study.executors.local.LocalExecutor", None)
     assert retrain.main([*command, *taught]) == 0
     with pytest.raises(TypeError):
         retrain.main([*command, "--teacher"])
