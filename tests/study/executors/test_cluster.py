@@ -7,30 +7,29 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from contract import ends, hear, trains_asks_and_is_used_again, work_of
 
 from search_spaces.cost import CostModel
-from search_spaces.reference import REFERENCE
 from study import rerank, retrain, run
 from study.calibration.prices import Calibration, name_of
 from study.command_line.options import ClusterOptions
 from study.errors import UserError
 from study.executors import worker
-from study.executors.messages import Died, Ended, EpochEnded, Executor, Message, Work, WorkerSetup
+from study.executors.messages import Died, Ended, EpochEnded, Executor, Message, WorkerSetup
 from study.executors.workplace import Workplace, workplace
 from study.machine import cache
 from study.machine.hardware import hardware, n_cores, resolve_device
 from study.storage.database import FINISHED, open_study
 from study.training.checkpoints import load_progress
-from study.training.records import EpochRecord, TrainingConfig
+from study.training.records import EpochRecord
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[cluster]'")
 pytestmark = pytest.mark.slow
-PATIENCE_S = 300
 TINY = [
     "--train-images",
     "200",
@@ -77,24 +76,6 @@ def executor(place: Workplace, made_cifar10: Path) -> Iterator[Executor]:
     found.close()
 
 
-def work_of(key: int, folder: Path, epochs: int = 2, asks_after: tuple[int, ...] = ()) -> Work:
-    config = TrainingConfig(epochs=epochs, seed=key, precision="float32")
-    return Work(key, REFERENCE, config, frozenset(asks_after), folder / f"{key}.pt", f"Trial {key}")
-
-
-def hear(executor: Executor, wanted: Callable[[list[Message]], Any]) -> list[Message]:
-    said: list[Message] = []
-    deadline = time.monotonic() + PATIENCE_S
-    while not wanted(said):
-        assert time.monotonic() < deadline, said
-        said += executor.wait(0.5)
-    return said
-
-
-def ends(n: int = 1) -> Callable[[list[Message]], bool]:
-    return lambda said: sum(not isinstance(message, EpochEnded) for message in said) >= n
-
-
 def test_a_cluster_is_a_place_like_this_machine(place: Workplace) -> None:
     assert (place.device, place.room(), place.cores(7)) == ("cpu", 2, 1)
     assert place.call(n_cores) == 1
@@ -106,22 +87,7 @@ def test_a_cluster_is_a_place_like_this_machine(place: Workplace) -> None:
 def test_actors_train_ask_and_are_used_again(
     executor: Executor, place: Workplace, made_cifar10: Path, tmp_path: Path
 ) -> None:
-    executor.submit(work_of(1, tmp_path, epochs=3, asks_after=(0, 1)))
-    for epoch, go_on in ((0, True), (1, False)):
-        [asked] = hear(executor, len)
-        assert isinstance(asked, EpochEnded)
-        assert (asked.key, asked.record.epoch, asked.asks) == (1, epoch, True)
-        executor.answer(1, go_on)
-    [ended] = hear(executor, ends())
-    assert isinstance(ended, Ended)
-    assert ended.stopped
-    executor.submit(work_of(2, tmp_path))
-    *epochs, ended = hear(executor, ends())
-    assert [type(message) for message in epochs] == [EpochEnded] * 2
-    assert isinstance(ended, Ended)
-    assert (ended.key, ended.stopped) == (2, False)
-    assert ended.pictures["curve.png"].startswith(b"\x89PNG")
-    records = [message.record for message in epochs if isinstance(message, EpochEnded)]
+    records = trains_asks_and_is_used_again(executor, tmp_path)
     told: list[EpochRecord] = []
     images = worker.images_of(WorkerSetup(str(made_cifar10), 200, 100, "cpu", 1, 1.0))
     worker.run(work_of(2, tmp_path / "here"), *images, lambda record: told.append(record) is None, 60.0)

@@ -7,29 +7,21 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from contract import ends, hear, trains_asks_and_is_used_again, work_of
 
-from search_spaces.reference import REFERENCE
 from study.executors import local, worker
 from study.executors.local import LocalExecutor
-from study.executors.messages import Died, Ended, EpochEnded, Message, Work, WorkerSetup
+from study.executors.messages import Died, Ended, EpochEnded, Work, WorkerSetup
 from study.machine.paths import REPOSITORY
 from study.training.checkpoints import load_progress
-from study.training.records import TrainingConfig
 
-PATIENCE_S = 600  # a cap for busy machines; nothing waits that long otherwise
 SETUP = WorkerSetup("", 200, 100, "cpu", 1, 600.0)
-
-
-def work_of(key: int, folder: Path, epochs: int = 2, asks_after: tuple[int, ...] = ()) -> Work:
-    config = TrainingConfig(epochs=epochs, seed=key, precision="float32")
-    return Work(key, REFERENCE, config, frozenset(asks_after), folder / f"{key}.pt", f"Trial {key}")
 
 
 @pytest.fixture
@@ -39,36 +31,9 @@ def executor(made_cifar10: Path) -> Iterator[LocalExecutor]:
     found.close()
 
 
-def hear(executor: LocalExecutor, wanted: Callable[[list[Message]], Any]) -> list[Message]:
-    said: list[Message] = []
-    deadline = time.monotonic() + PATIENCE_S
-    while not wanted(said):
-        assert time.monotonic() < deadline, said
-        said += executor.wait(0.5)
-    return said
-
-
-def ends(n: int = 1) -> Callable[[list[Message]], bool]:
-    return lambda said: sum(not isinstance(message, EpochEnded) for message in said) >= n
-
-
 @pytest.mark.slow
 def test_workers_train_ask_and_are_used_again(executor: LocalExecutor, tmp_path: Path) -> None:
-    executor.prepare(1)
-    executor.submit(work_of(1, tmp_path, epochs=3, asks_after=(0, 1)))
-    for epoch, go_on in ((0, True), (1, False)):
-        [asked] = hear(executor, len)
-        assert isinstance(asked, EpochEnded)
-        assert (asked.key, asked.record.epoch, asked.asks) == (1, epoch, True)
-        executor.answer(1, go_on)
-    [ended] = hear(executor, ends())
-    assert isinstance(ended, Ended)
-    assert ended.stopped
-    executor.submit(work_of(2, tmp_path))
-    *epochs, ended = hear(executor, ends())
-    assert [type(message) for message in epochs] == [EpochEnded] * 2
-    assert isinstance(ended, Ended)
-    assert (ended.key, ended.stopped) == (2, False)
+    trains_asks_and_is_used_again(executor, tmp_path)
     assert len(executor._workers) == 1
     [process] = [each.process for each in executor._workers]
     assert executor.close() == []
