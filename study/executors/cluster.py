@@ -39,6 +39,8 @@ from study.training.records import EpochRecord
 
 T = TypeVar("T")
 REACH_S = 10.0
+DOUBT_S = 3.0
+"""For a cluster to notice that a machine is gone."""
 _remote: Any = ray.remote  # its overloads know neither keywords nor functions of any arguments
 
 
@@ -92,6 +94,16 @@ def _machines() -> dict[str, dict[str, float]]:
     """What each machine has that is there."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return {node["NodeID"]: node["Resources"] for node in nodes if node["Alive"]}
+
+
+def _lives(machine: str) -> bool:
+    """Whether a machine on which a worker died is there, as far as a moment later is known."""
+    deadline = time.monotonic() + DOUBT_S
+    while machine in _machines():
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 class Cluster:
@@ -234,7 +246,7 @@ class ClusterExecutor:
         if work is None:
             return []
         # A worker that died where others live may have died of its work; of an interrupted line nobody can.
-        blameless = each.machine is not None and not (isinstance(error, ActorDiedError) and each.machine in _machines())
+        blameless = each.machine is not None and not (isinstance(error, ActorDiedError) and _lives(each.machine))
         return [Died(work.key, f"the worker is lost ({first_line(error)})", machine_lost=blameless)]
 
     def _remove(self, each: _Actor) -> None:

@@ -109,7 +109,7 @@ def test_epoch(benchmark_options: Options) -> None:
     assert 0 <= found["waiting_share"] < 1
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_neighbour(benchmark_options: Options) -> None:
     options = benchmark_options(neighbour, "--samples", "1", "--images", "128", "--jobs", "1")
     assert neighbour.run(options) == 0

@@ -400,7 +400,7 @@ def test_a_tree_that_leaves_no_room_is_said(tmp_path: Path) -> None:
 # All of it
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.cifar10
 def test_a_dry_run_of_everything(cifar10_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In two calls, as on a machine that is lent for a while: the second has nothing left to do but what was cut."""

@@ -10,7 +10,7 @@ import pytest
 from experiments import faults
 from study.errors import StudyFailed
 
-pytestmark = [pytest.mark.slow, pytest.mark.cifar10]
+pytestmark = pytest.mark.cifar10
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +18,7 @@ def _data(cifar10_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STUDY_DATA", cifar10_folder)
 
 
+@pytest.mark.slow
 def test_kills_at_any_moment_under_halving_leave_exactly_n(tmp_path: Path) -> None:
     found = faults.kills(tmp_path, random.Random(3), n_trials=5, n_kills=3, n_jobs=2)
     assert (found["n_finished"], found["n_twice"], found["n_running"]) == (5, 0, 0)
@@ -28,11 +29,13 @@ def test_kills_at_any_moment_under_halving_leave_exactly_n(tmp_path: Path) -> No
         faults.left(tmp_path, 7)
 
 
+@pytest.mark.heavy
 def test_every_command_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     found = faults.chain(tmp_path, random.Random(3), n_kills=1, longest_s=8.0, n_trials=3)
     assert (found["n_finished"], found["reranked"]["n_finished"]) == (3, 2)
 
 
+@pytest.mark.heavy
 def test_two_runs_on_one_file_share_it(tmp_path: Path) -> None:
     found = faults.crowd(tmp_path, random.Random(3), n_trials=12, n_jobs=2)
     assert (found["n_finished"], found["n_twice"]) == (12, 0)

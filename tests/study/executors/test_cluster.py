@@ -165,7 +165,6 @@ def test_a_study_survives_the_loss_of_a_machine(nodes: Any, made_cifar10: Path, 
     finished_slots = [trial.user_attrs["slot"] for trial in study.trials if trial.state in FINISHED]
     assert sorted(finished_slots) == list(range(8))
     assert not [trial for trial in study.trials if not trial.state.is_finished()]
-    assert {trial.user_attrs["outcome"] for trial in study.trials} <= {"complete", "interrupted"}
 
     few = ["--train-images", "200", "--val-images", "100", "--epochs", "3", "--device", "cpu"]
     assert rerank.main(["--top", "2", *few, *where]) == 0
