@@ -163,7 +163,6 @@ class ClusterExecutor:
 
     def submit(self, work: Work) -> None:
         self._waiting.append(work)
-        self.prepare(len(self._waiting) + sum(each.work is not None for each in self._actors))
         self._hand_out()
 
     def answer(self, key: int, go_on: bool) -> None:
@@ -174,8 +173,6 @@ class ClusterExecutor:
         said: list[Message] = []
         for each in self._ready(timeout_s):
             said += self._hear(each)
-        if self._waiting:
-            self.prepare(len(self._waiting) + sum(each.work is not None for each in self._actors))
         self._hand_out()
         return said
 
@@ -212,6 +209,8 @@ class ClusterExecutor:
         return [by_answer[answer] for answer in (*first, *more)]
 
     def _hand_out(self) -> None:
+        """Gives work to the actors that are free, and starts as many as will be wanted."""
+        self.prepare(len(self._waiting) + sum(each.work is not None for each in self._actors))
         for each in self._actors:
             if self._waiting and each.machine is not None and each.work is None:
                 each.give(self._waiting.pop(0))
@@ -223,12 +222,11 @@ class ClusterExecutor:
             heard = each.hear()
             if each.is_doubted and work is not None:  # what it said meanwhile may have been lost
                 raise RayError("it could not be reached for a while")
-        except ActorUnavailableError as error:
-            if not each.is_doubted:  # a moment later more is known
+            each.is_doubted = False
+        except RayError as error:
+            if isinstance(error, ActorUnavailableError) and not each.is_doubted:  # a moment later more is known
                 each.is_doubted, each.answer = True, each.handle.listen.remote()
                 return []
-            return self._lost(each, work, error)
-        except RayError as error:
             return self._lost(each, work, error)
         except OSError as error:  # of a checkpoint: without the result that it holds there is nothing to go on with
             assert work is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import threading
@@ -21,18 +20,13 @@ class InterruptFlag:
 
     Only a main thread can be told of signals: in another one nothing happens, and `raised` stays False. A SIGHUP that
     is ignored, as nohup does, stays so.
-
-    Args:
-        pass_on: Whether child processes are told of a SIGTERM or SIGHUP, which may come to one process alone. Ctrl-C
-            comes to all.
     """
 
     TOGETHER_S = 1.0
-    """One wish to stop may arrive twice, directly and passed on."""
+    """One wish to stop may arrive twice, to this process and to its group."""
 
-    def __init__(self, pass_on: bool = False) -> None:
+    def __init__(self) -> None:
         self._cause: BaseException | None = None
-        self._pass_on = pass_on
         self._at = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
@@ -74,7 +68,4 @@ class InterruptFlag:
             with contextlib.suppress(OSError):
                 os.write(2, b"Ended at once; the same command goes on from what is saved.\n")
             os._exit(128 + signum)
-        if not self._at and self._pass_on and signum != signal.SIGINT:
-            for child in multiprocessing.active_children():
-                child.terminate()
         self._cause, self._at = self._cause or Interrupted(signum), time.monotonic()

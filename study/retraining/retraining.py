@@ -17,6 +17,7 @@ from study.errors import StudyFailed, TrialFailed
 from study.executors.workplace import Workplace, workplace
 from study.machine.hardware import hardware, n_loaders, versions
 from study.machine.paths import REPOSITORY
+from study.model.layers import DepthwiseClass
 from study.reporting.optional import report
 from study.retraining.plan import RetrainPlan
 from study.retraining.seeds import Seed, seeds_at_once, train_all
@@ -75,9 +76,12 @@ def _prepare(plan: RetrainPlan, target: Target, place: Workplace) -> tuple[list[
     data = str(find_folder(plan.data).resolve())
     n_train = plan.n_train or len(load_train(data))
     cost, precision = target.cost, target.precision
-    if cost is None or precision is None or cost.device != device:
+    native: frozenset[DepthwiseClass] = frozenset()
+    if device == "cuda" or cost is None or precision is None or cost.device != device:
         calibration = place.call(calibrate, device)
-        cost, precision = calibration.cost, calibration.precision
+        native = calibration.native_depthwise
+        if cost is None or precision is None or cost.device != device:
+            cost, precision = calibration.cost, calibration.precision
     epochs, n_seeds = plan.epochs or EPOCHS[device], plan.n_seeds or SEEDS[device]
     jobs, gain = seeds_at_once(plan.jobs, n_seeds, place, precision)
     cores = place.cores(jobs)
@@ -92,7 +96,7 @@ def _prepare(plan: RetrainPlan, target: Target, place: Workplace) -> tuple[list[
         n_loaders=n_loaders(device, cores),
         n_snapshots=MAX_SNAPSHOTS,
         compiled=True,
-        native_depthwise=place.call(calibrate, device).native_depthwise if device == "cuda" else frozenset(),
+        native_depthwise=native,
     )
     first = Seed(candidate, config, data, n_train, plan.out / "checkpoints", cores)
     seconds = cost.epoch_seconds(candidate.architecture, n_train) * epochs * n_seeds / gain

@@ -31,13 +31,6 @@ def _own_handlers() -> Iterator[None]:
     assert all(handler in (unexpected, signal.SIG_IGN) for handler in found)
 
 
-class Child:
-    n_told = 0
-
-    def terminate(self) -> None:
-        self.n_told += 1
-
-
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_signal_only_raises_the_flag(number: int) -> None:
     flag = InterruptFlag()
@@ -97,21 +90,6 @@ def test_output_that_nobody_reads_is_a_wish_to_stop(
     assert flag.raised
     with pytest.raises(BrokenPipeError):
         flag.end()
-
-
-@pytest.mark.parametrize(
-    ("number", "passes_on", "told"),
-    [(signal.SIGTERM, True, 1), (signal.SIGHUP, True, 1), (signal.SIGINT, True, 0), (signal.SIGTERM, False, 0)],
-)
-def test_children_are_told_of_what_comes_to_one_process(
-    number: int, passes_on: bool, told: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    child = Child()
-    monkeypatch.setattr(interrupts.multiprocessing, "active_children", lambda: [child])
-    with InterruptFlag(passes_on):
-        for _ in range(2):
-            signal.raise_signal(number)
-    assert child.n_told == told
 
 
 def test_another_thread_changes_no_handler() -> None:
