@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, Protocol, TypeVar
 
 from study.command_line.options import ClusterOptions
+from study.errors import UserError
 from study.executors.local import ThisMachine
 from study.executors.messages import Executor, WorkerSetup
 from study.machine.hardware import resolve_device
@@ -39,10 +41,12 @@ def workplace(cluster: ClusterOptions | None, device: str) -> Workplace:
     """The place that the options `--cluster` and `--device` mean.
 
     Raises:
-        UserError: There is no such cluster or device.
+        UserError: There is no such cluster or device, or Ray is not installed.
     """
     if cluster is None:
         return ThisMachine(resolve_device(device))
-    from study.executors.cluster import connect  # Ray is an extra
+    if find_spec("ray") is None:
+        raise UserError("--cluster needs Ray, which is not installed. Install it with: pip install -e '.[cluster]'.")
+    from study.executors.cluster import connect
 
     return connect(cluster, device)

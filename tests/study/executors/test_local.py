@@ -15,13 +15,22 @@ from typing import Any
 import pytest
 from contract import ends, hear, trains_asks_and_is_used_again, work_of
 
+from study.command_line.options import ClusterOptions
+from study.errors import UserError
 from study.executors import local, worker
 from study.executors.local import LocalExecutor
 from study.executors.messages import Died, Ended, EpochEnded, Work, WorkerSetup
+from study.executors.workplace import workplace
 from study.machine.paths import REPOSITORY
 from study.training.checkpoints import load_progress
 
 SETUP = WorkerSetup("", 200, 100, "cpu", 1, 600.0)
+
+
+def test_a_cluster_needs_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("study.executors.workplace.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--cluster needs Ray, which is not installed"):
+        workplace(ClusterOptions("auto", None, None), "auto")
 
 
 @pytest.fixture
