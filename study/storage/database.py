@@ -41,6 +41,8 @@ from study.storage.patience import cause_of, root_of
 _UNUSABLE = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 METRIC = "val_accuracy"
+FORGOTTEN_S = 20
+"""In which nothing is heard within a transaction before the server ends it; ours take milliseconds."""
 _FULL = ("database or disk is full", "disk I/O error")
 """What SQLite says where there is no room, the second of the memory that it shares with other processes."""
 
@@ -117,6 +119,8 @@ def open_storage(url: str, read_only: bool = False) -> optuna.storages.RDBStorag
         storage = optuna.storages.RDBStorage(literal, engine, skip_table_creation=read_only)
         if is_sqlite:
             _begin_transactions(storage.engine, read_only)
+        elif parsed.get_backend_name() == "postgresql":
+            _end_forgotten_transactions(storage.engine)
         storage.get_all_studies()
         return storage
     except (
@@ -270,6 +274,22 @@ def _begin_transactions(engine: sqlalchemy.Engine, read_only: bool) -> None:
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
     engine.dispose()  # connections opened before the events must not be used again
+
+
+def _end_forgotten_transactions(engine: sqlalchemy.Engine) -> None:
+    """Has the server take the locks from a process that was suspended, or whose machine vanished, while it held them.
+
+    Without it everybody else waits for as long as that process sleeps.
+    """
+
+    @sqlalchemy.event.listens_for(engine, "connect")
+    def on_connect(connection: Any, _: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute(f"SET idle_in_transaction_session_timeout = '{FORGOTTEN_S}s'")
+        cursor.close()
+        connection.commit()
+
+    engine.dispose()  # connections opened before the event must not be used again
 
 
 _SQLITE_OPTIONS = frozenset({"timeout", "isolation_level", "detect_types", "check_same_thread", "cached_statements"})

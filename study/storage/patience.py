@@ -15,7 +15,11 @@ from study.errors import StudyFailed, UserError, as_told, said
 OUTAGE_S = 120.0
 """For a storage to come back. Claims of slots last longer (`study.storage.slots.LEASE_S`)."""
 
-STORAGE_ERRORS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.OperationalError)
+STORAGE_ERRORS = (
+    optuna.exceptions.StorageInternalError,
+    sqlalchemy.exc.OperationalError,
+    sqlalchemy.exc.InternalError,  # of a transaction that the server has ended
+)
 
 T = TypeVar("T")
 

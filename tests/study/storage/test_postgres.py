@@ -10,18 +10,22 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
 import optuna
 import pytest
+from sqlalchemy import text
 
 from search_spaces.reference import REFERENCE
 from study import describe, report, rerank, retrain, run
 from study.command_line.parser import run_command
 from study.machine.paths import REPOSITORY
+from study.storage import database
 from study.storage.database import open_storage
+from study.storage.patience import STORAGE_ERRORS, Patience
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +72,74 @@ def test_two_processes_of_which_one_is_killed_finish_exactly_n(cifar10_folder: s
 def test_a_server_that_goes_away_is_a_line_and_readers_need_no_more_than_reading(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    psycopg = pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
+    with running_server() as (server, url):
+        with open_storage(url.format("study")).engine.begin() as connection:
+            connection.execute(text("CREATE ROLE reader LOGIN"))
+            connection.execute(text("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader"))
+        storage = open_storage(url.format("study"))
+        study = optuna.create_study(study_name="made", storage=storage, direction="maximize")
+        study.add_trial(optuna.create_trial(value=0.5, user_attrs={"candidate": REFERENCE.to_json()}))
+        storage.engine.dispose()
+        options = ["--storage", url.format("reader"), "--study-name", "made", "--out", str(tmp_path)]
+        capfd.readouterr()
+        assert code_of(describe, "--trial", "0", *options) == 0
+        assert "Trial 0 of made" in capfd.readouterr().out
+
+        load = optuna.load_study
+
+        def load_and_stop(**arguments: Any) -> optuna.Study:
+            found = load(**arguments)
+            server("stop", "-m", "immediate")
+            return found
+
+        monkeypatch.setattr(optuna, "load_study", load_and_stop)
+        assert code_of(describe, "--trial", "0", *options) == 1
+        line = capfd.readouterr().err
+        assert line.startswith("failed: the storage does not answer (")
+        assert line.count("\n") == 1
+        for command in (run, rerank, retrain, report):
+            assert code_of(command, *options) == 2
+            line = capfd.readouterr().err
+            assert "Check the URL, that the server runs" in line
+            assert line.count("\n") == 1
+            assert SECRET not in line
+
+
+@pytest.mark.postgres
+def test_who_sleeps_in_a_transaction_loses_its_locks_and_goes_on_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "FORGOTTEN_S", 1)
+    with running_server() as (_, url):
+        asleep, awake = open_storage(url.format("study")), open_storage(url.format("study"))
+        optuna.create_study(study_name="made", storage=awake)
+        locked = text("SELECT * FROM studies FOR UPDATE")
+        heard: list[str] = []
+        got: list[Any] = []
+
+        def look() -> None:
+            with asleep.engine.connect() as connection:
+                connection.execute(locked)
+
+        def sleep() -> None:
+            with asleep.engine.begin() as connection:
+                connection.execute(locked)
+                with awake.engine.begin() as other:
+                    other.execute(text("SET LOCAL lock_timeout = '30s'"))
+                    got.append(other.execute(locked).scalars().all())
+                connection.execute(locked)
+
+        with pytest.raises(STORAGE_ERRORS):
+            sleep()
+        assert len(got) == 1
+        Patience(heard.append, lambda: False)(look)
+        assert heard == []  # a new connection is there at once
+        for storage in (asleep, awake):
+            storage.engine.dispose()
+
+
+@contextlib.contextmanager
+def running_server() -> Iterator[tuple[Callable[..., None], str]]:
+    """What passes words on to pg_ctl, and the URL of a server that runs, with a place for the user."""
+    pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
     folders = [str(folder) for folder in Path("/usr/lib/postgresql").glob("*/bin")]
     initdb = shutil.which("initdb", path=os.pathsep.join([*folders, os.environ.get("PATH", "")]))
     if not initdb:
@@ -89,38 +160,8 @@ def test_a_server_that_goes_away_is_a_line_and_readers_need_no_more_than_reading
         free.close()
         listen = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories= -c fsync=off"
         server("start", "-l", f"{temporary}/log", "-o", listen)
-        url = f"postgresql+psycopg://{{}}:{SECRET}@127.0.0.1:{port}/postgres"
         try:
-            storage = open_storage(url.format("study"))
-            study = optuna.create_study(study_name="made", storage=storage, direction="maximize")
-            study.add_trial(optuna.create_trial(value=0.5, user_attrs={"candidate": REFERENCE.to_json()}))
-            storage.engine.dispose()
-            with psycopg.connect(host="127.0.0.1", port=port, user="study", dbname="postgres") as connection:
-                connection.execute("CREATE ROLE reader LOGIN")
-                connection.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
-            options = ["--storage", url.format("reader"), "--study-name", "made", "--out", str(tmp_path)]
-            capfd.readouterr()
-            assert code_of(describe, "--trial", "0", *options) == 0
-            assert "Trial 0 of made" in capfd.readouterr().out
-
-            load = optuna.load_study
-
-            def load_and_stop(**arguments: Any) -> optuna.Study:
-                found = load(**arguments)
-                server("stop", "-m", "immediate")
-                return found
-
-            monkeypatch.setattr(optuna, "load_study", load_and_stop)
-            assert code_of(describe, "--trial", "0", *options) == 1
-            line = capfd.readouterr().err
-            assert line.startswith("failed: the storage does not answer (")
-            assert line.count("\n") == 1
-            for command in (run, rerank, retrain, report):
-                assert code_of(command, *options) == 2
-                line = capfd.readouterr().err
-                assert "Check the URL, that the server runs" in line
-                assert line.count("\n") == 1
-                assert SECRET not in line
+            yield server, f"postgresql+psycopg://{{}}:{SECRET}@127.0.0.1:{port}/postgres"
         finally:
             with contextlib.suppress(subprocess.CalledProcessError):
                 server("stop", "-m", "immediate")
