@@ -28,8 +28,8 @@ from study.training.records import TrainingConfig
 MAX_FAILURES_IN_A_ROW = 5
 MAX_INFEASIBLE_IN_A_ROW = 100
 TICK_S = 0.5
-WORKERS_AN_AHEAD = 20
-"""For so many one trial is made ahead: of many, several may end at once."""
+WORKERS_AN_AHEAD = 6
+"""For so many one trial is made ahead: of a hundred, ten end within a trial's making now and then."""
 RENEW_S = 15.0
 """Much less than what a lease and an outage leave between them."""
 
