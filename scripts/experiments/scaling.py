@@ -40,6 +40,7 @@ TRIAL_S, SPREAD_S = 20.0, 5.0
 NAME = "scaling"
 GOAL = "less than 2% lost by 100 workers with 1,000 trials recorded, under one supervisor"
 WAITS = ("answers", "handovers")
+STORAGES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 HEAD = (
     "trials recorded", "workers", "supervisors", "storage", "a supervisor's ms per trial", "a supervisor is busy",
     "lost by a worker", "waits for an answer (median, 95%)", "waits for the next trial (median, 95%)",
@@ -82,7 +83,7 @@ def block() -> str:
             f"{row['recorded']:,}",
             f"{row['workers']}",
             f"{row['supervisors']}",
-            {"sqlite": "SQLite", "postgresql": "PostgreSQL"}[record["storage"]],
+            STORAGES[record["storage"]],
             f"{row['ms_per_trial']:.0f}",
             f"{100 * row['busy_share']:.0f}%",
             f"{100 * row['lost_share']:.2f}%",
@@ -104,15 +105,20 @@ def block() -> str:
 def draw(found: dict[str, Any], file: Path) -> None:
     """A supervisor's share of busy time by its workers: measured, and beyond that in proportion."""
     drawn, [axes] = evidence.figure(7.5, 4.2)
-    rows = [row for record in found.values() for row in record["rows"] if row["supervisors"] == 1]
-    for recorded in sorted({row["recorded"] for row in rows}):
-        of_it = [row for row in rows if row["recorded"] == recorded]
-        points = sorted((row["workers"], 100 * row["busy_share"]) for row in of_it)
-        [line] = axes.plot(*zip(*points, strict=True), "o-", label=f"{recorded:,} trials recorded")
-        ms = max(row["ms_per_trial"] for row in of_it)
-        full = 1000 * TRIAL_S / ms
-        axes.plot([points[-1][0], full], [points[-1][1], 100], ":", color=line.get_color())
-        axes.annotate(f"{full:.0f}", (full, 100), textcoords="offset points", xytext=(0, 4), ha="center", fontsize=8)
+    sole = [
+        (record["storage"], row["recorded"], row["workers"], 100 * row["busy_share"])
+        for record in found.values()
+        for row in record["rows"]
+        if row["supervisors"] == 1
+    ]
+    for storage, recorded in sorted({case[:2] for case in sole}, reverse=True):
+        points = sorted(case[2:] for case in sole if case[:2] == (storage, recorded))
+        workers, busy = points[-1]
+        full = 100 * workers / busy
+        label = f"{STORAGES[storage]}, {recorded:,} trials recorded: all of it by {full:.0f} workers"
+        [line] = axes.plot(*zip(*points, strict=True), "o-", label=label)
+        if full > workers:  # else it is saturated already
+            axes.plot([workers, full], [busy, 100], ":", color=line.get_color())
     axes.set(
         xlabel=f"workers, each on trials of {TRIAL_S:.0f} s",
         ylabel="of its time one supervisor is busy (%)",
