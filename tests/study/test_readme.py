@@ -40,8 +40,9 @@ def _tiny(command: str, out: Path, photo: Path) -> tuple[str, list[str]]:
         "--seeds": {"3": "2"},
     }
     arguments = [here.get(word, word) for word in arguments]
-    if "--out" in arguments:  # a try, tiny as it stands
-        return module, arguments
+    if "--out" in arguments:  # a try, small as it stands
+        smaller = {"4": "2", "500": "100", "200": "100", "2": "1"}
+        return module, [smaller.get(word, word) for word in arguments]
     for index, word in enumerate(arguments):
         if index and arguments[index - 1] in replaced:
             arguments[index] = replaced[arguments[index - 1]][word]
