@@ -3,10 +3,12 @@
     best/
     |- weights.safetensors  state dict of study.model.network.Network: numbers alone, nothing in it can run
     |- weights.pt       the same as torch saves it (loads with weights_only=True)
-    |- model.pt2        torch.export program: float32 images [N, 3, 32, 32] in [0, 1] -> logits [N, 10]
+    |- model.pt2        torch.export program: float32 images [N, 3, 32, 32] in [0, 1] -> logits [N, n_classes]
     |- candidate.json   what was trained
     |- metrics.json     what it reached
-    |- summary.txt      layer table, key metrics, how to load the two files above
+    |- config.json      classes, size, normalisation
+    |- README.md        model card
+    |- summary.txt      layer table, key metrics, how to load the files above
     |- curves.png       loss and accuracy by epoch, train and test
     |- misses.png       misclassified test images
     `- confusion.png, confusion.csv
@@ -17,27 +19,27 @@ Torch and matplotlib are imported where they are used: `load_candidate` needs ne
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import shutil
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import indent
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from search_spaces.candidate import Candidate
 from search_spaces.fields import DescriptionError
-from search_spaces.layer_table import layer_table
+from study.bundle.card import CARD, card
 from study.bundle.metrics import METRICS, read_metrics
-from study.data.cifar10 import CLASSES, Images
+from study.bundle.preprocessing import CIFAR_10, CONFIG, Preprocessing, read_preprocessing
+from study.bundle.summary import SUMMARY, summary
+from study.data.cifar10 import Images
 from study.errors import UserError, said
 from study.machine.files import (
+    MOST_JSON,
     DamagedFileError,
     is_file,
     is_folder,
@@ -48,6 +50,7 @@ from study.machine.files import (
     tensors_as_bytes,
     unwritten,
     what_is,
+    write_together,
 )
 
 if TYPE_CHECKING:
@@ -56,25 +59,18 @@ if TYPE_CHECKING:
     from study.model.network import Network
 
 NUMBERS, WEIGHTS, MODEL, CANDIDATE = "weights.safetensors", "weights.pt", "model.pt2", "candidate.json"
-SUMMARY, CURVES, MISSES = "summary.txt", "curves.png", "misses.png"
+CURVES, MISSES = "curves.png", "misses.png"
 CONFUSION_PNG, CONFUSION_CSV = "confusion.png", "confusion.csv"
-FILES = (NUMBERS, WEIGHTS, MODEL, CANDIDATE, METRICS, SUMMARY, CURVES, MISSES, CONFUSION_PNG, CONFUSION_CSV)
+FILES = (
+    *(NUMBERS, WEIGHTS, MODEL, CANDIDATE, METRICS, CONFIG, CARD, SUMMARY),
+    *(CURVES, MISSES, CONFUSION_PNG, CONFUSION_CSV),
+)
 """Every file of a bundle."""
+ONNX, INT8, EXPORTS = "model.onnx", "model.int8.onnx", "exports.json"
+"""What `study.export` puts beside them; another network that takes the bundle's place does not keep them."""
+T = TypeVar("T")
 _MAKE = "Write one with python -m study.retrain, or name its folder."
 _AGAIN = "Copy the bundle again, or write it again with python -m study.retrain."
-
-LOAD_MODEL = """\
-import torch
-model = torch.export.load("model.pt2").module()
-logits = model(torch.rand(1, 3, 32, 32))  # images [N, 3, 32, 32], RGB in [0, 1]"""
-LOAD_WEIGHTS = """\
-from pathlib import Path
-from study.bundle import load_bundle  # needs this repository on the Python path
-network = load_bundle(Path(".")).network  # takes images normalised by study.data.cifar10.MEAN and STD"""
-"""How to load, as printed in summary.txt: both run in the bundle's folder."""
-
-_CHECKED_BATCHES = (1, 2, 7)
-_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -86,12 +82,14 @@ class Bundle:
         candidate: What was trained.
         metrics: Contents of metrics.json.
         network: The trained network on the CPU, in evaluation mode; it takes normalised images.
+        preprocessing: Its normalisation and its classes, contents of config.json.
     """
 
     folder: Path
     candidate: Candidate
     metrics: dict[str, Any]
     network: Network
+    preprocessing: Preprocessing = CIFAR_10
 
 
 def write_bundle(
@@ -102,6 +100,7 @@ def write_bundle(
     curves: Sequence[Mapping[str, Any]],
     test_images: Images,
     test_logits: np.ndarray,
+    preprocessing: Preprocessing = CIFAR_10,
 ) -> None:
     """Writes the bundle of a trained network.
 
@@ -117,6 +116,7 @@ def write_bundle(
             test_accuracy, which are None where no snapshot was tested.
         test_images: The N test images.
         test_logits: float [N, n_classes] of `network` on them.
+        preprocessing: What goes into config.json.
 
     Raises:
         UserError, StudyFailed: The folder cannot be written.
@@ -128,14 +128,15 @@ def write_bundle(
     if test_logits.shape != expected:
         raise ValueError(f"One row of logits per test image is needed: {test_logits.shape=}, {expected=}.")
     with _replaced(folder) as new:
-        _write_networks(new, candidate, network)
+        _write_networks(new, candidate, network, preprocessing)
         _write_json(new / CANDIDATE, candidate.to_json())
         _write_json(new / METRICS, dict(metrics))
         (new / SUMMARY).write_text(summary(candidate, metrics))
         confusion = bundle_figures.confusion_matrix(
             test_images.labels, test_logits.argmax(1), candidate.architecture.n_classes
         )
-        _write_confusion(new / CONFUSION_CSV, confusion)
+        _write_confusion(new / CONFUSION_CSV, confusion, preprocessing.classes)
+        _describe(new, candidate, metrics, preprocessing, confusion)
         bundle_figures.draw_confusion(confusion, new / CONFUSION_PNG)
         bundle_figures.draw_curves(curves, new / CURVES, metrics.get("target_accuracy"))
         bundle_figures.draw_misses(test_images, test_logits, new / MISSES)
@@ -144,7 +145,8 @@ def write_bundle(
 def load_bundle(folder: Path) -> Bundle:
     """Reads a bundle back, and runs nothing of it, whoever made it.
 
-    Needs candidate.json, metrics.json, and weights.safetensors; weights.pt in a bundle that has none.
+    Needs candidate.json, metrics.json, and weights.safetensors; weights.pt in a bundle that has none. One without
+    config.json is of CIFAR-10.
 
     Raises:
         UserError: The folder or a file is missing, damaged, or does not fit the others.
@@ -155,16 +157,15 @@ def load_bundle(folder: Path) -> Bundle:
 
     candidate = load_candidate(folder)
     architecture = candidate.architecture
-    if (architecture.in_channels, architecture.n_classes) != (3, len(CLASSES)):
-        raise UserError(
-            f"{str(folder / CANDIDATE)!r} is of a network from {architecture.in_channels} channels to "
-            f"{architecture.n_classes} classes; only one from 3 to {len(CLASSES)} can be used here."
-        )
     _require(folder, METRICS)
-    try:
-        metrics = read_metrics(folder)
-    except DamagedFileError as error:
-        raise UserError(f"{str(folder / METRICS)!r} cannot be read: {error}. {_AGAIN}") from error
+    metrics, preprocessing = _read(folder / METRICS, read_metrics), _read(folder / CONFIG, read_preprocessing)
+    n_classes, size = len(preprocessing.classes), preprocessing.image_size
+    if (architecture.in_channels, architecture.n_classes, architecture.image_size) != (3, n_classes, size):
+        raise UserError(
+            f"{str(folder / CANDIDATE)!r} is of a network from {architecture.in_channels} channels of "
+            f"{architecture.image_size} pixels to {architecture.n_classes} classes; with its {CONFIG}, or without one, "
+            f"only one from 3 of {size} to {n_classes} can be used."
+        )
     file, state = _read_weights(folder)
     network = build(architecture, seed=0)
     if described(state) != described(network.state_dict()):
@@ -176,7 +177,7 @@ def load_bundle(folder: Path) -> Bundle:
     with torch.no_grad():
         if not all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values()):
             raise UserError(f"{str(file)!r} is damaged: it holds NaN or infinity. {_AGAIN}")
-    return Bundle(folder, candidate, metrics, network.eval().requires_grad_(False))
+    return Bundle(folder, candidate, metrics, network.eval().requires_grad_(False), preprocessing)
 
 
 def load_candidate(folder: Path) -> Candidate:
@@ -194,45 +195,23 @@ def load_candidate(folder: Path) -> Candidate:
         raise UserError(f"{str(file)!r} holds no candidate: {said(error)}. {_AGAIN}") from error
 
 
-def summary(candidate: Candidate, metrics: Mapping[str, Any]) -> str:
-    """The text of summary.txt: layer table, key metrics, and how to load the bundle."""
-    parts = [
-        f"Candidate {candidate.candidate_id}, architecture {candidate.architecture.architecture_id}",
-        layer_table(candidate.architecture),
-        "\n".join(f"{label:<18} {text}" for label, text in _key_metrics(metrics)),
-        f"Load {MODEL} with torch alone, in this folder:\n\n{indent(LOAD_MODEL, '    ')}",
-        f"Load {WEIGHTS} with this project, in this folder:\n\n{indent(LOAD_WEIGHTS, '    ')}",
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+def describe_bundle(bundle: Bundle) -> None:
+    """Writes config.json and README.md of a bundle anew, of what its other files say.
+
+    Raises:
+        UserError: confusion.csv is damaged.
+        OSError: They cannot be written.
+    """
+    classes = bundle.preprocessing.classes
+    confusion = _read(bundle.folder / CONFUSION_CSV, lambda folder: _read_confusion(folder, classes))
+    _describe(bundle.folder, bundle.candidate, bundle.metrics, bundle.preprocessing, confusion)
 
 
-def _key_metrics(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(label, text) of every key metric that is there."""
-    found: defaultdict[str, Any] = defaultdict(lambda: None, metrics)
-    if (mean := found["test_accuracy_mean"]) is not None:
-        std, n_seeds = found["test_accuracy_std"], len(found["seeds"] or ())
-        spread, what = ("", "mean") if std is None else (f" ± {100 * std:.2f}", "mean and standard deviation")
-        yield "Test accuracy", f"{100 * mean:.2f}{spread} %" + (f" ({what} of {n_seeds} seeds)" if n_seeds > 1 else "")
-    if (shipped := found["test_accuracy_shipped"]) is not None:
-        seed = "" if found["shipped_seed"] is None else f" (seed {found['shipped_seed']})"
-        yield "  of these weights", f"{100 * shipped:.2f} %{seed}"
-    if (train := found["train_accuracy"]) is not None:
-        yield "Train accuracy", f"{100 * train:.2f} % (running mean, last epoch's augmented images)"
-    if (target := found["target_accuracy"]) is not None:
-        verdict = {None: "", True: ", met", False: ", missed"}[found["target_met"]]
-        yield "Target", f"{100 * target:.2f} %{verdict}"
-    if found["epochs"] is not None:
-        yield "Epochs", f"{found['epochs']:,}"
-    if found["device"] is not None:
-        yield "Device", found["device"]
-    if found["wall_s"] is not None:
-        yield "Wall time", f"{found['wall_s']:,.0f} s"
-
-
-def _write_networks(folder: Path, candidate: Candidate, network: Network) -> None:
+def _write_networks(folder: Path, candidate: Candidate, network: Network, preprocessing: Preprocessing) -> None:
     """The weights in both forms, and model.pt2. The module is built anew: whatever lies beside the weights in the
     trained one (device, memory format, training mode) must not leak into the export."""
 
+    from study.bundle.programs import torch_program
     from study.model.network import Deployable, build
 
     shipped = build(candidate.architecture, seed=0)
@@ -240,38 +219,58 @@ def _write_networks(folder: Path, candidate: Candidate, network: Network) -> Non
     shipped.eval().requires_grad_(False)
     (folder / WEIGHTS).write_bytes(tensors_as_bytes(shipped.state_dict()))
     (folder / NUMBERS).write_bytes(numbers_as_bytes(shipped.state_dict()))
-    deployable = Deployable(shipped).eval().requires_grad_(False)
-    _export(folder / MODEL, deployable, candidate.architecture.in_channels, candidate.architecture.image_size)
+    deployable = Deployable(shipped, preprocessing.mean, preprocessing.std).eval().requires_grad_(False)
+    (folder / MODEL).write_bytes(torch_program(deployable, candidate.architecture, preprocessing)[0])
 
 
-def _export(file: Path, module: torch.nn.Module, channels: int, side: int) -> None:
-    import torch
-
-    images = torch.rand(max(_CHECKED_BATCHES), channels, side, side, generator=torch.Generator().manual_seed(0))
-    batch = torch.export.Dim("batch", min=1)
-    # The example has two images: torch treats a dimension of one as a constant.
-    program = torch.export.export(module, (images[:2],), dynamic_shapes={"x": {0: batch}})
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths of this machine, which are nobody's business
-    content = io.BytesIO()
-    torch.export.save(program, content)
-    content.seek(0)
-    loaded = torch.export.load(content).module()
-    for n_images in _CHECKED_BATCHES:
-        with torch.inference_mode():
-            found, expected = loaded(images[:n_images]), module(images[:n_images])
-        if not torch.allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE):
-            worst = float((found - expected).abs().max())
-            raise RuntimeError(f"The exported program differs from the network by {worst:.3g} at {n_images=}.")
-    file.write_bytes(content.getvalue())
+def _describe(
+    folder: Path,
+    candidate: Candidate,
+    metrics: Mapping[str, Any],
+    preprocessing: Preprocessing,
+    confusion: np.ndarray | None,
+) -> None:
+    """Writes config.json and README.md."""
+    text = card(candidate, metrics, preprocessing, confusion)
+    write_together({folder / CONFIG: preprocessing.to_text(), folder / CARD: text})
 
 
-def _write_confusion(file: Path, confusion: np.ndarray) -> None:
-    names = CLASSES[: len(confusion)]
-    with file.open("w", newline="") as stream:
+def _read(file: Path, read: Callable[[Path], T]) -> T:
+    try:
+        return read(file.parent)
+    except DamagedFileError as error:
+        raise UserError(f"{str(file)!r} cannot be read: {error}. {_AGAIN}") from error
+
+
+def _write_confusion(file: Path, confusion: np.ndarray, names: Sequence[str]) -> None:
+    with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(("true \\ predicted", *names))
         writer.writerows((name, *row) for name, row in zip(names, confusion.tolist(), strict=True))
+
+
+def _read_confusion(folder: Path, names: Sequence[str]) -> np.ndarray | None:
+    """What `_write_confusion` wrote; None where there is none.
+
+    Raises:
+        DamagedFileError: It holds something else.
+    """
+    file, n = folder / CONFUSION_CSV, len(names)
+    if (found := what_is(file)) == "does not exist":
+        return None
+    try:
+        if found != "is a file" or file.stat().st_size > MOST_JSON:
+            raise ValueError(f"it {found}, or larger than {MOST_JSON:,} bytes")
+        with file.open(encoding="utf-8", newline="") as stream:
+            head, *rows = csv.reader(stream)
+        counts = np.array([[int(count) for count in row[1:]] for row in rows], dtype=np.int64)
+        if head[1:] != list(names) or [row[0] for row in rows] != list(names) or counts.shape != (n, n):
+            raise ValueError(f"its classes are not those of {CONFIG}")
+        if counts.min() < 0:
+            raise ValueError("a count is negative")
+        return counts
+    except (OSError, ValueError, OverflowError, IndexError, csv.Error) as error:
+        raise DamagedFileError(said(error)) from error
 
 
 @contextmanager
@@ -294,7 +293,7 @@ def _replaced(folder: Path) -> Iterator[Path]:
         new.rename(folder)
         if old.exists():
             for kept in old.iterdir():
-                if kept.name not in FILES:
+                if kept.name not in (*FILES, ONNX, INT8, EXPORTS):
                     kept.rename(folder / kept.name)
             shutil.rmtree(old)
     except OSError as error:

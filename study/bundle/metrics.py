@@ -11,6 +11,8 @@ from study.errors import said
 from study.machine.files import DamagedFileError, read_json
 
 METRICS = "metrics.json"
+_Z = 1.959964
+"""Of a normal distribution, 95% lies within so many standard deviations."""
 _Whole = Annotated[int, Within(0, 10**18)]
 
 
@@ -55,3 +57,11 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     except DescriptionError as error:
         raise DamagedFileError(said(error)) from error
     return data
+
+
+def accuracy_interval(accuracy: float, n_images: int) -> tuple[float, float]:
+    """95% interval of an accuracy on `n_images` (Wilson's score): what another draw of images would give."""
+    spread = _Z**2 / n_images
+    centre = (accuracy + spread / 2) / (1 + spread)
+    half = _Z / (1 + spread) * (accuracy * (1 - accuracy) / n_images + spread / (4 * n_images)) ** 0.5
+    return centre - half, centre + half

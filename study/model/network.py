@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,11 +53,11 @@ class Deployable(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1))
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.network((x - self.mean) / self.std)

@@ -32,9 +32,10 @@ from search_spaces.cost import CostModel
 from search_spaces.fields import DescriptionError
 from study import describe, predict, report, rerank, retrain, run
 from study.bundle.files import load_bundle
+from study.bundle.preprocessing import Preprocessing
+from study.data.image_files import UnreadableImageError, read_image
 from study.errors import UserError
 from study.model.network import build
-from study.predict import UnreadableImageError, read_image
 from study.reporting.page import to_markdown
 from study.reporting.report import build_page
 from study.storage.config import StudyConfig
@@ -48,7 +49,8 @@ N_INPUTS = {
     "configurations": 1_800,
     "weights": 600,
     "metrics": 400,
-    "images": 2_400,
+    "preprocessing": 300,
+    "images": 2_100,
     "urls": 1_000,
     "storages": 200,
     "databases": 100,
@@ -221,6 +223,16 @@ def test_metrics_and_bytes_of_json(bundle: Path) -> None:
     def _(changes: list[Edit], damage: Any, as_bytes: bool) -> None:
         content = json.dumps(edited(METRICS, changes)).encode()
         (bundle / "metrics.json").write_bytes(damaged(content, damage) if as_bytes else content)
+        refused(lambda: load_bundle(bundle))
+
+
+def test_preprocessing(bundle: Path) -> None:
+    whole = json.loads(Preprocessing().to_text())
+
+    @fuzz("preprocessing", edits, damages, st.booleans())
+    def _(changes: list[Edit], damage: Any, as_bytes: bool) -> None:
+        content = json.dumps(edited(whole, changes)).encode()
+        (bundle / "config.json").write_bytes(damaged(content, damage) if as_bytes else content)
         refused(lambda: load_bundle(bundle))
 
 

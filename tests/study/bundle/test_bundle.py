@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -20,12 +21,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+import study
 from search_spaces.architecture import Architecture, Conv, Residual
 from search_spaces.candidate import Candidate
 from search_spaces.layer_table import layer_table
 from search_spaces.reference import REFERENCE_ARCHITECTURE
 from study.bundle import figures as bundle_figures
-from study.bundle.files import FILES, LOAD_MODEL, LOAD_WEIGHTS, load_bundle, load_candidate, write_bundle
+from study.bundle.files import FILES, load_bundle, load_candidate, write_bundle
+from study.bundle.preprocessing import CIFAR_10
+from study.bundle.summary import USE_WITH_PROJECT, USE_WITH_TORCH
 from study.data.cifar10 import CLASSES, Images
 from study.errors import UserError
 from study.machine.paths import REPOSITORY
@@ -118,6 +122,31 @@ def test_round_trip(written: tuple[Path, Network]) -> None:
     assert load_candidate(folder) == TINY
 
 
+def test_another_data_set_reaches_everything(tmp_path: Path) -> None:
+    """Its classes, its normalisation; and what is not this bundle's is refused."""
+    folder, names = tmp_path / "best", ("a, b", "ünder", "3")
+    own = dataclasses.replace(CIFAR_10, classes=names, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), data="my pictures")
+    candidate = Candidate(dataclasses.replace(TINY.architecture, n_classes=3))
+    network, images = make_network(candidate), Images(make_images().pixels, np.arange(40) % 3)
+    write_bundle(folder, candidate, network, METRICS, CURVES, images, np.eye(3)[images.labels], own)
+    bundle = load_bundle(folder)
+    assert bundle.preprocessing == own
+    model, x = study.load(folder), torch.rand(2, 3, 32, 32)
+    assert model.classes == names
+    normalised = (x - torch.tensor(own.mean).view(3, 1, 1)) / torch.tensor(own.std).view(3, 1, 1)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x), network(normalised), rtol=1e-4, atol=1e-5)
+        told: dict[str, str] = {"config.json": ""}
+        program = torch.export.load(folder / "model.pt2", extra_files=told).module()
+        torch.testing.assert_close(program(x), network(normalised), rtol=1e-4, atol=1e-5)
+    assert told["config.json"] == (folder / "config.json").read_text()
+    with (folder / "confusion.csv").open(encoding="utf-8", newline="") as stream:
+        assert tuple(next(csv.reader(stream))[1:]) == names
+    (folder / "config.json").unlink()  # then it is CIFAR-10's
+    with pytest.raises(UserError, match=r"to 3 classes; .* only one from 3 of 32 to 10 can be used"):
+        load_bundle(folder)
+
+
 def test_the_caller_s_network_is_left_alone(tmp_path: Path) -> None:
     network = make_network().to(memory_format=torch.channels_last)
     images = make_images()
@@ -152,13 +181,16 @@ def test_writing_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str],
     assert [str(warning.message) for warning in recwarn] == []
 
 
-@pytest.mark.parametrize("code", [LOAD_MODEL, LOAD_WEIGHTS])
-def test_summary_s_code_runs(written: tuple[Path, Network], code: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, _ = written
-    text = (folder / "summary.txt").read_text()
+@pytest.mark.parametrize("code", [USE_WITH_TORCH, USE_WITH_PROJECT])
+@pytest.mark.parametrize("file", ["summary.txt", "README.md"])
+def test_the_code_that_is_shown_runs(
+    written: tuple[Path, Network], copy: Path, code: str, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (copy / file).read_text()
     assert all(line in text for line in code.splitlines())
-    assert len(code.splitlines()) == 3
-    monkeypatch.chdir(folder)
+    assert len(code.splitlines()) in (3, 4)
+    Image.fromarray(make_images(1).pixels[0]).save(copy / "photo.jpg")
+    monkeypatch.chdir(copy)
     exec(code, {})
 
 
@@ -227,10 +259,12 @@ def test_no_misses_is_a_figure_too(tmp_path: Path) -> None:
 def test_replaces_an_old_bundle_and_keeps_other_files(copy: Path) -> None:
     (copy / "notes.md").write_text("mine")
     (copy / "weights.pt").write_bytes(b"old")
+    (copy / "model.onnx").write_bytes(b"of the old weights")
     other = Candidate(Architecture((Conv(6, stride=4),)))
     write(copy, other)
     assert load_bundle(copy).candidate == other
     assert (copy / "notes.md").read_text() == "mine"
+    assert not (copy / "model.onnx").exists()
     assert os.listdir(copy.parent) == ["best"]
 
 
@@ -346,6 +380,10 @@ def _metric(**change: Any) -> Callable[[Path], None]:
     return lambda f: _edit(f / "metrics.json", lambda d: d.update(change))
 
 
+def _config(**change: Any) -> Callable[[Path], None]:
+    return lambda f: _edit(f / "config.json", lambda d: d.update(change))
+
+
 def _older_weight(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
     @_older
     def edit(folder: Path) -> None:
@@ -434,6 +472,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "text for an accuracy": (_metric(test_accuracy_shipped="0.9"), "test_accuracy_shipped must be a number or null"),
     "per cent for an accuracy": (_metric(test_accuracy=[0.9, 91.0]), "each of test_accuracy must be between 0 and 1"),
     "a word for a list": (_metric(seeds="all"), "seeds must be tuple or null"),
+    "half a config": (lambda f: _truncate(f / "config.json"), "config.json' cannot be read"),
+    "a config that lacks something": (lambda f: _edit(f / "config.json", lambda d: d.pop("std")), "it lacks 'std'"),
+    "a deviation of zero": (_config(std=[0.2, 0, 0.2]), "each of std must be between 1e-06 and 1: 0"),
+    "two means": (_config(mean=[0.2, 0.2]), "the number of mean must be between 3 and 3: 2"),
+    "a number for a class": (_config(classes=[1] * 10), "each of classes must be text: 1"),
+    "fewer classes": (_config(classes=["a", "b"]), "only one from 3 of 32 to 2 can be used"),
+    "another size": (_config(image_size=64), "only one from 3 of 64 to 10 can be used"),
     "other shapes": (_older_weight(lambda w: w[:-1]), "another network"),
     "other numbers": (_older_weight(lambda w: w.double()), "another network"),
     "sparse weights": (_older_weight(lambda w: w.to_sparse()), "another network"),
@@ -482,16 +527,16 @@ def test_older_bundles_load_and_the_safe_form_comes_first(written: tuple[Path, N
 
 def test_nothing_of_ours_opens_the_program_of_a_stranger() -> None:
     """Torch warns of its format. What `write_bundle` checks is what it has just made, in memory."""
-    calls = [
+    calls = sorted(
         (file.name, line.strip())
         for folder in ("study", "scripts", "search_spaces")
         for file in (REPOSITORY / folder).rglob("*.py")
         for line in file.read_text().splitlines()
         if "export.load(" in line
-    ]
+    )
     assert calls == [
-        ("files.py", 'model = torch.export.load("model.pt2").module()'),  # for summary.txt
-        ("files.py", "loaded = torch.export.load(content).module()"),
+        ("programs.py", "loaded = torch.export.load(content).module()"),
+        ("summary.py", 'model = torch.export.load("model.pt2").module()'),  # for people
     ]
 
 

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,7 +18,8 @@ from search_spaces import SPACES, get_space
 from search_spaces.architecture import Architecture, Branch, Branches, Conv, Gated, Layer, Residual
 from search_spaces.constraints import InfeasibleError, Limits
 from search_spaces.reference import REFERENCE_ARCHITECTURE
-from study.bundle.files import _export
+from study.bundle.preprocessing import CIFAR_10
+from study.bundle.programs import int8_program, onnx_program, run_by_onnxruntime, run_by_torch, torch_program
 from study.data.batches import normalise
 from study.data.cifar10 import MEAN, STD
 from study.machine.paths import REPOSITORY
@@ -357,7 +359,9 @@ def test_every_module_in_bfloat16_and_channels_last_is_close_to_float32() -> Non
 
 def test_every_module_exports_with_any_batch(tmp_path: Path) -> None:
     network = build(EVERY_MODULE, seed=0).eval()
-    _export(tmp_path / "model.pt2", Deployable(network).eval().requires_grad_(False), 3, 32)  # compares itself
+    module = Deployable(network).eval().requires_grad_(False)
+    content, _ = torch_program(module, EVERY_MODULE, CIFAR_10)  # compares itself
+    (tmp_path / "model.pt2").write_bytes(content)
     with zipfile.ZipFile(tmp_path / "model.pt2") as archive:
         assert not [name for name in archive.namelist() if str(REPOSITORY).encode() in archive.read(name)]
 
@@ -386,3 +390,15 @@ def test_folding_norms_changes_no_block() -> None:
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(folded(network)(x), network(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_every_module_becomes_onnx() -> None:
+    pytest.importorskip("onnxruntime")
+    network = build(EVERY_MODULE, seed=0).eval().requires_grad_(False)
+    images = np.random.default_rng(0).random((5, 3, 32, 32), np.float32)
+    expected = run_by_torch(Deployable(network).eval())(images)
+    program = onnx_program(network, CIFAR_10)
+    np.testing.assert_allclose(run_by_onnxruntime(program)(images), expected, rtol=1e-3, atol=1e-4)
+    small = run_by_onnxruntime(int8_program(program, images, CIFAR_10))(images)
+    assert np.abs(small - expected).max() < 0.5 * np.ptp(expected)
