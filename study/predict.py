@@ -1,133 +1,189 @@
-"""`python -m study.predict`: classify image files with a bundle, on the CPU in float32."""
+"""`python -m study.predict`: classify image files with a bundle, on the CPU in float32, or serve a page that does."""
 
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import json
-import struct
+import os
 import sys
-import warnings
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from study.bundle.files import Bundle, load_bundle
+from study.bundle.files import load_bundle
+from study.command_line.numbers import at_least, between
 from study.command_line.parser import EXIT_USAGE, Parser, run_command
 from study.command_line.wording import aligned, printable
-from study.data.cifar10 import CLASSES
-from study.errors import said
-from study.machine.files import is_file, what_is
+from study.data.image_files import UnreadableImageError, read_picture
+from study.errors import UserError
+from study.machine.files import is_folder
 
-_TOP = 3
 _BATCH = 256
+_PORT = 8000
+_STDIN, _MOST_STDIN = "-", 2**28
 _EPILOG = """\
 examples:
   python -m study.predict results/runs/dilated/best photo.jpg
-  python -m study.predict results/runs/dilated/best photos/*.png --json
+  python -m study.predict results/runs/dilated/best photos/ --top 1 --csv > classes.csv
+  curl -s https://example.org/cat.jpg | python -m study.predict results/runs/dilated/best - --json
+  python -m study.predict results/runs/dilated/best --serve
 
-An image of any size is cropped to its centre square and resized to what the network takes.
+An image of any size is cropped to its centre square and resized to what the network takes. Of a folder every image
+file in it and below it counts, but hidden ones. Of an animation or of several pages the first picture counts.
 """
-# What Pillow raises on damaged files, by format and by where the damage is.
-_DAMAGED = (
-    OSError,
-    EOFError,
-    SyntaxError,
-    ValueError,
-    LookupError,
-    TypeError,
-    OverflowError,
-    AttributeError,
-    AssertionError,
-    RuntimeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-
-
-class UnreadableImageError(Exception):
-    """A file is no image that can be read; one line with the reason."""
+_Answers = Iterator[list[dict[str, Any]]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints a prediction for every readable image, then one line for every other one.
+    """Prints a prediction for every readable image and a line for every other one, batch by batch.
 
     Returns:
         0, or 2 if at least one image could not be read.
 
     Raises:
-        UserError: The bundle cannot be read.
+        UserError: The bundle cannot be read, or the options do not fit together.
     """
     options = _parser().parse_args(argv)
+    if (options.serve is None) != bool(options.images):
+        raise UserError(
+            "Name images, or --serve alone for a page that takes them: "
+            f"{'both are' if options.images else 'neither is'} given."
+        )
     bundle = load_bundle(Path(options.bundle))
-    readable: list[str] = []
-    pixels: list[np.ndarray] = []
+    from study.bundle.classifier import Classifier
+
+    model = Classifier(bundle)
+    if options.serve is not None:
+        from study.serving.server import serve
+
+        serve(model, bundle, options.serve)
+        return 0
     problems: list[str] = []
-    for name in options.images:
-        try:
-            pixels.append(read_image(Path(name), bundle.candidate.architecture.image_size))
-            readable.append(name)
-        except UnreadableImageError as error:
-            problems.append(printable(f"{name!r} cannot be read: {error}."))
-    found = predictions(bundle, readable, pixels)
-    if options.json:
-        print(json.dumps(found, indent=2))
-    elif found:
-        print("\n".join(_lines(found)))
-    sys.stdout.flush()
-    for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+    form = _as_json if options.json else _as_csv if options.csv else _as_text
+    top = min(options.top, len(model.classes))
+    for line in form(_answers(model, options.images, top, problems), top):
+        print(line)
     return EXIT_USAGE if problems else 0
 
 
-def read_image(file: Path, size: int) -> np.ndarray:
-    """An image file as the network takes it: uint8 [size, size, 3].
+def _answers(model: Any, names: Sequence[str], top: int, problems: list[str]) -> _Answers:
+    """Class, probability and the most likely classes of every readable image, a batch at a time: what is named may be
+    a folder of more than the memory holds. Whoever takes a batch prints it; what is to be said of its files follows.
 
-    Turned as its EXIF data say, put on white where transparent, converted to RGB, cropped to the
-    centre square, and resized: averaged over areas when it shrinks, bicubic when it grows.
-
-    Raises:
-        UnreadableImageError: It does not exist, is no image, or does not say which of its numbers are white.
+    Args:
+        model: Of the class `Classifier`.
+        names: Of files and folders.
+        top: How many classes.
+        problems: Gets the name of the first file that cannot be read.
     """
-    if not is_file(file):
-        raise UnreadableImageError(f"it {what_is(file)}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # oddities of files that Pillow reads all the same
-            with Image.open(file) as opened:
-                _scale_transparency(opened)
-                image = _rgb(ImageOps.exif_transpose(opened), opened.format)
-    except UnidentifiedImageError as error:
-        raise UnreadableImageError("it is no image, or of a format that Pillow does not know") from error
-    except _DAMAGED as error:
-        raise UnreadableImageError(said(error)) from error
-    method = Image.Resampling.BOX if min(image.size) >= size else Image.Resampling.BICUBIC
-    return np.asarray(ImageOps.fit(image, (size, size), method))
+    from study.bundle.classifier import most_likely
+
+    sources = chain.from_iterable(map(_sources, names))
+    while batch := list(islice(sources, _BATCH)):
+        readable: list[str] = []
+        pixels: list[np.ndarray] = []
+        remarks: list[str] = []
+        for name, source in batch:
+            try:
+                if isinstance(source, UnreadableImageError):
+                    raise source
+                picture = read_picture(source, model.preprocessing.image_size)
+            except UnreadableImageError as error:
+                remarks.append(f"error: {printable(f'{name!r} cannot be read: {error}.')}")
+                problems[:] = [name]
+                continue
+            readable.append(name)
+            pixels.append(picture.pixels)
+            if picture.several:
+                remarks.append(f"note: {printable(repr(name))} holds several pictures; the first one is classified.")
+        if pixels:
+            answers = most_likely(model, np.stack(pixels), top)
+            yield [
+                {
+                    "path": name,
+                    "class": likely[0][0],
+                    "probability": likely[0][1],
+                    "top": [{"class": label, "probability": probability} for label, probability in likely],
+                }
+                for name, likely in zip(readable, answers, strict=True)
+            ]
+        sys.stdout.flush()
+        for remark in remarks:
+            print(remark, file=sys.stderr)
 
 
-def predictions(bundle: Bundle, names: Sequence[str], pixels: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    """Class, probability and the most likely classes of each image (uint8 [H, W, 3]), in order."""
-    import torch
+def _sources(name: str) -> Iterator[tuple[str, Path | BinaryIO | UnreadableImageError]]:
+    """What is to be read where `name` is a file, a folder or standard input, each with its own name."""
+    if name == _STDIN:
+        content = sys.stdin.buffer.read(_MOST_STDIN + 1)
+        too_much = UnreadableImageError(f"it is larger than {_MOST_STDIN:,} bytes")
+        yield name, io.BytesIO(content) if len(content) <= _MOST_STDIN else too_much
+    elif is_folder(name):
+        found = False
+        for source in _inside(name):
+            found = True
+            yield source
+        if not found:
+            yield name, UnreadableImageError("it is a folder without image files")
+    else:
+        yield name, Path(name)
 
-    from study.model.network import Deployable
 
-    module = Deployable(bundle.network).eval()
-    found = []
-    for start in range(0, len(pixels), _BATCH):
-        batch = torch.from_numpy(np.stack(pixels[start : start + _BATCH]))
-        images = batch.permute(0, 3, 1, 2).float() / 255  # [N, H, W, 3] -> [N, 3, H, W] in [0, 1]
-        with torch.inference_mode():
-            probabilities, classes = module(images).softmax(1).sort(dim=1, descending=True, stable=True)
-        for name, row, order in zip(names[start:], probabilities.tolist(), classes.tolist(), strict=False):
-            likely = zip(order[:_TOP], row, strict=False)
-            top = [{"class": CLASSES[label], "probability": probability} for label, probability in likely]
-            found.append({"path": name, **top[0], "top": top})
-    return found
+def _inside(folder: str) -> Iterator[tuple[str, Path | UnreadableImageError]]:
+    """The image files in a folder and below it in the order of their names, and folders that cannot be looked into."""
+    closed: list[OSError] = []
+    suffixes = {suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN}
+    for where, folders, files in os.walk(folder, onerror=closed.append):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
+                path = os.path.join(where, name)
+                yield path, Path(path)
+    for error in closed:
+        yield str(error.filename), UnreadableImageError(f"it cannot be opened ({error.strerror})")
+
+
+def _as_text(answers: _Answers, top: int) -> Iterator[str]:
+    for batch in answers:
+        rows = []
+        for item in batch:
+            likely = ", ".join(f"{printable(each['class'])} {each['probability']:.3f}" for each in item["top"])
+            rest = (f"({likely})",) if top > 1 else ()
+            rows.append((printable(item["path"]), printable(item["class"]), f"{item['probability']:.3f}", *rest))
+        yield from aligned(rows)
+
+
+def _as_json(answers: _Answers, top: int) -> Iterator[str]:
+    """One list, an image on each line."""
+    yield "["
+    last = None
+    for item in chain.from_iterable(answers):
+        if last is not None:
+            yield f"  {last},"
+        last = json.dumps(item)
+    if last is not None:
+        yield f"  {last}"
+    yield "]"
+
+
+def _as_csv(answers: _Answers, top: int) -> Iterator[str]:
+    """A row for each image: its path, its class and the probability of that, then those of the next class and so on."""
+    more = [f"{what}_{place}" for place in range(2, top + 1) for what in ("class", "probability")]
+    yield _row(["path", "class", "probability", *more])
+    for item in chain.from_iterable(answers):
+        yield _row([item["path"], *(cell for each in item["top"] for cell in each.values())])
+
+
+def _row(cells: Sequence[Any]) -> str:
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="").writerow(cells)
+    return stream.getvalue()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -138,40 +194,22 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="folder written by study.retrain")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file of any size")
-    parser.add_argument("--json", action="store_true", help="print a JSON list")
+    parser.add_argument(
+        "images", nargs="*", metavar="IMAGE", help="image file of any size, a folder of them, or - (stdin)"
+    )
+    parser.add_argument("--top", default=3, action=at_least(1), help="how many classes of each image (default: 3)")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print a JSON list")
+    form.add_argument("--csv", action="store_true", help="print a CSV table with a head")
+    parser.add_argument(
+        "--serve",
+        nargs="?",
+        const=_PORT,
+        metavar="PORT",
+        action=between(0, 65_535),
+        help=f"serve a page for your own pictures, to this machine alone (default: {_PORT}; 0: any free port)",
+    )
     return parser
-
-
-def _lines(found: Sequence[dict[str, Any]]) -> list[str]:
-    rows = []
-    for item in found:
-        likely = ", ".join(f"{each['class']} {each['probability']:.3f}" for each in item["top"])
-        rows.append((printable(item["path"]), item["class"], f"{item['probability']:.3f}", f"({likely})"))
-    return aligned(rows)
-
-
-def _scale_transparency(image: Image.Image) -> None:
-    """Makes the transparent colour of a PNG, which is told in the file's depth, one of the 8 bits that Pillow reads."""
-    tiles = getattr(image, "tile", None)
-    colour, depth = image.info.get("transparency"), tiles[0][3] if tiles else None
-    if depth in ("L;2", "L;4") and isinstance(colour, int):
-        image.info["transparency"] = colour * 255 // (2 ** int(depth[2:]) - 1)
-    elif depth == "RGB;16B" and isinstance(colour, tuple):
-        image.info["transparency"] = tuple(value // 256 for value in colour)
-
-
-def _rgb(image: Image.Image, file_format: str | None) -> Image.Image:
-    if image.mode == "F" or (image.mode == "I" and file_format != "PPM"):  # that one is scaled to 16 bits when read
-        raise UnreadableImageError("its pixels are 32-bit numbers of no known range; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip to white
-        grey = np.asarray(image)
-        seen = np.where(grey == image.info.get("transparency", -1), 255, grey.clip(0, 65535) // 256)
-        return Image.fromarray(seen.astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from search_spaces.architecture import Architecture, Conv
 from search_spaces.candidate import Candidate
 from study import describe, predict, report, retrain, run
 from study.data.cifar10 import find_folder
+from study.data.image_files import UnreadableImageError, read_image
 from study.errors import UserError
 from study.machine.files import what_is
 from study.machine.paths import REPOSITORY
@@ -140,8 +141,8 @@ def test_a_closed_folder_is_said(tmp_path: Path) -> None:
             describe.main([str(closed / "inside")])
         with pytest.raises(UserError, match="Permission denied"):
             report.main(["--out", str(closed / "inside")])
-        with pytest.raises(predict.UnreadableImageError, match="Permission denied"):
-            predict.read_image(closed / "inside.png", 32)
+        with pytest.raises(UnreadableImageError, match="Permission denied"):
+            read_image(closed / "inside.png", 32)
 
 
 @pytest.mark.parametrize("environment", [{"LANG": "C", "LC_ALL": "C"}, {"PYTHONIOENCODING": "ascii"}], ids=str)

@@ -1,15 +1,14 @@
-"""`study.predict`: the same answer for an image however its file holds it, and a line for every bad file."""
+"""`study.predict`: an answer for every image, and a line for every bad file."""
 
 from __future__ import annotations
 
-import contextlib
+import csv
+import io
 import json
-import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,12 +17,13 @@ from PIL import Image
 
 from search_spaces.architecture import Architecture, Conv
 from search_spaces.candidate import Candidate
+from study import predict
 from study.data.batches import normalise
 from study.data.cifar10 import CLASSES
 from study.errors import UserError
 from study.machine.paths import REPOSITORY
 from study.model.network import build
-from study.predict import UnreadableImageError, main, read_image
+from study.predict import main
 
 CANDIDATE = Candidate(Architecture((Conv(8, stride=2), Conv(8, dilation=2, separable=True))))
 
@@ -70,124 +70,6 @@ def test_prediction_is_the_network_s(
     assert [line.split()[:2] for line in lines] == [[item["path"], item["class"]] for item in found]
 
 
-@pytest.mark.parametrize("case", ["RGB", "RGBA", "P", "transparent P", "upscaled", "wide", "tall", "exif", "BMP"])
-def test_the_same_picture_in_any_form(pixels: np.ndarray, tmp_path: Path, case: str) -> None:
-    image, file = Image.fromarray(pixels), tmp_path / "image.png"
-    options: dict[str, Any] = {}
-    expected, tolerance = pixels, 0
-    if case == "RGBA":
-        image.putalpha(255)
-    elif case == "P":
-        image = image.quantize(256)
-        tolerance = 24
-    elif case == "transparent P":
-        image = Image.fromarray(np.zeros((32, 32), np.uint8), "L").convert("P")
-        options = {"transparency": 0}
-        expected = np.full((32, 32, 3), 255, np.uint8)
-    elif case == "upscaled":
-        image = image.resize((32 * 40, 32 * 40), Image.Resampling.NEAREST)
-    elif case in ("wide", "tall"):
-        framed = np.zeros((32, 64, 3), np.uint8)
-        framed[:, 16:48] = pixels
-        expected = pixels if case == "wide" else pixels.transpose(1, 0, 2)
-        image = Image.fromarray(framed if case == "wide" else framed.transpose(1, 0, 2))
-    elif case == "exif":
-        image = image.transpose(Image.Transpose.ROTATE_90)
-        exif = Image.Exif()
-        exif[0x0112] = 6  # "rotate by 90 degrees clockwise to view"
-        options = {"exif": exif}
-    elif case == "BMP":
-        file = tmp_path / "image.bmp"
-    image.save(file, **options)
-    found = read_image(file, 32)
-    assert found.shape == (32, 32, 3)
-    assert found.dtype == np.uint8
-    assert np.abs(found.astype(int) - expected).max() <= tolerance
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "1", "I;16", "I;16B", "I", "CMYK", "HSV", "YCbCr"])
-def test_grey_and_exotic_modes(pixels: np.ndarray, tmp_path: Path, mode: str) -> None:
-    file = tmp_path / {"CMYK": "image.tif", "YCbCr": "image.tif", "I;16B": "image.tif", "I": "image.pgm"}.get(
-        mode, "image.png"
-    )
-    if mode.startswith("I"):
-        grey = pixels[..., 0].astype(np.uint16) * 256
-        image = Image.fromarray(grey.astype({"I;16": np.uint16, "I;16B": ">u2", "I": np.int32}[mode]))
-    else:
-        image = Image.fromarray(pixels).convert("L" if mode == "LA" else mode)
-        image = image.convert(mode)
-    if mode == "HSV":
-        image = image.convert("RGB")
-    image.save(file)
-    found = read_image(file, 32)
-    assert found.shape == (32, 32, 3)
-    if mode.startswith("I"):
-        assert np.array_equal(found, np.repeat(pixels[..., :1], 3, axis=2))
-    assert np.ptp(found) > 120, "the contrast was lost"
-
-
-def png(depth: int, kind: int, row: list[int], *, transparent: bytes) -> bytes:
-    """A PNG of 32 equal rows of samples, and the tRNS chunk that Pillow does not write at every depth."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    bits = "".join(format(sample, f"0{depth}b") for sample in row)
-    rows = (b"\0" + int(bits, 2).to_bytes(len(bits) // 8, "big")) * 32
-    header = struct.pack(">IIBBBBB", len(row) // (3 if kind == 2 else 1), 32, depth, kind, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"tRNS", transparent), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
-
-
-@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
-@pytest.mark.parametrize("kind", [0, 2], ids=["grey", "colour"])
-def test_what_is_transparent_is_white_at_every_depth(depth: int, kind: int, tmp_path: Path) -> None:
-    """One half is of the transparent colour, the other is black."""
-    if kind == 2 and depth < 8:
-        pytest.skip("PNG knows no such depth of colours")
-    n_samples, clear = 3 if kind == 2 else 1, 2**depth * 3 // 7 or 1
-    samples = [clear] * 16 * n_samples + [0] * 16 * n_samples
-    transparent = struct.pack(">H", clear) * n_samples
-    (tmp_path / "image.png").write_bytes(png(depth, kind, samples, transparent=transparent))
-    found = read_image(tmp_path / "image.png", 32)
-    assert (found[:, :16] == 255).all()
-    assert (found[:, 16:] == 0).all()
-
-
-@pytest.mark.parametrize("mode", ["I", "F"])
-def test_numbers_of_no_known_range_are_not_guessed(mode: str, tmp_path: Path) -> None:
-    Image.fromarray(np.linspace(0, 1, 1024, dtype=np.float32).reshape(32, 32)).convert(mode).save(tmp_path / "a.tif")
-    with pytest.raises(UnreadableImageError, match="no known range; save it with 8 or 16 bits"):
-        read_image(tmp_path / "a.tif", 32)
-
-
-def test_lab_is_converted_or_refused(tmp_path: Path) -> None:
-    Image.fromarray(np.full((32, 32, 3), (137, 0, 0), np.uint8), "LAB").save(tmp_path / "a.tif")
-    with contextlib.suppress(UnreadableImageError):  # older versions of Pillow do not convert it
-        assert np.abs(read_image(tmp_path / "a.tif", 32).astype(int) - 128).max() <= 3
-
-
-@pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tif"])
-def test_of_several_frames_the_first_one_counts(pixels: np.ndarray, tmp_path: Path, suffix: str) -> None:
-    first, second = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))
-    options = {"lossless": True} if suffix == "webp" else {}
-    first.save(tmp_path / f"a.{suffix}", save_all=True, append_images=[second], **options)
-    assert read_image(tmp_path / f"a.{suffix}", 32)[0, 0].tolist() == [pytest.approx(255, abs=2), 0, 0]
-
-
-def test_a_palette_may_be_half_transparent(tmp_path: Path) -> None:
-    image = Image.new("P", (32, 32))
-    image.putpalette([0, 0, 0] * 256)
-    image.save(tmp_path / "a.png", transparency=bytes([127] * 256))
-    assert read_image(tmp_path / "a.png", 32)[0, 0].tolist() == [128] * 3
-
-
-@pytest.mark.parametrize("size", [(1, 1), (31, 33), (5, 400)])
-def test_small_and_odd_sizes(pixels: np.ndarray, tmp_path: Path, size: tuple[int, int]) -> None:
-    Image.fromarray(pixels).resize(size).save(tmp_path / "image.png")
-    assert read_image(tmp_path / "image.png", 32).shape == (32, 32, 3)
-
-
 def test_bad_files_get_a_line_each_after_the_good_ones(
     bundle: Path, pixels: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,20 +94,6 @@ def test_bad_files_get_a_line_each_after_the_good_ones(
     assert capsys.readouterr().out == ""
 
 
-def test_damage_anywhere_in_a_file_is_never_a_traceback(pixels: np.ndarray, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    for suffix in ("png", "jpg", "gif", "bmp", "tif", "webp"):
-        good = tmp_path / f"good.{suffix}"
-        Image.fromarray(pixels).save(good)
-        data = np.frombuffer(good.read_bytes(), np.uint8)
-        for _ in range(40):
-            damaged = data.copy()
-            damaged[rng.integers(0, len(data), 4)] = rng.integers(0, 256, 4)
-            (tmp_path / "bad").write_bytes(damaged.tobytes())
-            with contextlib.suppress(UnreadableImageError):
-                assert read_image(tmp_path / "bad", 32).shape == (32, 32, 3)
-
-
 def test_a_missing_bundle_is_the_user_s_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         main([str(tmp_path / "nowhere"), "image.png"])
@@ -239,3 +107,112 @@ def test_command_exit_codes(bundle: Path, pixels: np.ndarray, tmp_path: Path) ->
     assert len(done.stdout.splitlines()) == 1
     assert "image.png" in done.stdout
     assert done.stderr == "error: 'gone.png' cannot be read: it does not exist.\n"
+
+
+def save(pixels: np.ndarray, *files: Path) -> None:
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(file)
+
+
+def test_a_folder_is_all_images_below_it(
+    bundle: Path, pixels: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    names = ["b.png", "c.JPG", "sub/a.png", "sub/deep/d.webp"]
+    save(pixels, *(folder / name for name in (*names, ".hidden.png", ".trash/e.png")))
+    (folder / "labels.csv").write_text("no image")
+    (folder / "sub" / "broken.png").write_text("no image either")
+    (folder / "loop").symlink_to(folder)
+    assert main([str(bundle), str(folder), "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert [item["path"] for item in json.loads(out)] == [str(folder / name) for name in names]
+    assert err.count("\n") == 1
+    assert "broken.png' cannot be read: it is no image" in err
+    (tmp_path / "none").mkdir()
+    assert main([str(bundle), str(tmp_path / "none"), "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert json.loads(out) == []
+    assert err.endswith("cannot be read: it is a folder without image files.\n")
+
+
+def test_a_folder_streams(
+    bundle: Path,
+    pixels: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """However many there are, no more than a batch is held."""
+    monkeypatch.setattr(predict, "_BATCH", 3)
+    files = [tmp_path / f"{index}.png" for index in range(7)]
+    save(pixels, *files)
+    shown: list[int] = []
+    read = predict.read_picture
+
+    def reading(source: Path, size: int) -> object:
+        shown.append(capsys.readouterr().out.count("\n"))
+        return read(source, size)
+
+    monkeypatch.setattr(predict, "read_picture", reading)
+    main([str(bundle), str(tmp_path)])
+    assert shown == [0, 0, 0, 3, 0, 0, 3]
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_standard_input_is_an_image(
+    bundle: Path, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    for content, code in ((stream.getvalue(), 0), (b"nonsense", 2)):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+        assert main([str(bundle), "-", "--json"]) == code
+        out, err = capsys.readouterr()
+        assert [item["path"] for item in json.loads(out)] == ["-"] * (code == 0)
+        assert err.startswith("error: '-' cannot be read: it is no image") == (code == 2)
+
+
+@pytest.mark.parametrize("top", [1, 2, 10, 99])
+def test_a_table_for_other_programs(
+    bundle: Path, pixels: np.ndarray, tmp_path: Path, top: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [tmp_path / "a, b.png", tmp_path / 'quoted ".png']
+    save(pixels, *names)
+    assert main([str(bundle), *map(str, names), "--csv", "--top", str(top)]) == 0
+    head, *rows = csv.reader(io.StringIO(capsys.readouterr().out))
+    n_classes = min(top, len(CLASSES))
+    assert head == ["path", "class", "probability"] + [
+        f"{what}_{place}" for place in range(2, n_classes + 1) for what in ("class", "probability")
+    ]
+    assert [row[0] for row in rows] == list(map(str, names))
+    for row in rows:
+        assert len(row) == len(head)
+        assert set(row[1::2]) <= set(CLASSES)
+        probabilities = list(map(float, row[2::2]))
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert n_classes < 10 or sum(probabilities) == pytest.approx(1)
+
+
+def test_an_animation_is_said(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))
+    first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
+    assert main([str(bundle), str(tmp_path / "a.gif"), "--top", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.split()) == 3
+    assert err == f"note: {str(tmp_path / 'a.gif')!r} holds several pictures; the first one is classified.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "neither is given"),
+        (["a.png", "--serve"], "both are given"),
+        (["a.png", "--top", "0"], "--top must be at least 1: 0"),
+        (["--serve", "99999"], "--serve must be between 0 and 65,535: 99,999"),
+        (["a.png", "--json", "--csv"], "not allowed with argument --json"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(bundle: Path, arguments: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        main([str(bundle), *arguments])

@@ -1,0 +1,1 @@
+"""A page that classifies the pictures dropped on it."""
