@@ -21,6 +21,7 @@ from study.command_line.parser import run_command
         ("report", ["twice"], "unrecognized arguments: twice"),
         ("describe", ["--trial"], "argument --trial: expected one argument"),
         ("predict", [], "the following arguments are required"),
+        ("export", ["x"], "the following arguments are required: --format"),
     ],
 )
 def test_a_wrong_command_line_gets_one_line(

@@ -1,0 +1,289 @@
+"""`python -m study.export`: a bundle's network in other formats, each compared with the network itself and measured."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from study.bundle.files import EXPORTS, INT8, MODEL, NUMBERS, ONNX, Bundle, describe_bundle, load_bundle
+from study.command_line.numbers import at_least
+from study.command_line.parser import Parser, run_command
+from study.command_line.wording import aligned, percent, printable
+from study.data.cifar10 import Images, load_test, load_train
+from study.errors import StudyFailed, UserError
+from study.machine.files import numbers_as_bytes, unwritten, write_atomically
+from study.machine.hardware import hardware, versions
+
+if TYPE_CHECKING:
+    from study.bundle.programs import Run
+
+FORMATS = ("safetensors", "torch-export", "onnx", "card", "all")
+_EXTRA = ("onnx", "onnxscript", "onnxruntime")
+BATCHES = (1, 256)
+"""Sizes of batches whose latency is measured."""
+_SECONDS, _WARM_UP, _FEWEST_RUNS = 1.0, 3, 5
+N_CALIBRATION, CALIBRATION_SEED = 1_000, 0
+"""Training images that give the ranges of 8-bit activations."""
+_TOLERANCE = 1e-3
+"""How far a logit of the same numbers may differ, by the order in which they are added up."""
+_EPILOG = """\
+examples:
+  python -m study.export results/runs/dilated/best --format onnx
+  python -m study.export results/runs/dilated/best --format onnx --int8 --out small.onnx
+  python -m study.export results/runs/dilated/best --format all      every format, a table, exports.json
+  python -m study.export results/runs/dilated/best --format card     config.json and README.md of an older bundle
+
+Every program takes float32 images [N, 3, H, W], RGB in [0, 1], of any N, and gives logits [N, classes]. ONNX needs
+pip install -e '.[onnx]'. Figures are of this machine's CPU.
+"""
+
+
+@dataclass(frozen=True)
+class Export:
+    """A network in one format.
+
+    Attributes:
+        name: Of the format.
+        file: What it is called in a bundle.
+        content: Of the file.
+        run: Its answers.
+        exact: Whether it must answer as the network does.
+    """
+
+    name: str
+    file: str
+    content: bytes
+    run: Run
+    exact: bool = True
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an export is.
+
+    Attributes:
+        size_bytes: Of its file.
+        accuracy: On the test images; None without such.
+        same: Images on which its class is the network's.
+        difference: The largest of a logit.
+        latency_ms: Median time for a batch, by the batch's size.
+    """
+
+    format: str
+    file: str
+    size_bytes: int
+    accuracy: float | None
+    same: int
+    difference: float
+    latency_ms: dict[str, float]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes a bundle's network in the format that is asked for, once it has been compared with the network.
+
+    Raises:
+        UserError: The bundle cannot be read, a package is missing, or a file cannot be written.
+        StudyFailed: The format does not give the network's answers.
+    """
+    options = _parser().parse_args(argv)
+    _check(options)
+    folder = Path(options.bundle)
+    print(f"Exporting {printable(str(folder))}", flush=True)
+    bundle = load_bundle(folder)
+    if options.format == "card":
+        try:
+            describe_bundle(bundle)
+        except OSError as error:
+            raise unwritten(f"The card of {str(folder)!r}", error, "Copy the bundle to where you may write.") from error
+        print("Wrote its config.json and README.md")
+        return 0
+    images = _images(options)
+    exports = _exports(bundle, options)
+    measured = _measure(exports, images, tested=options.images != 0)
+    print("\n".join(_table(measured, len(images), tested=options.images != 0)))
+    if options.format == "all":
+        out = Path(options.out) if options.out else folder
+        _write({out / export.file: export.content for export in exports})
+        _write({out / EXPORTS: _record(bundle, options, measured, len(images), argv)})
+    else:
+        _write({Path(options.out) if options.out else folder / exports[-1].file: exports[-1].content})
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m study.export",
+        description="Write a trained network in another format, compare it with the network and measure it.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder written by study.retrain")
+    parser.add_argument("--format", choices=FORMATS, required=True, help="what to write")
+    parser.add_argument("--out", metavar="FILE", help="where to (default: in the bundle); with --format all a folder")
+    parser.add_argument("--int8", action="store_true", help="ONNX with 8-bit numbers, calibrated on training images")
+    parser.add_argument(
+        "--images",
+        metavar="N",
+        action=at_least(0),
+        help="test images to compare on (default: all; 0: random ones, which need no data set, give no accuracy)",
+    )
+    parser.add_argument("--data", metavar="DIR", help="folder of the data set, as study.retrain takes it")
+    return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuses what cannot be, before anything is loaded.
+
+    Raises:
+        UserError: Options do not fit together, or a package is missing.
+    """
+    if options.int8 and options.format not in ("onnx", "all"):
+        raise UserError(f"--int8 is a variant of --format onnx, not of {options.format}.")
+    if options.format == "card" and options.out:
+        raise UserError("--format card writes into the bundle: leave out --out.")
+    missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
+    if missing and options.format in ("onnx", "all"):
+        raise UserError(
+            f"--format {options.format} needs {', '.join(missing)}, not installed here: pip install -e '.[onnx]'"
+        )
+
+
+def _images(options: argparse.Namespace) -> Images:
+    """What to compare on."""
+    if options.images == 0:
+        rng = np.random.default_rng(0)
+        return Images(rng.integers(0, 256, (BATCHES[-1], 32, 32, 3), dtype=np.uint8), np.zeros(BATCHES[-1], np.int64))
+    test = load_test(options.data)
+    return test if options.images is None else test.take(np.arange(min(options.images, len(test))))
+
+
+def _exports(bundle: Bundle, options: argparse.Namespace) -> list[Export]:
+    """The network itself, and all that is asked for; the last one is what is written."""
+    from study.bundle.classifier import Classifier
+    from study.bundle.programs import int8_program, onnx_program, run_by_onnxruntime, run_by_torch, torch_program
+
+    model, wanted = Classifier(bundle), options.format
+    exports = [Export("safetensors", NUMBERS, numbers_as_bytes(bundle.network.state_dict()), run_by_torch(model))]
+    if wanted in ("torch-export", "all"):
+        content, loaded = torch_program(model, bundle.candidate.architecture, bundle.preprocessing)
+        exports.append(Export("torch-export", MODEL, content, run_by_torch(loaded)))
+    if wanted in ("onnx", "all"):
+        program = onnx_program(bundle.network, bundle.preprocessing)
+        exports.append(Export("onnx", ONNX, program, run_by_onnxruntime(program)))
+        if options.int8 or wanted == "all":
+            train = load_train(options.data)
+            rows = np.random.default_rng(CALIBRATION_SEED).permutation(len(train))[:N_CALIBRATION]
+            small = int8_program(program, _as_input(train.pixels[np.sort(rows)]), bundle.preprocessing)
+            exports.append(Export("onnx int8", INT8, small, run_by_onnxruntime(small), exact=False))
+    return exports
+
+
+def _measure(exports: Sequence[Export], images: Images, tested: bool) -> list[Measured]:
+    """Compares each with the first one, on `images`.
+
+    Args:
+        exports: What to measure.
+        images: What to ask them about.
+        tested: Whether their labels mean anything.
+
+    Raises:
+        StudyFailed: One that must gives other answers.
+    """
+    expected, found = _logits(exports[0].run, images), []
+    for export in exports:
+        logits = _logits(export.run, images)
+        difference = float(np.abs(logits - expected).max())
+        if export.exact and not difference <= _TOLERANCE * max(1.0, float(np.abs(expected).max())):
+            raise StudyFailed(f"{export.name} gives other answers than the network: by {difference:.3g}. Not written.")
+        found.append(
+            Measured(
+                format=export.name,
+                file=export.file,
+                size_bytes=len(export.content),
+                accuracy=float((logits.argmax(1) == images.labels).mean()) if tested else None,
+                same=int((logits.argmax(1) == expected.argmax(1)).sum()),
+                difference=difference,
+                latency_ms={str(size): _latency_ms(export.run, images, size) for size in BATCHES},
+            )
+        )
+    return found
+
+
+def _logits(run: Run, images: Images) -> np.ndarray:
+    """float32 [N, n_classes]."""
+    step = BATCHES[-1]
+    return np.concatenate([run(_as_input(images.pixels[i : i + step])) for i in range(0, len(images), step)])
+
+
+def _as_input(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [N, H, W, 3] -> float32 [N, 3, H, W] in [0, 1]."""
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32) / 255
+
+
+def _latency_ms(run: Run, images: Images, size: int) -> float:
+    """The median of at least a second."""
+    batch = _as_input(np.resize(images.pixels, (size, *images.pixels.shape[1:])))
+    for _ in range(_WARM_UP):
+        run(batch)
+    seconds: list[float] = []
+    while len(seconds) < _FEWEST_RUNS or sum(seconds) < _SECONDS:
+        start = time.perf_counter()
+        run(batch)
+        seconds.append(time.perf_counter() - start)
+    return 1000 * statistics.median(seconds)
+
+
+def _table(measured: Sequence[Measured], n_images: int, tested: bool) -> list[str]:
+    machine = hardware("cpu")
+    latencies = [f"ms for {size}" for size in BATCHES]
+    rows = [("format", "size", "accuracy", "same class", *latencies)]
+    for each in measured:
+        size, same = f"{each.size_bytes / 2**10:,.0f} KiB", f"{each.same:,} of {n_images:,}"
+        rows.append(
+            (each.format, size, percent(each.accuracy, 2), same, *(f"{t:.2f}" for t in each.latency_ms.values()))
+        )
+    what = f"{n_images:,} test images" if tested else f"{n_images:,} random images, so that no accuracy is known"
+    return [f"On {what}; {machine['cpu']}, {machine['n_cores']} cores:", "", *aligned(rows), ""]
+
+
+def _record(
+    bundle: Bundle, options: argparse.Namespace, measured: Sequence[Measured], n_images: int, argv: Sequence[str] | None
+) -> str:
+    """The text of exports.json."""
+    command = ["python", "-m", "study.export", *(sys.argv[1:] if argv is None else argv)]
+    record: dict[str, Any] = {
+        "candidate_id": bundle.candidate.candidate_id,
+        "test_images": 0 if options.images == 0 else n_images,
+        "calibration_images": N_CALIBRATION,
+        "formats": [dataclasses.asdict(each) for each in measured],
+        "hardware": hardware("cpu"),
+        "versions": {**versions(), **{name: version(name) for name in _EXTRA}},
+        "command": shlex.join(command),
+    }
+    return json.dumps(record, indent=2, allow_nan=False) + "\n"
+
+
+def _write(contents: dict[Path, bytes | str]) -> None:
+    for file, content in contents.items():
+        try:
+            write_atomically(file, content)
+        except OSError as error:
+            raise unwritten(f"{str(file)!r}", error, "Name another place with --out.") from error
+        print(f"Wrote {printable(str(file))}")
+
+
+if __name__ == "__main__":
+    run_command(main)
