@@ -13,11 +13,13 @@ from search_spaces.layer_table import layer_table
 SUMMARY = "summary.txt"
 USE_WITH_PROJECT = """\
 import study  # needs this project on the Python path
+
 model = study.load(".")  # images [N, 3, H, W], RGB in [0, 1] -> logits [N, n_classes]
 logits = model(model.preprocess("photo.jpg")[None])
 print(model.classes[logits.argmax()])"""
 USE_WITH_TORCH = """\
 import torch
+
 model = torch.export.load("model.pt2").module()
 logits = model(torch.rand(1, 3, 32, 32))  # images [N, 3, 32, 32], RGB in [0, 1]"""
 """How to use a bundle, as printed: both run in its folder."""
