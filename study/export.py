@@ -22,7 +22,7 @@ from study.bundle.files import EXPORTS, INT8, MODEL, NUMBERS, ONNX, Bundle, desc
 from study.command_line.numbers import at_least
 from study.command_line.parser import Parser, run_command
 from study.command_line.wording import aligned, percent, printable
-from study.data.cifar10 import Images, load_test, load_train
+from study.data.cifar10 import CLASSES, Images, load_test, load_train
 from study.errors import StudyFailed, UserError
 from study.machine.files import numbers_as_bytes, unwritten, write_atomically
 from study.machine.hardware import hardware, versions
@@ -110,6 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise unwritten(f"The card of {str(folder)!r}", error, "Copy the bundle to where you may write.") from error
         print("Wrote its config.json and README.md")
         return 0
+    if options.images != 0 or options.int8 or options.format == "all":
+        _check_data(bundle)
     images = _images(options)
     exports = _exports(bundle, options)
     measured = _measure(exports, images, tested=options.images != 0)
@@ -158,6 +160,19 @@ def _check(options: argparse.Namespace) -> None:
     if missing and options.format in ("onnx", "all"):
         raise UserError(
             f"--format {options.format} needs {', '.join(missing)}, not installed here: pip install -e '.[onnx]'"
+        )
+
+
+def _check_data(bundle: Bundle) -> None:
+    """Refuses to compare a network on images of other classes than its own.
+
+    Raises:
+        UserError: They are.
+    """
+    if bundle.preprocessing.classes != CLASSES:
+        raise UserError(
+            f"{str(bundle.folder)!r} is a network for {bundle.preprocessing.data}, and its images are not at hand. "
+            "With --images 0 it is compared on random ones, without --int8."
         )
 
 

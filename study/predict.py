@@ -55,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "Name images, or --serve alone for a page that takes them: "
             f"{'both are' if options.images else 'neither is'} given."
         )
+    if options.serve is not None:
+        print(f"Loading {printable(options.bundle)}", flush=True)
     bundle = load_bundle(Path(options.bundle))
     from study.bundle.classifier import Classifier
 

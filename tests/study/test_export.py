@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +30,7 @@ from study.model.network import build
 CANDIDATE = Candidate(
     Architecture((Conv(8, stride=2), Residual((Conv(8, dilation=2), Conv(8, separable=True, activation=False)))))
 )
-OWN = dataclasses.replace(CIFAR_10, classes=tuple("abcdefghij"), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), data="own")
+OWN = dataclasses.replace(CIFAR_10, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), data="own")
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +146,21 @@ def test_an_older_bundle_gets_its_card(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "confusion.csv").write_text("true,a\na,1\n")
     with pytest.raises(UserError, match=r"confusion.csv' cannot be read: its classes are not those of config.json"):
         export.main([str(tmp_path), "--format", "card"])
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("options", [["--format", "safetensors"], ["--format", "onnx", "--int8", "--images", "0"]])
+def test_images_of_other_classes_are_refused(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    shutil.copytree(bundle, tmp_path / "own")
+    letters = dataclasses.replace(OWN, classes=tuple("abcdefghij"), data="letters")
+    (tmp_path / "own" / "config.json").write_text(letters.to_text())
+    monkeypatch.setattr(export, "_EXTRA", ())
+    with pytest.raises(UserError, match="a network for letters, and its images are not at hand"):
+        export.main([str(tmp_path / "own"), *options])
+    if "onnx" not in options:
+        assert export.main([str(tmp_path / "own"), *options, "--images", "0"]) == 0
 
 
 @pytest.mark.parametrize(
