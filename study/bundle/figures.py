@@ -93,13 +93,14 @@ def draw_curves(
     _save(figure, file, dpi)
 
 
-def draw_misses(images: Images, logits: np.ndarray, file: Path) -> None:
+def draw_misses(images: Images, logits: np.ndarray, file: Path, classes: Sequence[str] = CLASSES) -> None:
     """A sheet of misclassified images with true and predicted class, the most confident mistakes first.
 
     Args:
         images: What was tested.
         logits: float [N, n_classes] of the network on them.
         file: PNG to write.
+        classes: Their names.
     """
     misses = confident_misses(images.labels, logits)
     shown = misses[: _MISSES_PER_ROW * _MISS_ROWS]
@@ -127,19 +128,20 @@ def draw_misses(images: Images, logits: np.ndarray, file: Path) -> None:
         pixels = np.kron(images.pixels[index], np.ones((_UPSCALE, _UPSCALE, 1), dtype=np.uint8))
         figure.figimage(pixels, left, height - top - side, origin="upper")
         predicted = int(logits[index].argmax())
-        text(left, top + side + 4, CLASSES[images.labels[index]], 6.5, "black")
-        text(left, top + side + 21, f"{CLASSES[predicted]} {probabilities[index, predicted]:.2f}", 6.5, _WRONG)
+        text(left, top + side + 4, classes[images.labels[index]], 6.5, "black")
+        text(left, top + side + 21, f"{classes[predicted]} {probabilities[index, predicted]:.2f}", 6.5, _WRONG)
     figure.savefig(file, dpi=_DPI)
 
 
-def draw_confusion(confusion: np.ndarray, file: Path) -> None:
+def draw_confusion(confusion: np.ndarray, file: Path, classes: Sequence[str] = CLASSES) -> None:
     """The confusion matrix as a heat map of row shares, with the counts written in.
 
     Args:
         confusion: Counts [n_classes, n_classes]: rows are true classes, columns predicted ones.
         file: PNG to write.
+        classes: Their names.
     """
-    totals, names = confusion.sum(1), CLASSES[: len(confusion)]
+    totals, names = confusion.sum(1), classes[: len(confusion)]
     shares = confusion / np.maximum(totals, 1)[:, None]
     figure = _figure(7.6, 6.6)
     axes = figure.subplots()
