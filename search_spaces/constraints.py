@@ -3,19 +3,70 @@
 A constraint's value is feasible at <= 0, as Optuna's `Trial.set_constraint` expects. Limits are
 strict: `max_params=N` means params < N, so the value is params - N + 1; `min_receptive_field=N`
 means field > N, so the value is N + 1 - field.
+
+Limits of the user's own (`OwnLimit`) hold what somebody measured of an architecture: `check` is given the figures, and
+runs nobody's code.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from search_spaces.architecture import Architecture
 from search_spaces.cost import CostModel
-from search_spaces.fields import Amount, Within, check_fields
+from search_spaces.fields import Amount, DescriptionError, Within, check_fields, from_fields, opened
 
 Bound = Annotated[int, Within(0, 10**18)]
+Figure = Annotated[float, Within(-1e300, 1e300)]
+
+LATENCY, SIZE = "latency_ms", "size_kb"
+MEASURES = {
+    LATENCY: "Milliseconds for one image on the CPU",
+    SIZE: "Kilobytes of the weights in float32",
+}
+"""What can be limited without a function of the user's."""
+BYTES_PER_PARAM, BYTES_PER_KB = 4, 1_000
+_NAMES = (
+    "parameters",
+    "receptive_field",
+    "dilated_convolution",
+    "depthwise_separable_convolution",
+    "dilation_reach",
+    "pooling",
+    "macs",
+    "epoch_s",
+)
+"""Of all constraints but the user's own."""
+
+
+@dataclass(frozen=True)
+class OwnLimit:
+    """A further figure of an architecture that stays strictly below a bound.
+
+    Attributes:
+        name: Of `MEASURES`, or what the user's function calls it.
+        bound: The figure stays strictly below it.
+        source: File and function that measure it, and the beginning of the file's SHA-256; empty for `MEASURES`.
+    """
+
+    name: str
+    bound: Figure
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def function(self) -> str:
+        """`file.py:function`, as far as it is stored."""
+        return self.source.partition(" ")[0]
+
+    def __str__(self) -> str:
+        return f"< {self.bound:,g}" + f" ({self.source})" * bool(self.source)
 
 
 @dataclass(frozen=True)
@@ -27,18 +78,50 @@ class Limits:
         min_receptive_field: The receptive field, pooling not counted, stays strictly above it.
         max_macs: Multiply-accumulates per image stay strictly below it; None for no limit.
         max_epoch_s: Predicted seconds of one training epoch stay strictly below it; None for no limit.
+        own: Further ones.
     """
 
     max_params: Bound = 200_000
     min_receptive_field: Bound = 44
     max_macs: Bound | None = None
     max_epoch_s: Amount | None = None
+    own: tuple[OwnLimit, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
+        names = [limit.name for limit in self.own]
+        if clash := {name for name in names if names.count(name) > 1 or name in (*_NAMES, *self.__dict__)}:
+            raise DescriptionError(f"A limit needs a name of its own: {min(clash)!r}.")
 
-    def to_json(self) -> dict[str, float | None]:
-        return dataclasses.asdict(self)
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict; `from_json` inverts it exactly. Without limits of the user's own it has no `own`."""
+        own = {"own": [dataclasses.asdict(limit) for limit in self.own]} if self.own else {}
+        return {**{name: value for name, value in self.__dict__.items() if name != "own"}, **own}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Limits:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            DescriptionError: Fields are missing, unknown, or hold what they do not take.
+        """
+        fields = opened(data, "Limits")
+        own = fields.get("own", [])
+        if not isinstance(own, list):
+            raise DescriptionError("own must be a list.")
+        return from_fields(cls, {**fields, "own": tuple(from_fields(OwnLimit, each) for each in own)})
+
+    def settings(self) -> dict[str, Any]:
+        """Name and value of every limit, for people; None where there is none."""
+        own = {limit.name: str(limit) for limit in self.own}
+        return {name: value for name, value in self.to_json().items() if name != "own"} | own
+
+    @property
+    def to_decode(self) -> Limits:
+        """What spaces repair and fit networks for: figures alone. That of `SIZE` is one of the parameters."""
+        sizes = [limit.bound for limit in self.own if limit.name == SIZE]
+        affordable = [max(0, math.ceil(size * BYTES_PER_KB / BYTES_PER_PARAM)) for size in sizes]
+        return dataclasses.replace(self, max_params=min([self.max_params, *affordable]), own=())
 
 
 @dataclass(frozen=True)
@@ -103,10 +186,17 @@ class InfeasibleError(ValueError):
         self.broken = broken
 
 
-def check(architecture: Architecture, limits: Limits, clock: Clock | None = None) -> tuple[Constraint, ...]:
-    """Holds every limit against the analytic figures of `architecture`.
+Measured = Mapping[str, float]
+"""What was measured of an architecture, by the name of the limit."""
 
-    `max_epoch_s` needs a `clock`; without one it is not checked (and no study sets it without one).
+
+def check(
+    architecture: Architecture, limits: Limits, clock: Clock | None = None, measured: Measured | None = None
+) -> tuple[Constraint, ...]:
+    """Holds every limit against the figures of `architecture`.
+
+    `max_epoch_s` needs a `clock`; without one it is not checked (and no study sets it without one). So does an own
+    limit need what was `measured`, but for the one on the size.
     """
     params, field, n_pools = architecture.params, architecture.receptive_field, architecture.n_local_pools
     found = [
@@ -130,16 +220,29 @@ def check(architecture: Architecture, limits: Limits, clock: Clock | None = None
         reason = f"predicted {seconds:.1f} s an epoch, not below {limits.max_epoch_s:g} s"
         # Seconds are not whole numbers: a strict limit is met when the difference is negative.
         found.append(_held("epoch_s", (seconds - limits.max_epoch_s) or 1e-9, reason))
+    figures = {SIZE: size_kb(architecture), **(measured or {})}
+    for limit in limits.own:
+        if limit.name in figures:
+            figure = figures[limit.name]
+            reason = f"{limit.name} {figure:,.4g}, not below {limit.bound:,g}"
+            found.append(_held(limit.name, (figure - limit.bound) or 1e-9, reason))
     return tuple(found)
 
 
-def certify(architecture: Architecture, limits: Limits, clock: Clock | None = None) -> tuple[Constraint, ...]:
+def size_kb(architecture: Architecture) -> float:
+    """Kilobytes (1,000 bytes) of the parameters in float32."""
+    return architecture.params * BYTES_PER_PARAM / BYTES_PER_KB
+
+
+def certify(
+    architecture: Architecture, limits: Limits, clock: Clock | None = None, measured: Measured | None = None
+) -> tuple[Constraint, ...]:
     """`check`, but a broken limit is an error.
 
     Raises:
         InfeasibleError: At least one limit is broken.
     """
-    found = check(architecture, limits, clock)
+    found = check(architecture, limits, clock, measured)
     broken = tuple(constraint for constraint in found if not constraint.feasible)
     if broken:
         raise InfeasibleError(broken)
@@ -147,16 +250,19 @@ def certify(architecture: Architecture, limits: Limits, clock: Clock | None = No
 
 
 def limit_rows(
-    limits: Limits, architecture: Architecture | None = None, clock: Clock | None = None
+    limits: Limits,
+    architecture: Architecture | None = None,
+    clock: Clock | None = None,
+    measured: Measured | None = None,
 ) -> tuple[LimitRow, ...]:
     """Every limit in force, in the words that notes, reports and descriptions use.
 
     Args:
         limits: Those of a study.
         architecture: Held against them, if given.
-        clock: What `check` takes: without one, `max_epoch_s` is not checked.
+        clock, measured: What `check` takes: without them, `max_epoch_s` and own limits are not checked.
     """
-    words = {
+    words: dict[str, tuple[str, str]] = {
         "parameters": ("Parameters", f"< {limits.max_params:,}"),
         "receptive_field": ("Receptive field, pooling not counted", f"> {limits.min_receptive_field}"),
         "dilated_convolution": ("Dilated convolutions", "at least 1"),
@@ -168,9 +274,12 @@ def limit_rows(
         words["macs"] = ("Multiply-accumulates", f"< {limits.max_macs:,}")
     if limits.max_epoch_s is not None:
         words["epoch_s"] = ("Predicted time of an epoch", f"< {limits.max_epoch_s:g} s")
+    words |= {limit.name: (MEASURES.get(limit.name, limit.name), f"< {limit.bound:,g}") for limit in limits.own}
     found = {}
     if architecture is not None:
-        found = {held.name: _standing(held, architecture, clock) for held in check(architecture, limits, clock)}
+        bounds = {limit.name: limit.bound for limit in limits.own}
+        held = check(architecture, limits, clock, measured)
+        found = {each.name: _standing(each, architecture, clock, bounds.get(each.name)) for each in held}
     rows = []
     for name, (label, required) in words.items():
         value, distance, met = found.get(name, ("", "", None))
@@ -178,8 +287,10 @@ def limit_rows(
     return tuple(rows)
 
 
-def _standing(constraint: Constraint, architecture: Architecture, clock: Clock | None) -> tuple[str, str, bool | None]:
-    """(figure, what it may still lose, whether it is met) of one limit."""
+def _standing(
+    constraint: Constraint, architecture: Architecture, clock: Clock | None, bound: float | None
+) -> tuple[str, str, bool | None]:
+    """(figure, what it may still lose, whether it is met) of one limit; an own one has a `bound`."""
     counts = {
         "parameters": (architecture.params, "left"),
         "receptive_field": (architecture.receptive_field, "pixels to spare"),
@@ -193,6 +304,8 @@ def _standing(constraint: Constraint, architecture: Architecture, clock: Clock |
         return f"{figure:,}", f"{left:,} {words}", met
     if name == "epoch_s" and clock is not None:
         return f"{clock.epoch_s(architecture):.1f} s", f"{left:.1f} s left", met
+    if bound is not None:
+        return f"{bound - left:,.4g}", f"{left:,.4g} left", met
     return constraint.reason or {"dilation_reach": "inside"}.get(name, "no other"), "", met
 
 

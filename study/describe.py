@@ -12,7 +12,7 @@ from typing import Any
 
 from search_spaces import SPACES
 from search_spaces.candidate import Candidate
-from search_spaces.constraints import Limits, limit_rows
+from search_spaces.constraints import Clock, Limits, limit_rows
 from search_spaces.layer_table import layer_table
 from search_spaces.reference import REFERENCE
 from search_spaces.space import SearchSpace
@@ -109,14 +109,19 @@ def _candidate(candidate: Candidate, title: str) -> tuple[dict[str, Any], str]:
 
 def _trial(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from study.reporting.facts import record_of
-    from study.storage.database import candidate_of, get_trial, open_study
+    from study.storage.database import candidate_of, config_of, cost_model_of, get_trial, open_study
 
     place = place_of(options)
-    trial = get_trial(open_study(place.url, place.name), options.trial)
-    record = record_of(trial)
+    study = open_study(place.url, place.name)
+    trial, config = get_trial(study, options.trial), config_of(study)
+    record, clock = record_of(trial), Clock(cost_model_of(study), config.train_images, config.val_images)
     accuracy = "" if record.accuracy is None else "validation accuracy "
     title = f"Trial {trial.number} of {place.name}, {accuracy}{record.reached}"
-    facts, text = _candidate(candidate_of(trial), title)
+    candidate = candidate_of(trial)
+    facts, text = _candidate(candidate, title)
+    rows = limit_rows(config.limits, candidate.architecture, clock, record.measured)
+    lines = aligned([(row.label, row.required, row.value, row.distance) for row in rows])
+    text = "\n  ".join((f"{text}\n\nLimits of the study", *lines))
     facts |= {"trial": trial.number, "slot": record.slot, "state": trial.state.name, "outcome": record.outcome}
     facts["val_accuracy"] = trial.value if trial.values else None
     return facts, text
@@ -148,7 +153,7 @@ def _space(space: SearchSpace) -> tuple[dict[str, Any], str]:
             (
                 "Default limits",
                 *aligned([(row.label, row.required) for row in limit_rows(limits)]),
-                "More can be set: --max-macs, --max-epoch-s",
+                "More can be set: --max-macs, --max-epoch-s, --limit",
             )
         ),
         text,

@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from search_spaces import DEFAULT_SPACE, GPU_SPACE, SPACES
-from search_spaces.constraints import Limits
+from search_spaces.constraints import MEASURES, Limits
 from study.command_line.numbers import above, at_least, fraction
 from study.command_line.options import (
     add_fidelity_options,
@@ -26,6 +26,7 @@ from study.command_line.options import (
     place_of,
     space_name,
 )
+from study.command_line.own import LIMIT_FORM, own_limits
 from study.command_line.parser import Parser, run_command
 from study.data.cifar10 import N_VALIDATION
 from study.search.creation import FIDELITY
@@ -44,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _plan(options: argparse.Namespace, argv: Sequence[str] | None) -> SearchPlan:
     from study.storage.database import command_of, retrain_command
 
-    place = place_of(options)
+    place, own = place_of(options), own_limits(options.limit)
+    limits = given(options, *(field.name for field in dataclasses.fields(Limits) if field.name != "own"))
     return SearchPlan(
         url=place.url,
         name=place.name,
@@ -52,7 +54,8 @@ def _plan(options: argparse.Namespace, argv: Sequence[str] | None) -> SearchPlan
         space=space_name(options),
         next_command=retrain_command(options.storage, place.name, options.out),
         settings=given(options, *SETTINGS),
-        limits=given(options, *(field.name for field in dataclasses.fields(Limits))),
+        limits=limits | ({"own": own.limits} if own.limits else {}),
+        own=own,
         trials=options.trials,
         jobs=options.jobs,
         timeout_s=options.timeout,
@@ -74,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="examples:\n"
         "  python -m study.run --trials 50\n"
         "  python -m study.run --trials 50 --max-params 100000 --study-name small\n"
+        "  python -m study.run --limit latency_ms=2 --limit size_kb=400 --study-name quick\n"
         "  python -m study.run --trials 200 --storage postgresql+psycopg://user@host/db --jobs 2\n",
     )
     parser.add_argument("--trials", action=at_least(1), default=50, help="finished trials to reach (default: 50)")
@@ -106,6 +110,14 @@ def _parser() -> argparse.ArgumentParser:
         "--max-epoch-s",
         action=above(0),
         help="predicted seconds of an epoch < S (default: some times the reference network's on a CPU, none on a GPU)",
+    )
+    figures = "; ".join(f"{name}=N: {what.lower().replace('cpu', 'CPU')} < N" for name, what in MEASURES.items())
+    limits.add_argument(
+        "--limit",
+        action="append",
+        metavar="LIMIT",
+        help=f"a further limit, any number of times. {figures}. {LIMIT_FORM}: a function of an Architecture that "
+        "returns a name, a value and what it must stay below; the file is run, now and with every later study.run",
     )
     target = f"test accuracy to pass, a fraction (default: {DEFAULT_TARGET:g})"
     parser.add_argument("--target-accuracy", action=fraction(), help=target)

@@ -127,6 +127,7 @@ def trial_note(trial: optuna.Trial | FrozenTrial, architecture: Architecture) ->
         f"{attrs['params']:,} parameters",
         f"receptive field {attrs['receptive_field']}",
         f"{attrs['macs'] / 1e6:,.1f}M multiply-accumulates",
+        *(f"{name} {figure:,.4g}" for name, figure in attrs.get("measured", {}).items()),
     ]
     anchor = f" Anchor: **{markdown_text(attrs['anchor'])}**." if attrs.get("anchor") else ""
     queued = " From the queue." if attrs.get("queued") else ""

@@ -33,7 +33,7 @@ _WITHOUT_RESULT = (Outcome.FAILED, Outcome.INTERRUPTED, Outcome.INFEASIBLE)
 """What Optuna does not tell apart."""
 _STORED = (
     "slot", "params", "receptive_field", "receptive_field_with_pool", "macs", "n_dilated_reductions", "anchor",
-    "candidate_id", "candidate", "reason", "wall_s", "repairs",
+    "candidate_id", "candidate", "reason", "wall_s", "repairs", "measured",
 )  # fmt: skip
 """User attributes that a record holds as they are, unless they are of another type: others write to a study, too."""
 
@@ -54,6 +54,7 @@ class Record:
         candidate: JSON of the candidate.
         repairs: What decoding changed; None if it was not decoded.
         reason: Why it failed or was pruned.
+        measured: Figures of its architecture, by the names of the user's own limits.
     """
 
     number: int
@@ -75,6 +76,7 @@ class Record:
     candidate_id: str | None
     candidate: Mapping[str, Any] | None
     reason: str | None
+    measured: Mapping[str, Any] | None = None
 
     @property
     def reduces_by_dilation(self) -> bool:
@@ -130,7 +132,9 @@ class Facts:
         if isinstance(cost, dict):
             with contextlib.suppress(DescriptionError):
                 clock = Clock(CostModel.from_json(cost), self.config.train_images, self.config.val_images)
-        return limit_rows(self.config.limits, architecture, clock)
+        figures = (record and record.measured) or {}
+        measured = {name: figure for name, figure in figures.items() if is_number(figure)}
+        return limit_rows(self.config.limits, architecture, clock, measured)
 
 
 def read_facts(study: optuna.Study, out: Path) -> Facts:

@@ -268,8 +268,8 @@ def _repair_kind(repair: str) -> str:
 
 
 def condition_blocks(facts: Facts) -> Sequence[Block]:
-    settings, stored = facts.config.to_json(), facts.study.user_attrs
-    settings |= {name: "no limit" if value is None else value for name, value in settings.pop("limits").items()}
+    stored = facts.study.user_attrs
+    settings = {name: "no limit" if value is None else value for name, value in facts.config.settings().items()}
     if facts.target is not None:
         settings["target_accuracy"] = facts.target
     blocks: list[Block] = [

@@ -14,11 +14,13 @@ from optuna.trial import FrozenTrial, TrialState
 from search_spaces.candidate import Candidate
 from search_spaces.constraints import Clock, Constraint, InfeasibleError, certify
 from search_spaces.space import Decoded
+from study.command_line.own import OwnLimits
 from study.machine.hardware import versions
 from study.model.certificate import certify_module
 from study.model.network import build
 from study.reporting.dashboard import publish_trial
 from study.search.creation import anchors
+from study.search.measuring import Measuring
 from study.search.plan import Given
 from study.search.sampling import (
     N_STARTUP_TRIALS,
@@ -30,10 +32,13 @@ from study.search.sampling import (
     training_seed,
 )
 from study.storage.config import StudyConfig, open_space
-from study.storage.database import best_of, cost_model_of
+from study.storage.database import best_of, cost_model_of, storage_of
 from study.storage.known import KnownTrials
 from study.storage.outcome import Outcome
 from study.storage.slots import Claim, SlotTable, fail_trial
+
+N_REDRAWS = 20
+"""Samples more for a slot whose first one breaks a limit of the user's own, which no space repairs."""
 
 
 @dataclass(frozen=True)
@@ -61,30 +66,32 @@ class Asker:
     """Turns claims into running trials.
 
     Args:
-        study, storage: Where trials are written.
+        study: Where trials are written.
         slots, known: Of the study.
         config: Of the study.
         artifacts: Folder of the dashboard's files.
         given: The candidates of a study that samples none, one for every slot.
+        own: Limits of the user's own, as typed.
     """
 
     def __init__(
         self,
         study: optuna.Study,
-        storage: optuna.storages.RDBStorage,
         slots: SlotTable,
         known: KnownTrials,
         config: StudyConfig,
         artifacts: Path,
         given: Sequence[Given] | None = None,
+        own: OwnLimits | None = None,
     ) -> None:
-        self._study, self._storage, self._slots, self._known = study, storage, slots, known
+        self._study, self._storage, self._slots, self._known = study, storage_of(study), slots, known
         self._config, self._artifacts, self._given = config, artifacts, given
         self._space = open_space(config.space)
         cost = cost_model_of(study)
         self._clock = Clock(cost, config.train_images, config.val_images)
         self._anchors = anchors(self._space, config, cost)
         self._draws = Draws(self._space, config.sampler)
+        self._measure = Measuring(config.limits.own, own, study)
         self._versions = versions()
 
     def has_queued(self) -> bool:
@@ -107,14 +114,24 @@ class Asker:
             "sampler_seed": sampler_seed(self._config.seed, claim.slot, claim.attempt),
             "training_seed": seed,
             "versions": self._versions,
-            **({"anchor": anchor} if anchor else {}),
             **({"queued": True} if claim.queued else {}),
         }
-        candidate, reason = None, ""
-        try:
-            candidate, constraints = self._decoded(params, given, attributes)
-        except InfeasibleError as error:
-            reason, constraints = f"infeasible: {error}", error.broken
+        # Spaces repair what they sample for every limit but the user's own.
+        samples = given is None and claim.repeats is None and not claim.queued
+        redraws = iter(range(1, 1 + N_REDRAWS) if samples and self._config.limits.own else ())
+        while True:
+            try:
+                candidate, constraints = self._decoded(params, given, attributes)
+                reason = ""
+                break
+            except InfeasibleError as error:
+                candidate, reason, constraints = None, f"infeasible: {error}", error.broken
+            redraw = next(redraws, None)
+            if redraw is None:
+                break
+            params, anchor, attributes["redraws"] = self._drawn(claim, redraw), None, redraw
+        if anchor:
+            attributes["anchor"] = anchor
         self._slots.refuse_deleted()  # sampling and building took a while
         if trial is None:
             trial = self._known.create(
@@ -137,9 +154,10 @@ class Asker:
 
     def _prescribed(self, claim: Claim) -> tuple[dict[str, Any], str | None, dict[str, Any] | None]:
         """Parameters of the slot, the anchor's name if they are one's, and the candidate if that is given."""
-        seed = sampler_seed(self._config.seed, claim.slot, claim.attempt)
         if self._given is not None:  # whatever became of it before, there is nothing else to run
             given = self._given[claim.slot]
+            architecture = Candidate.from_json(given.candidate).architecture
+            self._measure.remember(architecture.architecture_id, given.measured)
             return given.params, given.name, given.candidate
         if claim.repeats is not None:
             repeated = self._known.read(claim.repeats)
@@ -147,17 +165,22 @@ class Asker:
         if claim.ordinal < len(self._anchors) and claim.attempt == 0:
             name, params = self._anchors[claim.ordinal]
             return dict(params), name, None
+        return self._drawn(claim), None, None
+
+    def _drawn(self, claim: Claim, redraw: int = 0) -> dict[str, Any]:
+        """A sample for the slot, or another one in its place."""
+        seed = sampler_seed(self._config.seed, claim.slot, claim.attempt, redraw)
         finished = self._known.finished()
         if self._config.sampler == "anchored" and is_neighbour(claim.slot, len(finished)):
-            return neighbour(self._space, self._centre(finished), seed), None, None
-        return self._draws.draw(finished, seed), None, None
+            return neighbour(self._space, self._centre(finished), seed)
+        return self._draws.draw(finished, seed)
 
     def _centre(self, finished: Sequence[FrozenTrial]) -> dict[str, Any]:
         """The point whose neighbour is drawn: the default during the start-up, then the best trial."""
         best = best_of(finished)
         if len(finished) >= N_STARTUP_TRIALS and best is not None:
             return best.params
-        return dict(self._space.anchors(self._config.limits)["default"])
+        return dict(self._space.anchors(self._config.limits.to_decode)["default"])
 
     def _from_queue(self, claim: Claim) -> tuple[Claim, optuna.Trial | None]:
         """The next trial in Optuna's queue with all its parameters; None if somebody else took it."""
@@ -204,12 +227,16 @@ class Asker:
         """
         config, clock = self._config, self._clock
         if given is None:
-            decoded = self._space.decode(params, config.limits, clock)
+            decoded = self._space.decode(params, config.limits.to_decode, clock)
         else:  # as it is: limits and predicted times differ between studies
             decoded = Decoded(Candidate.from_json(given))
         candidate, architecture = decoded.candidate, decoded.candidate.architecture
-        certified = certify(architecture, config.limits, clock)
+        certify(architecture, config.limits, clock)  # before anything is measured
         certify_module(build(architecture), architecture, config.limits)
+        measured = self._measure(architecture)
+        if measured:
+            attributes |= {"architecture_id": architecture.architecture_id, "measured": measured}
+        certified = certify(architecture, config.limits, clock, measured)
         attributes |= {
             "params": architecture.params,
             "receptive_field": architecture.receptive_field,

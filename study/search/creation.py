@@ -6,10 +6,12 @@ import dataclasses
 import os
 import random
 import warnings
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from search_spaces.constraints import Clock, InfeasibleError, Limits
+from search_spaces.architecture import Architecture
+from search_spaces.constraints import Clock, InfeasibleError, Limits, Measured, certify
 from search_spaces.cost import CostModel
 from search_spaces.reference import REFERENCE_ARCHITECTURE
 from search_spaces.space import Params, SearchSpace
@@ -98,6 +100,23 @@ def find_study(plan: SearchPlan) -> tuple[optuna.Study, optuna.storages.RDBStora
     return study, storage
 
 
+def refuse_untyped(plan: SearchPlan, study: optuna.Study) -> None:
+    """Refuses to go on where a limit of the study is a function that was not typed: nothing that is stored is run.
+
+    Raises:
+        UserError: One is; says what to type.
+    """
+    from study.storage.database import config_of
+
+    missing = [limit for limit in config_of(study).limits.own if limit.source and limit.name not in plan.own.functions]
+    if missing:
+        options = " ".join(f"--limit {limit.function}" for limit in missing)
+        raise UserError(
+            f"The study {plan.name!r} has limits of a file, and files are loaded only as they are typed: add the other "
+            f"limits that it was made with and {options}, with the path to it."
+        )
+
+
 def refuse_other_version(name: str, stored: StudyConfig) -> None:
     """Refuses to go on from the study `name` where its parameters mean other networks.
 
@@ -124,6 +143,7 @@ def create_study(
         UserError: Nothing can meet its limits, the storage cannot be used, or another process was faster.
     """
     from study.data.cifar10 import N_VALIDATION
+    from study.search.measuring import Measuring
     from study.search.plan import DEFAULT_SAMPLER
     from study.search.pruning import default_pruner
     from study.storage.config import StudyConfig, open_space
@@ -146,7 +166,7 @@ def create_study(
         reference = calibration.cost.epoch_seconds(REFERENCE_ARCHITECTURE, config.train_images, config.val_images)
         limits = dataclasses.replace(limits, max_epoch_s=round(space.cpu_epoch_factor * reference, 1) or 0.1)
         config = dataclasses.replace(config, limits=limits)
-    refuse_impossible(space, config, calibration.cost)
+    refuse_impossible(space, config, calibration.cost, Measuring(config.limits.own, plan.own))
     return new_study(plan.url, plan.name, config, calibration, plan.target_accuracy or DEFAULT_TARGET)
 
 
@@ -204,33 +224,39 @@ def expected_seconds(config: StudyConfig, cost: CostModel) -> float:
 
 def anchors(space: SearchSpace, config: StudyConfig, cost: CostModel) -> list[tuple[str, Params]]:
     """The named points that the first slots run, unrepaired under these limits."""
-    clock = Clock(cost, config.train_images, config.val_images)
+    clock, limits = Clock(cost, config.train_images, config.val_images), config.limits.to_decode
     usable = []
-    for name, params in space.anchors(config.limits).items():
-        decoded = space.decode(params, config.limits, clock)
+    for name, params in space.anchors(limits).items():
+        decoded = space.decode(params, limits, clock)
         # A network with a name of its own must be that network, not what the limits leave of it.
-        unlimited = dataclasses.replace(config.limits, max_epoch_s=None, max_macs=None)
+        unlimited = dataclasses.replace(limits, max_epoch_s=None, max_macs=None)
         if name == "default" or decoded.candidate == space.decode(params, unlimited).candidate:
             usable.append((name, params))
     return usable
 
 
-def refuse_impossible(space: SearchSpace, config: StudyConfig, cost: CostModel) -> None:
+def refuse_impossible(
+    space: SearchSpace, config: StudyConfig, cost: CostModel, measure: Callable[[Architecture], Measured]
+) -> None:
     """Refuses limits that no candidate of the space can meet.
 
     Raises:
         UserError: Neither the default nor any of many samples meets them; names the broken limit.
     """
-    clock = Clock(cost, config.train_images, config.val_images)
+    clock, limits = Clock(cost, config.train_images, config.val_images), config.limits.to_decode
     rng = random.Random(config.seed)
     last: InfeasibleError | None = None
-    for params in (*space.anchors(config.limits).values(), *(space.sample(rng) for _ in range(N_FEASIBILITY_SAMPLES))):
+    for params in (*space.anchors(limits).values(), *(space.sample(rng) for _ in range(N_FEASIBILITY_SAMPLES))):
         try:
-            space.decode(params, config.limits, clock)
+            architecture = space.decode(params, limits, clock).candidate.architecture
+            certify(architecture, config.limits, clock, measure(architecture))
             return
         except InfeasibleError as error:
             last = error
     assert last is not None
     raise UserError(
         f"No candidate of the space {space.name!r} can meet these limits; the smallest one has: {last}. Relax them."
+        if not config.limits.own
+        else f"Of {N_FEASIBILITY_SAMPLES} samples of the space {space.name!r} none meets these limits; the last one "
+        f"has: {last}. Relax them."
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from study.command_line.options import CHECKPOINT_S, ClusterOptions
+from study.command_line.own import OwnLimits
 
 SAMPLERS = ("anchored", "tpe", "random", "gp")
 DEFAULT_SAMPLER = "anchored"
@@ -26,6 +27,7 @@ class SearchPlan:
         space: What a new study searches.
         settings: Fields of its fingerprint that the user gave; an existing study must agree with them.
         limits: Limits that the user gave; likewise.
+        own: Those of them that the user brought along, with what measures them.
         trials: Finished trials to reach.
         jobs: Trials at once; None: as many as are measured to be fastest.
         timeout_s: No trial is started after so long; None: whenever.
@@ -45,6 +47,7 @@ class SearchPlan:
     next_command: str
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     limits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    own: OwnLimits = dataclasses.field(default_factory=OwnLimits)
     trials: int = 50
     jobs: int | None = None
     timeout_s: float | None = None
@@ -64,8 +67,10 @@ class Given:
         name: For people; stored as the trial's anchor.
         params: Its parameters in the space.
         candidate: The candidate itself, as JSON.
+        measured: What was measured of it for limits of the user's own.
     """
 
     name: str
     params: dict[str, Any]
     candidate: dict[str, Any]
+    measured: Mapping[str, float] = dataclasses.field(default_factory=dict)

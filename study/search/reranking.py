@@ -82,7 +82,7 @@ def rerank(plan: RerankPlan) -> int:
             )
         _add_next_best(study, best, plan.top or 0)
     given: list[dict[str, Any]] = study.user_attrs["given"]
-    candidates = [Given(each["name"], each["params"], each["candidate"]) for each in given]
+    candidates = [Given(each["name"], each["params"], each["candidate"], each.get("measured", {})) for each in given]
     search = dataclasses.replace(plan.search, trials=len(candidates))
     return bring_to_end(search, machine, study, storage, existing is None, candidates)
 
@@ -130,7 +130,8 @@ def _descriptions(best: Sequence[FrozenTrial], config: StudyConfig) -> list[dict
         longer = lengthened(candidate.augmentation, config.epochs * config.train_images)
         candidate = dataclasses.replace(candidate, augmentation=longer)
         description = {"name": f"trial {trial.number}", "trial": trial.number, "params": trial.params}
-        found.append({**description, "candidate": candidate.to_json()})
+        measured = {"measured": trial.user_attrs["measured"]} if "measured" in trial.user_attrs else {}
+        found.append({**description, "candidate": candidate.to_json(), **measured})
     return found
 
 

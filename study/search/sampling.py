@@ -34,9 +34,10 @@ CHANGED_SHARE = 0.2
 """Of the dimensions that a neighbour draws anew."""
 
 
-def sampler_seed(base: int, slot: int, attempt: int) -> int:
+def sampler_seed(base: int, slot: int, attempt: int, redraw: int = 0) -> int:
     """Seed of the sampler that draws a slot's parameters; the same after any restart."""
-    return int(np.random.SeedSequence([base, slot, attempt]).generate_state(1)[0])
+    entropy = [base, slot, attempt, *([redraw] if redraw else [])]
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
 def training_seed(base: int, slot: int) -> int:

@@ -10,10 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from study.command_line.wording import counted, duration, printable
+from study.command_line.wording import counted, duration, printable, shown_value
 from study.errors import StudyDeleted, StudyFailed
 from study.reporting.optional import report
-from study.search.creation import create_study, expected_seconds, find_study, refuse_early, remember_command
+from study.search.creation import (
+    create_study,
+    expected_seconds,
+    find_study,
+    refuse_early,
+    refuse_untyped,
+    remember_command,
+)
 from study.search.plan import Given, SearchPlan
 from study.storage.folder import claim_folder, refuse_foreign
 
@@ -51,6 +58,8 @@ def search(plan: SearchPlan) -> int:
 
     refuse_early(plan)
     existing = find_study(plan)
+    if existing is not None:
+        refuse_untyped(plan, existing[0])
     refuse_foreign(plan.out, plan.name, existing and existing[0], new=existing is None)
     machine = get_ready(plan, workplace(plan.cluster, plan.device))
     study, storage = existing or create_study(plan, machine.place.device, machine.calibration)
@@ -154,7 +163,7 @@ def bring_to_end(
         )
 
     known = KnownTrials(study, storage, slots)
-    asker = Asker(study, storage, slots, known, config, plan.out / "artifacts", given)
+    asker = Asker(study, slots, known, config, plan.out / "artifacts", given, plan.own)
     supervisor = Supervisor(plan, study, storage, slots, known, config, asker, place.executor(setup), training)
     try:
         stopped = supervisor.run()
@@ -194,12 +203,12 @@ def _banner(
         else jobs
     )
     seconds = expected_seconds(config, machine.calibration.cost) * left / gain
-    limits = {name: value for name, value in config.limits.to_json().items() if value is not None}
+    limits = {name: value for name, value in config.limits.settings().items() if value is not None}
     measured = "; ".join(f"{n}: {rate:,.0f}" for n, rate in sorted(rates.items()))
     lines = {
         "study": f"{plan.name} ({'new' if created else f'resumed, {done} trials finished'})",
         "space": f"{config.space} (version {config.space_version})",
-        "limits": ", ".join(f"{name} {value:,}" for name, value in limits.items()),
+        "limits": ", ".join(f"{name} {shown_value(value)}" for name, value in limits.items()),
         "trial": f"{config.epochs} epochs of {config.train_images:,} images, validated on {config.val_images:,}, "
         f"{config.precision}",
         "search": f"{config.sampler} sampler, {config.pruner} pruner, seed {config.seed}",

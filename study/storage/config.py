@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -53,7 +51,7 @@ class StudyConfig:
         check_fields(self)
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {**self.__dict__, "limits": self.limits.to_json()}
 
     @classmethod
     def from_json(cls, data: Any) -> StudyConfig:
@@ -63,17 +61,19 @@ class StudyConfig:
             DescriptionError: Fields are missing, unknown, or hold what they do not take.
         """
         fields = opened(data, "A configuration")
-        return from_fields(cls, {**fields, "limits": from_fields(Limits, fields.get("limits"))})
+        return from_fields(cls, {**fields, "limits": Limits.from_json(fields.get("limits"))})
+
+    def settings(self) -> dict[str, Any]:
+        """Name and value of every setting, limits among them, for people."""
+        return {name: value for name, value in self.to_json().items() if name != "limits"} | self.limits.settings()
 
     def differences(self, other: StudyConfig) -> list[str]:
         """`name: mine -> other's` for every field that differs, limits field by field."""
-        mine, others = _flat(self.to_json()), _flat(other.to_json())
-        return [f"{name}: {mine[name]} -> {others[name]}" for name in mine if mine[name] != others[name]]
-
-
-def _flat(data: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {name: value for name, value in data.items() if name != "limits"}
-    return flat | dict(data["limits"])
+        mine, others = self.settings(), other.settings()
+        names = [*mine, *(name for name in others if name not in mine)]
+        return [
+            f"{name}: {mine.get(name)} -> {others.get(name)}" for name in names if mine.get(name) != others.get(name)
+        ]
 
 
 def open_space(name: str) -> SearchSpace:

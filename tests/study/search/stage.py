@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial
 
 from search_spaces.cost import CostModel
 from search_spaces.dilated import DilatedSpace
+from study.command_line.own import OwnLimits
 from study.executors.messages import Died, Ended, EpochEnded, Failed, Message, Work
 from study.search.asking import Asked, Asker
 from study.search.plan import Given, SearchPlan
@@ -128,8 +129,8 @@ class Stage:
         self.n_anchors = len(self.asker()._anchors)
         self.asked: list[Asked] = []
 
-    def asker(self) -> Asker:
-        return Asker(self.study, self.storage, self.slots, self.known, self.config, self.out / "artifacts", self.given)
+    def asker(self, own: OwnLimits | None = None) -> Asker:
+        return Asker(self.study, self.slots, self.known, self.config, self.out / "artifacts", self.given, own)
 
     def supervisor(self, script: Sequence[str], trials: int, jobs: int = 1, timeout: float | None = None) -> Supervisor:
         self.study.pruner = Strict()
