@@ -112,6 +112,10 @@ class Candidate:
     def candidate_id(self) -> str:
         return identifier(self.to_json())
 
+    def without_flips(self) -> Candidate:
+        """For images that mean something else when they are mirrored."""
+        return dataclasses.replace(self, augmentation=dataclasses.replace(self.augmentation, flip_p=0.0))
+
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict; `from_json` inverts it exactly."""
         return {

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 from search_spaces.architecture import Architecture
 from search_spaces.cost import CostModel
-from search_spaces.fields import Amount, DescriptionError, Within, check_fields, from_fields, opened
+from search_spaces.fields import Amount, Count, DescriptionError, Within, check_fields, from_fields, opened
 
 Bound = Annotated[int, Within(0, 10**18)]
 Figure = Annotated[float, Within(-1e300, 1e300)]
@@ -30,6 +30,9 @@ MEASURES = {
 }
 """What can be limited without a function of the user's."""
 BYTES_PER_PARAM, BYTES_PER_KB = 4, 1_000
+N_CLASSES = 10
+"""Of CIFAR-10."""
+_LATER = ("own", "n_classes")
 _NAMES = (
     "parameters",
     "receptive_field",
@@ -39,6 +42,7 @@ _NAMES = (
     "pooling",
     "macs",
     "epoch_s",
+    "classes",
 )
 """Of all constraints but the user's own."""
 
@@ -79,6 +83,7 @@ class Limits:
         max_macs: Multiply-accumulates per image stay strictly below it; None for no limit.
         max_epoch_s: Predicted seconds of one training epoch stay strictly below it; None for no limit.
         own: Further ones.
+        n_classes: Of the data set: outputs that every network has.
     """
 
     max_params: Bound = 200_000
@@ -86,6 +91,7 @@ class Limits:
     max_macs: Bound | None = None
     max_epoch_s: Amount | None = None
     own: tuple[OwnLimit, ...] = ()
+    n_classes: Count = N_CLASSES
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -94,9 +100,11 @@ class Limits:
             raise DescriptionError(f"A limit needs a name of its own: {min(clash)!r}.")
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dict; `from_json` inverts it exactly. Without limits of the user's own it has no `own`."""
-        own = {"own": [dataclasses.asdict(limit) for limit in self.own]} if self.own else {}
-        return {**{name: value for name, value in self.__dict__.items() if name != "own"}, **own}
+        """A JSON-ready dict; `from_json` inverts it exactly. What came later is left out where it says nothing."""
+        found: dict[str, Any] = {name: value for name, value in self.__dict__.items() if name not in _LATER}
+        if self.own:
+            found["own"] = [dataclasses.asdict(limit) for limit in self.own]
+        return found if self.n_classes == N_CLASSES else {**found, "n_classes": self.n_classes}
 
     @classmethod
     def from_json(cls, data: Any) -> Limits:
@@ -122,6 +130,12 @@ class Limits:
         sizes = [limit.bound for limit in self.own if limit.name == SIZE]
         affordable = [max(0, math.ceil(size * BYTES_PER_KB / BYTES_PER_PARAM)) for size in sizes]
         return dataclasses.replace(self, max_params=min([self.max_params, *affordable]), own=())
+
+    def adapted(self, architecture: Architecture) -> Architecture:
+        """`architecture` with an output for each class."""
+        if architecture.n_classes == self.n_classes:
+            return architecture
+        return dataclasses.replace(architecture, n_classes=self.n_classes)
 
 
 @dataclass(frozen=True)
@@ -220,6 +234,8 @@ def check(
         reason = f"predicted {seconds:.1f} s an epoch, not below {limits.max_epoch_s:g} s"
         # Seconds are not whole numbers: a strict limit is met when the difference is negative.
         found.append(_held("epoch_s", (seconds - limits.max_epoch_s) or 1e-9, reason))
+    if architecture.n_classes != limits.n_classes:
+        found.append(_held("classes", 1, f"{architecture.n_classes} outputs, not {limits.n_classes}"))
     figures = {SIZE: size_kb(architecture), **(measured or {})}
     for limit in limits.own:
         if limit.name in figures:

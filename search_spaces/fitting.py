@@ -108,6 +108,7 @@ def share_of_budget(architecture: Architecture, limits: Limits) -> float | None:
 
     A limit on seconds needs a clock: decoding holds the network against that one.
     """
+    architecture = limits.adapted(architecture)
     share = math.ceil(architecture.params / max(1, limits.max_params - 1) * 1e4) / 1e4
     feasible = all(constraint.feasible for constraint in check(architecture, limits))
     return share if feasible and BUDGET_FRAC.contains(share) else None
@@ -141,14 +142,14 @@ def fit(
             architecture = solve_width(plan, within, clock) or solve_width(plan, limits, clock)
             if architecture is not None:
                 break
-    return architecture or plan.build(MIN_WIDTH), tuple(repairs)
+    return architecture or limits.adapted(plan.build(MIN_WIDTH)), tuple(repairs)
 
 
 def solve_width(plan: Plan, limits: Limits, clock: Clock | None) -> Architecture | None:
     """The widest network of `plan` within every limit; None if the narrowest breaks one."""
 
     def fits(eighths: int) -> Architecture | None:
-        architecture = plan.build(eighths / 8)
+        architecture = limits.adapted(plan.build(eighths / 8))
         found = check(architecture, limits, clock)
         return architecture if all(constraint.feasible for constraint in found) else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import textwrap
@@ -18,7 +19,8 @@ from search_spaces.reference import REFERENCE
 from search_spaces.space import SearchSpace
 from study.bundle.files import CANDIDATE, load_candidate
 from study.command_line.options import add_study_options, place_of
-from study.command_line.parser import Parser, run_command
+from study.command_line.own import SPACE_FORM, is_own, load_space
+from study.command_line.parser import EXIT_FAILED, Parser, run_command
 from study.command_line.wording import aligned, printable
 from study.errors import UserError
 from study.machine.files import what_is
@@ -38,6 +40,7 @@ _EPILOG = """\
 examples:
   python -m study.describe reference              the published network
   python -m study.describe dilated                a search space and its default
+  python -m study.describe mine.py:MySpace --check
   python -m study.describe results/runs/dilated/best
   python -m study.describe --trial 7 --json       a trial of the study
 """
@@ -53,10 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (options.target is None) == (options.trial is None):
         given = "both" if options.target is not None else "neither"
         raise UserError(f"Name either a target or --trial N, not {given}. Targets: {_targets()}.")
+    if options.check:
+        if options.target is None or not (is_own(options.target) or options.target in SPACES):
+            raise UserError(f"--check holds a search space to its contract: name one, or {SPACE_FORM}.")
+        return _check(options.target)
     if options.trial is not None:
         facts, text = _trial(options)
     elif options.target == _REFERENCE:
         facts, text = _candidate(REFERENCE, "The reference network")
+    elif is_own(options.target):
+        facts, text = _space(load_space(options.target))
     elif options.target in SPACES:
         facts, text = _space(open_space(options.target))
     elif what_is(options.target) != "does not exist":
@@ -76,6 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("target", nargs="?", metavar="TARGET", help=_targets())
     parser.add_argument("--trial", type=int, metavar="N", help="describe trial N of the study instead")
+    parser.add_argument(
+        "--check", action="store_true", help="hold a search space to its contract, and say what it breaks"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_study_options(parser)
     return parser
@@ -83,7 +95,20 @@ def _parser() -> argparse.ArgumentParser:
 
 def _targets() -> str:
     spaces = ", ".join(sorted(SPACES))
-    return f"{_REFERENCE!r}, a search space ({spaces}), or a bundle (a folder with {CANDIDATE})"
+    return f"{_REFERENCE!r}, a search space ({spaces}, or {SPACE_FORM}), or a bundle (a folder with {CANDIDATE})"
+
+
+def _check(target: str) -> int:
+    """Says which promises a space breaks. Returns the exit code."""
+    from study.model.contract import PROMISES, complaint_of
+
+    space, n_broken = load_space(target) if is_own(target) else open_space(target), 0
+    for promise in PROMISES:
+        complaint = complaint_of(space, promise)
+        n_broken += bool(complaint)
+        print(printable(f"BROKEN  {promise}: {complaint}" if complaint else f"    ok  {promise}"), flush=True)
+    print(f"The space {space.name!r} keeps its contract." if not n_broken else f"{n_broken} of {len(PROMISES)} broken.")
+    return EXIT_FAILED if n_broken else 0
 
 
 def _candidate(candidate: Candidate, title: str) -> tuple[dict[str, Any], str]:
@@ -113,15 +138,18 @@ def _trial(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     place = place_of(options)
     study = open_study(place.url, place.name)
-    trial, config = get_trial(study, options.trial), config_of(study)
-    record, clock = record_of(trial), Clock(cost_model_of(study), config.train_images, config.val_images)
+    trial = get_trial(study, options.trial)
+    record = record_of(trial)
     accuracy = "" if record.accuracy is None else "validation accuracy "
     title = f"Trial {trial.number} of {place.name}, {accuracy}{record.reached}"
     candidate = candidate_of(trial)
     facts, text = _candidate(candidate, title)
-    rows = limit_rows(config.limits, candidate.architecture, clock, record.measured)
-    lines = aligned([(row.label, row.required, row.value, row.distance) for row in rows])
-    text = "\n  ".join((f"{text}\n\nLimits of the study", *lines))
+    with contextlib.suppress(UserError):  # of a study that others made
+        config = config_of(study)
+        clock = Clock(cost_model_of(study), config.train_images, config.val_images)
+        rows = limit_rows(config.limits, candidate.architecture, clock, record.measured)
+        lines = aligned([(row.label, row.required, row.value, row.distance) for row in rows])
+        text = "\n  ".join((f"{text}\n\nLimits of the study", *lines))
     facts |= {"trial": trial.number, "slot": record.slot, "state": trial.state.name, "outcome": record.outcome}
     facts["val_accuracy"] = trial.value if trial.values else None
     return facts, text

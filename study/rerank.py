@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from study.command_line.numbers import at_least
 from study.command_line.options import (
+    VALIDATION,
     add_fidelity_options,
     add_stopping_options,
     add_study_options,
@@ -25,7 +26,6 @@ from study.command_line.options import (
     space_name,
 )
 from study.command_line.parser import Parser, run_command
-from study.data.cifar10 import N_SEARCH, N_VALIDATION
 from study.search.plan import SearchPlan
 from study.search.reranking import FIDELITY, RerankPlan, rerank
 from study.storage.reranked import rerank_name
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     add_study_options(parser)
     top, epochs = (by_device(*each) for each in zip(FIDELITY["cpu"], FIDELITY["cuda"], strict=True))
     parser.add_argument("--top", action=at_least(1), help=f"candidates (default: {top})")
-    add_fidelity_options(parser, epochs, f"all {N_SEARCH:,} that do not validate", f"{N_VALIDATION:,}")
+    add_fidelity_options(parser, epochs, "all that do not validate", VALIDATION)
     add_training_options(parser, "candidates")
     add_stopping_options(parser)
     return parser

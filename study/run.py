@@ -12,10 +12,10 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 
-from search_spaces import DEFAULT_SPACE, GPU_SPACE, SPACES
 from search_spaces.constraints import MEASURES, Limits
 from study.command_line.numbers import above, at_least, fraction
 from study.command_line.options import (
+    VALIDATION,
     add_fidelity_options,
     add_stopping_options,
     add_study_options,
@@ -28,7 +28,6 @@ from study.command_line.options import (
 )
 from study.command_line.own import LIMIT_FORM, own_limits
 from study.command_line.parser import Parser, run_command
-from study.data.cifar10 import N_VALIDATION
 from study.search.creation import FIDELITY
 from study.search.plan import DEFAULT_PRUNER, DEFAULT_SAMPLER, PRUNERS, SAMPLERS, SearchPlan
 from study.search.searching import search
@@ -83,11 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--trials", action=at_least(1), default=50, help="finished trials to reach (default: 50)")
     add_training_options(parser, "trials")
     add_stopping_options(parser)
-    add_study_options(parser)
+    add_study_options(parser, creates=True)
     search = parser.add_argument_group("search (fixed when a study is created)")
-    search.add_argument(
-        "--space", help=f"one of: {', '.join(sorted(SPACES))} (default: {GPU_SPACE} on a GPU, {DEFAULT_SPACE} else)"
-    )
     search.add_argument("--seed", action=at_least(0), help="base of all seeds (default: 0)")
     search.add_argument(
         "--sampler",
@@ -98,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--pruner", choices=PRUNERS, help=f"(default: {DEFAULT_PRUNER})")
     fidelity = parser.add_argument_group("fidelity of a trial (fixed when a study is created)")
     epochs, images = (by_device(*each) for each in zip(FIDELITY["cpu"], FIDELITY["cuda"], strict=True))
-    add_fidelity_options(fidelity, epochs, images, f"{N_VALIDATION:,}")
+    add_fidelity_options(fidelity, epochs, images, VALIDATION)
     fidelity.add_argument("--precision", choices=("bfloat16", "float32"), help="(default: the faster one here)")
     limits = parser.add_argument_group("limits (strict; fixed when a study is created)")
     default = Limits()
@@ -119,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"a further limit, any number of times. {figures}. {LIMIT_FORM}: a function of an Architecture that "
         "returns a name, a value and what it must stay below; the file is run, now and with every later study.run",
     )
-    target = f"test accuracy to pass, a fraction (default: {DEFAULT_TARGET:g})"
+    target = f"test accuracy to pass, a fraction (default: {DEFAULT_TARGET:g} for CIFAR-10)"
     parser.add_argument("--target-accuracy", action=fraction(), help=target)
     return parser
 

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search_spaces import DEFAULT_SPACE, GPU_SPACE
+from search_spaces import DEFAULT_SPACE, GPU_SPACE, SPACES
 from study.command_line.numbers import above, at_least, whole_or_auto
+from study.command_line.own import SPACE_FORM, own_space
 from study.errors import UserError, shortened
 from study.machine.files import is_file, what_is
 from study.machine.paths import REPOSITORY, default_storage, run_dir
 from study.machine.sqlite import LockedError, open_read_only, sqlite_file
 
 CHECKPOINT_S = 30.0
+VALIDATION = "a tenth of the training images, at most 5,000"
 MAX_NAME = 500
 """Characters of a study's name; that of its re-ranking is longer, and Optuna stores 512."""
 
@@ -36,9 +38,21 @@ class ClusterOptions:
     gpus: float | None
 
 
-def add_study_options(parser: argparse.ArgumentParser) -> None:
-    """`--storage`, `--study-name`, `--out`: the same defaults for every command."""
+def add_study_options(parser: argparse.ArgumentParser, creates: bool = False) -> None:
+    """`--space`, `--storage`, `--study-name`, `--out`: the same defaults for every command.
+
+    Args:
+        parser: Of the command.
+        creates: Whether it makes studies; the others find that of either default space.
+    """
+    parser.set_defaults(creates=creates)
     group = parser.add_argument_group("study")
+    group.add_argument(
+        "--space",
+        type=own_space,
+        help=f"what is searched: one of {', '.join(sorted(SPACES))}, or {SPACE_FORM}, one of your own, whose file is "
+        f"run; fixed when a study is created (default: {GPU_SPACE} on a GPU, {DEFAULT_SPACE} else)",
+    )
     group.add_argument("--storage", metavar="URL", help="SQLAlchemy URL (default: sqlite in the study's folder)")
     group.add_argument(
         "--study-name",
@@ -59,7 +73,10 @@ def add_training_options(parser: argparse.ArgumentParser, what: str) -> None:
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     parser.add_argument(
-        "--data", metavar="DIR", help="folder with cifar-10-batches-py (default: $STUDY_DATA, else downloaded)"
+        "--data",
+        help="a data set of torchvision's (CIFAR100, FashionMNIST, SVHN, ...), or a folder with train/<class>/ and the "
+        "images of each class, of any size, with test/<class>/ beside it or not, or with cifar-10-batches-py (default: "
+        "$STUDY_DATA, else CIFAR-10, downloaded)",
     )
     group = parser.add_argument_group("cluster (pip install -e '.[cluster]')")
     group.add_argument(
@@ -152,12 +169,12 @@ def storage_url(options: argparse.Namespace) -> str:
 def study_name(options: argparse.Namespace) -> str:
     """The study name that the options mean; the space is its default.
 
-    A command that takes no space finds the study of either default, whichever device it was made for.
+    Where no space is named, commands that make no study find that of either default, whichever device it was made for.
     """
     if options.study_name is not None:
         return _checked_name(options.study_name)
     name = space_name(options)
-    if hasattr(options, "space"):
+    if options.creates or options.space is not None:
         return name
     for each in (name, *({DEFAULT_SPACE, GPU_SPACE} - {name})):
         url = default_storage(each, options.out) if options.storage is None else options.storage
@@ -188,8 +205,7 @@ def _names_in(url: str) -> list[str]:
 
 def space_name(options: argparse.Namespace) -> str:
     """The space that the options mean: `--space`, else the one that the device can afford."""
-    asked: str | None = getattr(options, "space", None)
-    return asked or default_space(getattr(options, "device", "auto"))
+    return options.space or default_space(getattr(options, "device", "auto"))
 
 
 def default_space(device: str = "auto") -> str:

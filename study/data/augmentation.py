@@ -12,7 +12,7 @@ No torch here: this runs in those processes.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,6 @@ from study.data.cifar10 import MEAN, Images
 AUGMENTATION_ORDER = "affine,dropout,crop,flip"
 """Of what `compose` and `study.data.batches.place` do; another order is another study. Studies and checkpoints have it
 in their names, so it stays as it was called first: colour and sharpening follow affine, mixup comes last."""
-
-_FILL = tuple(round(255 * channel) for channel in MEAN)
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,8 @@ def _has_colour(a: Augmentation) -> bool:
     return a.colour_p > 0 and a.colour_strength > 0
 
 
-def compose(augmentation: Augmentation) -> Any:
-    """The albumentations pipeline for uint8 [H, W, 3] images.
+def compose(augmentation: Augmentation, mean: Sequence[float] = MEAN) -> Any:
+    """The albumentations pipeline for uint8 [H, W, 3] images; holes are filled with the data set's `mean`.
 
     Transforms that cannot change an image are left out. `A.Compose(seed=...)` is never used: it
     gives all transforms the same random stream, which correlates them.
@@ -87,10 +85,10 @@ def compose(augmentation: Augmentation) -> Any:
     if a.sharpen_p > 0:
         transforms.append(A.Sharpen(p=a.sharpen_p))
     if a.dropout_p > 0:
-        hole = (a.dropout_hole, a.dropout_hole)
+        hole, fill = (a.dropout_hole, a.dropout_hole), tuple(round(255 * channel) for channel in mean)
         transforms.append(
             A.CoarseDropout(
-                num_holes_range=(1, 1), hole_height_range=hole, hole_width_range=hole, fill=_FILL, p=a.dropout_p
+                num_holes_range=(1, 1), hole_height_range=hole, hole_width_range=hole, fill=fill, p=a.dropout_p
             )
         )
     return A.Compose(transforms)
@@ -157,7 +155,7 @@ class AugmentedBatches:
             np.take(source, spec.indices, axis=0, out=out)
             return
         if self._compose is None:
-            self._compose = compose(self.augmentation)
+            self._compose = compose(self.augmentation, self.images.of.mean)
         sequence = batch_seed(self.seed, spec.epoch, spec.batch)
         state = np.random.default_rng(sequence)
         self._compose.set_random_state(state, random.Random(int(sequence.generate_state(1, np.uint64)[0])))

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from study.data.augmentation import AugmentedBatches, BatchSpec, compose, needs_albumentations
-from study.data.cifar10 import MEAN, STD
+from study.data.cifar10 import CIFAR10
+from study.data.dataset import Colours, DataSet
 from study.errors import TrialFailed
 
 AHEAD = 8
@@ -71,18 +72,18 @@ def _mirrored(index: torch.Tensor, side: int) -> torch.Tensor:
     return last - (last - index.abs()).abs()
 
 
-def normalise(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 [N, H, W, 3] -> standardised float32 [N, 3, H, W] in channels_last memory."""
-    mean, scale = _mean_and_scale(str(pixels.device))
+def normalise(pixels: torch.Tensor, of: DataSet = CIFAR10) -> torch.Tensor:
+    """uint8 [N, H, W, 3] of that data set -> standardised float32 [N, 3, H, W] in channels_last memory."""
+    mean, scale = _mean_and_scale(str(pixels.device), of.mean, of.std)
     return ((pixels.float() - mean) * scale).permute(0, 3, 1, 2)
 
 
 @functools.cache
-def _mean_and_scale(device: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _mean_and_scale(device: str, mean_of: Colours, std_of: Colours) -> tuple[torch.Tensor, torch.Tensor]:
     """Kept on the device: a copy from the host cannot be part of a CUDA graph."""
     with torch.inference_mode(False):
-        mean = torch.tensor([255 * value for value in MEAN], device=device)
-        scale = torch.tensor([1 / (255 * value) for value in STD], device=device)
+        mean = torch.tensor([255 * value for value in mean_of], device=device)
+        scale = torch.tensor([1 / (255 * value) for value in std_of], device=device)
     return mean, scale
 
 

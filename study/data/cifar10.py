@@ -6,21 +6,18 @@ that tests a finished model calls `load_test`.
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
 import os
 import shutil
-import warnings
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from study.command_line.wording import printable
-from study.errors import UserError, first_line, said
-from study.machine.cache import complain
+from study.data.dataset import DataSet
+from study.data.decoded import decoded
+from study.errors import UserError, said
 from study.machine.files import is_file, what_is
 from study.machine.paths import cache_dir
 
@@ -35,10 +32,10 @@ STD = (0.2470, 0.2435, 0.2616)
 """Per-channel mean and standard deviation of the training images, in [0, 1]."""
 
 N_TRAINING = 50_000
-N_VALIDATION = 5_000
-N_SEARCH = N_TRAINING - N_VALIDATION
+CIFAR10 = DataSet("CIFAR-10", CLASSES, MEAN, STD, N_TRAINING, 10_000)
+N_VALIDATION, N_SEARCH = CIFAR10.n_validation, CIFAR10.n_search
 SPLIT_SEED = 0
-"""Seed of the split into N_SEARCH images to search on and N_VALIDATION to validate; the same for every study."""
+"""Seed of the split into images to search on and images to validate; the same for every study."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +44,19 @@ class Images:
 
     Attributes:
         pixels: uint8 [N, 32, 32, 3], RGB.
-        labels: int64 [N], indices into CLASSES.
+        labels: int64 [N], indices into the classes of `of`.
+        of: The data set that they are of.
     """
 
     pixels: np.ndarray
     labels: np.ndarray
+    of: DataSet = CIFAR10
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: np.ndarray) -> Images:
-        return Images(self.pixels[indices], self.labels[indices])
+        return Images(self.pixels[indices], self.labels[indices], self.of)
 
 
 def find_folder(data: str | None = None) -> Path:
@@ -68,16 +67,17 @@ def find_folder(data: str | None = None) -> Path:
         UserError: The named folder has no data set, or it cannot be downloaded.
     """
     named = data or os.environ.get("STUDY_DATA")
-    if named:
+    if named and named != "CIFAR10":  # as torchvision calls it
         found = what_is(Path(named) / FOLDER)
         if found != "is a folder":
             origin = "--data" if data else "$STUDY_DATA"
             raise UserError(
-                f"{origin} must name the folder that contains {FOLDER}, and in {named!r} it {found}. "
-                "Name another, or leave it out to download CIFAR-10."
+                f"{origin} must name a data set of torchvision's, as SVHN, or a folder that contains train/<class>/ "
+                f"with images, or {FOLDER}, which in {named!r} {found}. Name another, or leave it out to download "
+                "CIFAR-10."
             )
         return Path(named)
-    folder = _own_folder()
+    folder = own_folder()
     if folder is None:
         raise UserError(f"No home folder is known to download CIFAR-10 to. Name a folder with {FOLDER} by --data.")
     if not all(is_file(folder / FOLDER / name) for name in FILES):
@@ -85,7 +85,7 @@ def find_folder(data: str | None = None) -> Path:
     return folder
 
 
-def _own_folder() -> Path | None:
+def own_folder() -> Path | None:
     """Where the data set is downloaded to; None where there is no home."""
     try:
         return cache_dir() / "data"
@@ -103,19 +103,20 @@ def load_test(data: str | None = None) -> Images:
     return _load(find_folder(data), train=False)
 
 
-def check_sizes(n_train: int, n_val: int) -> None:
+def check_sizes(n_train: int, n_val: int, of: DataSet = CIFAR10) -> None:
     """Refuses subsets larger than the split's parts.
 
     Raises:
         UserError: More images are asked for than there are, or too few to have every class.
     """
-    for option, value, most in (("--train-images", n_train, N_SEARCH), ("--val-images", n_val, N_VALIDATION)):
-        if not 10 <= value <= most:
-            raise UserError(f"{option} must be between 10 (one per class) and {most:,}: {value:,}.")
+    least = len(of.classes)
+    for option, value, most in (("--train-images", n_train, of.n_search), ("--val-images", n_val, of.n_validation)):
+        if not least <= value <= most:
+            raise UserError(f"{option} must be between {least} (one per class) and {most:,}: {value:,}.")
 
 
 def search_split(
-    labels: np.ndarray, n_train: int = N_SEARCH, n_val: int = N_VALIDATION
+    labels: np.ndarray, n_train: int = N_SEARCH, n_val: int = N_VALIDATION, of: DataSet = CIFAR10
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices into the training images: (to train on, to validate on), stratified and disjoint.
 
@@ -123,24 +124,31 @@ def search_split(
     a subset of a larger one's images and no training image ever validates.
 
     Args:
-        labels: int64 [N_TRAINING], all training labels.
-        n_train: Images to train on, at most N_SEARCH.
-        n_val: Images to validate on, at most N_VALIDATION.
+        labels: int64 [N], all training labels.
+        n_train: Images to train on, at most `of.n_search`.
+        n_val: Images to validate on, at most `of.n_validation`.
+        of: Their data set.
     """
-    check_sizes(n_train, n_val)
+    check_sizes(n_train, n_val, of)
+    order = in_turns(labels, len(of.classes))
+    return np.sort(order[of.n_validation : of.n_validation + n_train]), np.sort(order[:n_val])
+
+
+def in_turns(labels: np.ndarray, n_classes: int) -> np.ndarray:
+    """All indices in a seeded random order in which the classes take turns, larger ones more often."""
     rng = np.random.default_rng(SPLIT_SEED)
-    rounds = [rng.permutation(np.flatnonzero(labels == label)) for label in range(len(CLASSES))]
-    order = np.stack(rounds, axis=1).reshape(-1)
-    return np.sort(order[N_VALIDATION : N_VALIDATION + n_train]), np.sort(order[:n_val])
+    rounds = [rng.permutation(np.flatnonzero(labels == label)) for label in range(n_classes)]
+    turns = np.concatenate([np.arange(len(each)) / max(1, len(each)) for each in rounds])
+    return np.concatenate(rounds)[np.argsort(turns, kind="stable")]
 
 
 def _load(folder: Path, train: bool) -> Images:
     try:
         return _loaded(folder, train)
-    except UserError as error:
-        if folder != _own_folder():
+    except UserError:
+        if folder != own_folder():
             raise
-        print(f"{printable(str(error))} That is done now.", flush=True)
+        print(f"CIFAR-10 in {printable(str(folder))} is incomplete or damaged.", flush=True)
     _download(folder)
     return _loaded(folder, train)
 
@@ -152,37 +160,14 @@ def _loaded(folder: Path, train: bool) -> Images:
         stamp = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     except OSError as error:  # a link that leads nowhere
         raise _damaged(folder) from error
-    arguments = str(folder.resolve()), stamp, train
-    for _ in range(2):  # a damaged copy is made anew
-        try:
-            return _from_cache(*arguments)
-        except UserError:
-            raise
-        except Exception as error:  # whatever joblib, pickle and the system have against the copy
-            if multiprocessing.parent_process() is None:  # which loads it first, and says so for its workers
-                complain(
-                    f"the decoded copy of CIFAR-10 in the cache cannot be used ({first_line(error)}): decoded anew"
-                )
-            with contextlib.suppress(Exception):  # half a copy must not stay, least of all on a full disk
-                _remembered().clear(warn=False)
-    return Images(*decode(*arguments))
+    return Images(*decoded(decode, (str(folder.resolve()), stamp, train), _checked, "CIFAR-10"))
 
 
-def _from_cache(folder: str, stamp: tuple[tuple[str, int, int], ...], train: bool) -> Images:
-    """The images as a map of a decoded copy, which is made if there is none."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", module="joblib")  # a copy that cannot be written is a warning of joblib's
-        pixels, labels = _remembered().call_and_shelve(folder, stamp, train).get()
+def _checked(found: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    pixels, labels = found
     if (pixels.shape, pixels.dtype) != ((len(labels), SIDE, SIDE, 3), np.uint8) or labels.dtype != np.int64:
         raise ValueError(f"it holds {pixels.dtype} {pixels.shape} and {labels.dtype} {labels.shape}")
-    return Images(pixels, labels)
-
-
-def _remembered() -> Any:
-    """`decode` with a memory, joblib's."""
-    import joblib  # whoever looks for the data set alone, as --help does, need not wait for it
-
-    return joblib.Memory(cache_dir(), mmap_mode="r", verbose=0).cache(decode, ignore=["folder"])
+    return found
 
 
 def decode(folder: str, stamp: tuple[tuple[str, int, int], ...], train: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -203,7 +188,7 @@ def decode(folder: str, stamp: tuple[tuple[str, int, int], ...], train: bool) ->
 def _damaged(folder: Path) -> UserError:
     return UserError(
         f"CIFAR-10 in {str(folder)!r} is incomplete or damaged: a file cannot be read or has not the original's MD5. "
-        f"Remove {FOLDER} there and download it again."
+        "Name another folder with --data, or leave it out to download CIFAR-10."
     )
 
 

@@ -16,7 +16,7 @@ class WorkerSetup:
     """What a worker needs to start.
 
     Attributes:
-        data: Folder that contains the data set.
+        data: Source of the data set (`study.data.opening`).
         train_images, val_images: Sizes of the stratified subsets to train and to validate on. Where `val_images` is
             None nothing is validated, and the first `train_images` of all training images are trained on.
         device: "cpu" or "cuda".

@@ -153,8 +153,8 @@ def study_note(study: optuna.Study) -> str:
     conditions = [(name, str(value)) for name, value in config.to_json().items() if name != "limits"]
     return "\n".join(
         [
-            f"Search for the best small CIFAR-10 network in the space `{config.space}`. A trial's value is "
-            f"the EMA validation accuracy of its last epoch; no trial reads a test image.{aim}",
+            f"Search for the best small network for {markdown_text(config.data)} in the space `{config.space}`. A "
+            f"trial's value is the EMA validation accuracy of its last epoch; no trial reads a test image.{aim}",
             "",
             "### Limits",
             "",

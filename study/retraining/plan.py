@@ -20,7 +20,7 @@ class RetrainPlan:
         epochs, n_seeds: None: as many as the device affords.
         jobs: Seeds at once; None: as many as are measured to be fastest.
         device: "auto", "cpu" or "cuda".
-        data: Folder with the data set; None: where it is looked for.
+        data: Name or folder of the data set; None: CIFAR-10, where it is looked for.
         n_train: The first so many training images only; None: all.
         augmentation: "lengthened", "stored", or None: stored for the reference alone.
         teacher: Whether a larger network is trained first, to learn from.

@@ -12,8 +12,9 @@ from search_spaces.training_dimensions import lengthened
 from study.bundle.files import write_bundle
 from study.calibration.prices import calibrate
 from study.command_line.wording import counted, duration, percent, printable
-from study.data.cifar10 import find_folder, load_test, load_train
-from study.errors import StudyFailed, TrialFailed
+from study.data.dataset import DataSet
+from study.data.opening import load_test, load_train, open_data
+from study.errors import StudyFailed, TrialFailed, UserError
 from study.executors.workplace import Workplace, workplace
 from study.machine.hardware import hardware, n_loaders, versions
 from study.machine.paths import REPOSITORY
@@ -24,6 +25,7 @@ from study.retraining.seeds import Seed, seeds_at_once, train_all
 from study.retraining.target import Target, find_target
 from study.retraining.teacher import cost_of, teacher_of
 from study.retraining.testing import Tested, test_seed
+from study.storage.config import default_target, refuse_other_data
 from study.storage.folder import claim_folder
 from study.training.records import TrainingConfig
 
@@ -39,11 +41,15 @@ def retrain(plan: RetrainPlan) -> int:
         UserError: There is no such study, trial or data.
         StudyFailed: A training diverged, or a file cannot be written.
     """
-    from study.storage.database import open_study
+    from study.storage.database import config_of, open_study
 
     target = find_target(plan)
     place = workplace(plan.cluster, plan.device)
-    seeds, jobs = _prepare(plan, target, place)
+    data = open_data(plan.data)
+    if target.study is not None:
+        refuse_other_data(plan.name, config_of(target.study), data)
+    target = _fitted(target, data)
+    seeds, jobs = _prepare(plan, target, place, data)
     if target.study is not None:
         claim_folder(plan.out, target.study)
     teacher = seeds[0].teacher
@@ -70,11 +76,27 @@ def retrain(plan: RetrainPlan) -> int:
     return 0
 
 
-def _prepare(plan: RetrainPlan, target: Target, place: Workplace) -> tuple[list[Seed], int]:
-    """The trainings, the first of which is shipped, and how many run at once."""
+def _fitted(target: Target, data: DataSet) -> Target:
+    """`target` with an output for each class of `data`: the reference and the yardstick are CIFAR-10's."""
+    candidate = target.candidate if data.mirrored else target.candidate.without_flips()
+    architecture = dataclasses.replace(candidate.architecture, n_classes=len(data.classes))
+    candidate = dataclasses.replace(candidate, architecture=architecture)
+    return dataclasses.replace(
+        target, candidate=candidate, target_accuracy=target.target_accuracy or default_target(data)
+    )
+
+
+def _prepare(plan: RetrainPlan, target: Target, place: Workplace, data: DataSet) -> tuple[list[Seed], int]:
+    """The trainings, the first of which is shipped, and how many run at once.
+
+    Raises:
+        UserError: There are not so many images.
+    """
     device = place.device
-    data = str(find_folder(plan.data).resolve())
-    n_train = plan.n_train or len(load_train(data))
+    n_images, n_classes = len(load_train(data.source)), len(data.classes)
+    n_train = plan.n_train or n_images
+    if not n_classes <= n_train <= n_images:
+        raise UserError(f"--train-images must be between {n_classes} and {n_images:,}: {n_train:,}.")
     cost, precision = target.cost, target.precision
     native: frozenset[DepthwiseClass] = frozenset()
     if device == "cuda" or cost is None or precision is None or cost.device != device:
@@ -98,7 +120,7 @@ def _prepare(plan: RetrainPlan, target: Target, place: Workplace) -> tuple[list[
         compiled=True,
         native_depthwise=native,
     )
-    first = Seed(candidate, config, data, n_train, plan.out / "checkpoints", cores)
+    first = Seed(candidate, config, data.source, n_train, plan.out / "checkpoints", cores, digest=data.digest)
     seconds = cost.epoch_seconds(candidate.architecture, n_train) * epochs * n_seeds / gain
     if plan.teacher:
         teacher = teacher_of(first, plan.teacher_epochs or epochs, place.cores(1))
@@ -108,7 +130,7 @@ def _prepare(plan: RetrainPlan, target: Target, place: Workplace) -> tuple[list[
         seconds += lesson * (teacher.config.epochs + epochs * n_seeds / 3 / gain)
     params, how_many = candidate.architecture.params, counted(n_seeds, "seed") + f" ({jobs} at once)" * (jobs > 1)
     print(f"  retrain  {target.facts['name']}: candidate {candidate.candidate_id}, {params:,} parameters")
-    print(f"    train  {n_train:,} images, {epochs} epochs, {how_many}, {precision}, {device}")
+    print(f"    train  {n_train:,} images of {data.name}, {epochs} epochs, {how_many}, {precision}, {device}")
     print(f" expected  about {duration(seconds)}; stopped, the same command goes on from its checkpoint", flush=True)
     if candidate != target.candidate:
         print("  raised   " + _raised(target.candidate.augmentation, candidate.augmentation), flush=True)
@@ -139,7 +161,7 @@ def _metrics(target: Target, seeds: list[Seed], results: list[Tested], place: Wo
         "test_loss_shipped": shipped.loss,
         "train_accuracy": shipped.curve[-1]["train_accuracy"],
         "target_accuracy": target.target_accuracy,
-        "target_met": mean > target.target_accuracy,
+        "target_met": None if target.target_accuracy is None else mean > target.target_accuracy,
         "precision": config.precision,
         "compiled": shipped.compiled,
         "device": config.device,
@@ -160,9 +182,11 @@ def _raised(before: Augmentation, after: Augmentation) -> str:
 def _verdict(metrics: dict[str, Any]) -> str:
     n_seeds, std = len(metrics["seeds"]), metrics["test_accuracy_std"]
     spread = "1 seed" if std is None else f"mean of {n_seeds} seeds, std {100 * std:.2f}"
+    found = f"Test accuracy {percent(metrics['test_accuracy_mean'], 2)} ({spread})"
+    if metrics["target_met"] is None:
+        return f"{found}."
     passes = "passes" if metrics["target_met"] else "does NOT pass"
-    mean, target = percent(metrics["test_accuracy_mean"], 2), percent(metrics["target_accuracy"], 2)
-    return f"Test accuracy {mean} ({spread}) {passes} the target of {target}."
+    return f"{found} {passes} the target of {percent(metrics['target_accuracy'], 2)}."
 
 
 def _commit() -> str | None:

@@ -31,11 +31,12 @@ class Seed:
 
     Attributes:
         candidate, config: What is trained, and how.
-        data, n_train: On the first so many training images of this folder.
+        data, n_train: On the first so many training images of the data set that has this source.
         checkpoints: Folder of the file that keeps it.
         n_threads: Of torch.
         teacher: The training of the network to learn from, if it learns from one; ended before this one begins.
         role: Begins the file's name.
+        digest: Of the data set.
     """
 
     candidate: Candidate
@@ -46,12 +47,14 @@ class Seed:
     n_threads: int
     teacher: Seed | None = None
     role: str = ""
+    digest: str = ""
 
     @property
     def file(self) -> Path:
         """Where it is kept, finished or not."""
         taught_by = [] if self.teacher is None else [self.teacher.file.stem]
-        name = checkpoint_name(self.candidate, self.config, self.n_train, *taught_by)
+        more = [*taught_by, *([self.digest] if self.digest else [])]
+        name = checkpoint_name(self.candidate, self.config, self.n_train, *more)
         return self.checkpoints / f"{self.role}{name}.pt"
 
     @property

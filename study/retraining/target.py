@@ -12,7 +12,6 @@ from search_spaces.cost import CostModel
 from search_spaces.reference import REFERENCE
 from search_spaces.yardstick import YARDSTICK_ARCHITECTURE
 from study.retraining.plan import RetrainPlan
-from study.storage.config import DEFAULT_TARGET
 from study.storage.folder import refuse_foreign
 from study.storage.reranked import find_rerank
 
@@ -29,7 +28,7 @@ class Target:
         candidate: As it was trained in the search.
         folder: Of the bundle.
         facts: What the bundle says of its origin.
-        target_accuracy: To pass, a fraction.
+        target_accuracy: To pass, a fraction; None: that of the data set, if it has one.
         precision, cost: Of the study; None where there is none.
         study: Whose report shows it.
     """
@@ -37,7 +36,7 @@ class Target:
     candidate: Candidate
     folder: Path
     facts: dict[str, Any]
-    target_accuracy: float
+    target_accuracy: float | None
     precision: str | None = None
     cost: CostModel | None = None
     study: optuna.Study | None = None
@@ -57,7 +56,7 @@ def find_target(plan: RetrainPlan) -> Target:
     if plan.what == "reference":
         name = named("reference")
         refuse_foreign(plan.out, plan.name)
-        return Target(REFERENCE, plan.out / name, {"name": name}, plan.target_accuracy or DEFAULT_TARGET)
+        return Target(REFERENCE, plan.out / name, {"name": name}, plan.target_accuracy)
     study = open_study(plan.url, plan.name)
     refuse_foreign(plan.out, plan.name, study)
     trial, title, facts = _chosen(plan, study)
@@ -72,7 +71,7 @@ def find_target(plan: RetrainPlan) -> Target:
         candidate=candidate,
         folder=plan.out / named(title),
         facts={"name": named(title), "study": plan.name, "study_created": study.user_attrs.get("created"), **facts},
-        target_accuracy=plan.target_accuracy or study.user_attrs["target_accuracy"],
+        target_accuracy=plan.target_accuracy or study.user_attrs.get("target_accuracy"),
         precision=config_of(study).precision,
         cost=cost_model_of(study),
         study=study,

@@ -13,7 +13,9 @@ from study.training.checkpoints import finished
 
 def teacher_of(student: Seed, epochs: int, cores: int) -> Seed:
     """The training of the larger network, on the images of `student` and augmented alike, before it and alone."""
-    candidate = dataclasses.replace(TEACHER, augmentation=student.candidate.augmentation)
+    n_classes = student.candidate.architecture.n_classes
+    architecture = dataclasses.replace(TEACHER.architecture, n_classes=n_classes)
+    candidate = dataclasses.replace(TEACHER, architecture=architecture, augmentation=student.candidate.augmentation)
     loaders = n_loaders(student.config.device, cores)
     config = dataclasses.replace(student.config, epochs=epochs, n_snapshots=0, n_loaders=loaders)  # no curve is drawn
     return dataclasses.replace(student, candidate=candidate, config=config, n_threads=cores, role="teacher-")

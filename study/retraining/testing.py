@@ -11,7 +11,8 @@ import numpy as np
 
 from study.bundle.files import load_bundle
 from study.command_line.wording import percent, printable
-from study.data.cifar10 import CLASSES, SIDE, Images, load_test
+from study.data.cifar10 import SIDE, Images
+from study.data.opening import load_test, open_data
 from study.errors import UserError, first_line
 from study.machine.files import DamagedFileError, read_arrays, replaced, unwritten, what_is
 from study.machine.hardware import hardware, resolve_device
@@ -31,9 +32,15 @@ def evaluate_bundle(folder: Path, data: str | None, device: str) -> int:
     if recorded is None:
         raise UserError(f"The metrics.json of {str(folder)!r} records no test_accuracy_shipped to compare with.")
     if side != SIDE:
-        raise UserError(f"The network of {str(folder)!r} takes images of {side} pixels, and CIFAR-10's have {SIDE}.")
+        raise UserError(f"The network of {str(folder)!r} takes images of {side} pixels, and ours have {SIDE}.")
+    test_set, n_classes = open_data(data), bundle.candidate.architecture.n_classes
+    if len(test_set.classes) != n_classes:
+        raise UserError(
+            f"The network of {str(folder)!r} tells {n_classes} classes apart, and {test_set.name} has "
+            f"{len(test_set.classes)}. Name the data set that it was trained on by --data."
+        )
     device = resolve_device(device)
-    test = load_test(data)
+    test = load_test(test_set.source)
     _, logits = evaluate(bundle.network.to(device), test, device)
     found = accuracy(logits, test.labels)
     same = hardware(device) == bundle.metrics.get("hardware")
@@ -66,7 +73,7 @@ def test_seed(seed: Seed, test: Images) -> Tested:
     device = "cpu" if config.device == "cpu" else resolve_device("auto")  # a cluster's GPUs are elsewhere
     network = use_native_depthwise(build(seed.candidate.architecture), config.native_depthwise)
     states = {**progress.snapshots, config.epochs - 1: progress.ema}  # the last snapshot is the final state
-    epochs, stored = sorted(states), _stored(seed.tested, sorted(states), len(test))
+    epochs, stored = sorted(states), _stored(seed.tested, sorted(states), len(test), network.classifier.out_channels)
     if stored is None:
         found = []
         for epoch in epochs:
@@ -94,14 +101,14 @@ def test_seed(seed: Seed, test: Images) -> Tested:
     )
 
 
-def _stored(file: Path, epochs: list[int], n_images: int) -> tuple[np.ndarray, np.ndarray] | None:
+def _stored(file: Path, epochs: list[int], n_images: int, n_classes: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Losses [E] and logits [E, N, n_classes] that an earlier call stored; None if none did, or they cannot be read."""
     if what_is(file) == "does not exist":
         return None
     try:
         saved = read_arrays(file)
         losses, logits = saved["losses"], saved["logits"]
-        expected = [(len(epochs),), (len(epochs), n_images, len(CLASSES))]
+        expected = [(len(epochs),), (len(epochs), n_images, n_classes)]
         if saved["epochs"].tolist() != epochs or [losses.shape, logits.shape] != expected or logits.dtype != np.float32:
             raise ValueError("it is of another test")
         return losses, logits

@@ -228,6 +228,8 @@ class Asker:
         config, clock = self._config, self._clock
         if given is None:
             decoded = self._space.decode(params, config.limits.to_decode, clock)
+            if not config.mirrored:
+                decoded = Decoded(decoded.candidate.without_flips(), decoded.repairs)
         else:  # as it is: limits and predicted times differ between studies
             decoded = Decoded(Candidate.from_json(given))
         candidate, architecture = decoded.candidate, decoded.candidate.architecture

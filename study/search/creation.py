@@ -10,19 +10,22 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from search_spaces import SPACES
 from search_spaces.architecture import Architecture
 from search_spaces.constraints import Clock, InfeasibleError, Limits, Measured, certify
 from search_spaces.cost import CostModel
 from search_spaces.reference import REFERENCE_ARCHITECTURE
 from search_spaces.space import Params, SearchSpace
+from study.command_line.own import SPACE_FORM
 from study.errors import UserError
 from study.search.plan import SearchPlan
-from study.storage.config import DEFAULT_TARGET
+from study.storage.config import default_target
 
 if TYPE_CHECKING:
     import optuna
 
     from study.calibration.prices import Calibration
+    from study.data.dataset import DataSet
     from study.storage.config import StudyConfig
 
 
@@ -45,13 +48,15 @@ def refuse_early(plan: SearchPlan) -> None:
         UserError: There is no such space, sampler or pruner, or there are not so many images.
     """
     from study.data.cifar10 import N_SEARCH, N_VALIDATION, check_sizes
+    from study.data.opening import is_cifar10
     from study.search.plan import DEFAULT_SAMPLER
     from study.search.pruning import default_pruner
     from study.search.sampling import check_names
     from study.storage.config import open_space
 
     open_space(plan.space)
-    check_sizes(plan.settings.get("train_images", N_SEARCH), plan.settings.get("val_images", N_VALIDATION))
+    if is_cifar10(plan.data):  # others have to be read first
+        check_sizes(plan.settings.get("train_images", N_SEARCH), plan.settings.get("val_images", N_VALIDATION))
     sampler = plan.settings.get("sampler", DEFAULT_SAMPLER)
     check_names(sampler, plan.settings.get("pruner", default_pruner(sampler)))
 
@@ -101,14 +106,20 @@ def find_study(plan: SearchPlan) -> tuple[optuna.Study, optuna.storages.RDBStora
 
 
 def refuse_untyped(plan: SearchPlan, study: optuna.Study) -> None:
-    """Refuses to go on where a limit of the study is a function that was not typed: nothing that is stored is run.
+    """Refuses to go on where the space or a limit is of a file that was not typed: nothing that is stored is run.
 
     Raises:
         UserError: One is; says what to type.
     """
     from study.storage.database import config_of
 
-    missing = [limit for limit in config_of(study).limits.own if limit.source and limit.name not in plan.own.functions]
+    stored = config_of(study)
+    if stored.space not in SPACES:
+        raise UserError(
+            f"The study {plan.name!r} searches {stored.space!r}, which is no space of ours, and files are loaded only "
+            f"as they are typed: add --space {SPACE_FORM}."
+        )
+    missing = [limit for limit in stored.limits.own if limit.source and limit.name not in plan.own.functions]
     if missing:
         options = " ".join(f"--limit {limit.function}" for limit in missing)
         raise UserError(
@@ -120,12 +131,12 @@ def refuse_untyped(plan: SearchPlan, study: optuna.Study) -> None:
 def refuse_other_version(name: str, stored: StudyConfig) -> None:
     """Refuses to go on from the study `name` where its parameters mean other networks.
 
+    A space that is not known here, of a file of the user's, is left to `refuse_untyped`.
+
     Raises:
         UserError: Its space has another version here.
     """
-    from study.storage.config import open_space
-
-    version = open_space(stored.space).version
+    version = SPACES[stored.space].version if stored.space in SPACES else stored.space_version
     if stored.space_version != version:
         raise UserError(
             f"The study {name!r} was made with version {stored.space_version} of the space {stored.space!r}; here "
@@ -135,14 +146,14 @@ def refuse_other_version(name: str, stored: StudyConfig) -> None:
 
 
 def create_study(
-    plan: SearchPlan, device: str, calibration: Calibration
+    plan: SearchPlan, device: str, calibration: Calibration, data: DataSet
 ) -> tuple[optuna.Study, optuna.storages.RDBStorage]:
-    """The study of `plan`, new, with the defaults of `device` for what the user left open.
+    """The study of `plan` on `data`, new, with the defaults of `device` for what the user left open.
 
     Raises:
         UserError: Nothing can meet its limits, the storage cannot be used, or another process was faster.
     """
-    from study.data.cifar10 import N_VALIDATION
+    from study.data.cifar10 import check_sizes
     from study.search.measuring import Measuring
     from study.search.plan import DEFAULT_SAMPLER
     from study.search.pruning import default_pruner
@@ -153,25 +164,28 @@ def create_study(
     defaults: dict[str, Any] = {
         "space": space.name,
         "epochs": epochs,
-        "train_images": train_images,
-        "val_images": N_VALIDATION,
+        "train_images": min(train_images, data.n_search),
+        "val_images": data.n_validation,
         "seed": 0,
         "pruner": default_pruner(plan.settings.get("sampler", DEFAULT_SAMPLER)),
         "sampler": DEFAULT_SAMPLER,
         "precision": calibration.precision,
+        "data": data.fingerprint,
+        "mirrored": data.mirrored,
     }
-    limits = dataclasses.replace(Limits(), **plan.limits)
+    limits = dataclasses.replace(Limits(n_classes=len(data.classes)), **plan.limits)
     config = StudyConfig(**(defaults | dict(plan.settings)), space_version=space.version, limits=limits)
+    check_sizes(config.train_images, config.val_images, data)
     if device == "cpu" and limits.max_epoch_s is None:
         reference = calibration.cost.epoch_seconds(REFERENCE_ARCHITECTURE, config.train_images, config.val_images)
         limits = dataclasses.replace(limits, max_epoch_s=round(space.cpu_epoch_factor * reference, 1) or 0.1)
         config = dataclasses.replace(config, limits=limits)
     refuse_impossible(space, config, calibration.cost, Measuring(config.limits.own, plan.own))
-    return new_study(plan.url, plan.name, config, calibration, plan.target_accuracy or DEFAULT_TARGET)
+    return new_study(plan.url, plan.name, config, calibration, plan.target_accuracy or default_target(data))
 
 
 def new_study(
-    url: str, name: str, config: StudyConfig, calibration: Calibration, target_accuracy: float, **more: Any
+    url: str, name: str, config: StudyConfig, calibration: Calibration, target_accuracy: float | None, **more: Any
 ) -> tuple[optuna.Study, optuna.storages.RDBStorage]:
     """An empty study with our direction, metric and configuration, and `more` user attributes.
 
@@ -236,7 +250,10 @@ def anchors(space: SearchSpace, config: StudyConfig, cost: CostModel) -> list[tu
 
 
 def refuse_impossible(
-    space: SearchSpace, config: StudyConfig, cost: CostModel, measure: Callable[[Architecture], Measured]
+    space: SearchSpace,
+    config: StudyConfig,
+    cost: CostModel,
+    measure: Callable[[Architecture], Measured] = lambda architecture: {},
 ) -> None:
     """Refuses limits that no candidate of the space can meet.
 

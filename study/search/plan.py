@@ -32,7 +32,7 @@ class SearchPlan:
         jobs: Trials at once; None: as many as are measured to be fastest.
         timeout_s: No trial is started after so long; None: whenever.
         device: "auto", "cpu" or "cuda".
-        data: Folder with the data set; None: where it is looked for.
+        data: Name or folder of the data set; None: CIFAR-10, where it is looked for.
         target_accuracy: Test accuracy to pass, a fraction; None: as stored, or the default.
         checkpoint_s: Seconds between two checkpoints of a trial, which an interrupted one goes on from.
         cluster: Where to train; None: on this machine.

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search_spaces import SPACES
+from search_spaces.constraints import Clock, Limits
+from search_spaces.space import Decoded, Params, SearchSpace
 from search_spaces.training_dimensions import lengthened
+from study.command_line.own import SPACE_FORM
 from study.errors import UserError
 from study.search.creation import find_study, new_study, refuse_early, refuse_other_version
 from study.search.plan import Given, SearchPlan
-from study.search.searching import bring_to_end, get_ready
+from study.search.searching import Machine, bring_to_end, get_ready
 from study.storage.folder import refuse_foreign
 from study.storage.reranked import is_rerank, origin
 
@@ -21,7 +25,6 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
-    from study.calibration.prices import Calibration
     from study.storage.config import StudyConfig
 
 FIDELITY = {
@@ -55,10 +58,12 @@ def rerank(plan: RerankPlan) -> int:
         UserError: There is no such study, or it has not so many complete trials.
     """
     from study.executors.workplace import workplace
+    from study.storage.config import refuse_other_data
     from study.storage.database import config_of, hide_password, open_study
 
     source = open_study(plan.search.url, plan.source)
     refuse_other_version(plan.source, config_of(source))
+    _know_space_of(source)
     place = workplace(plan.search.cluster, plan.search.device)
     best = best_candidates(source, plan.top, FIDELITY[place.device][0])
     refuse_early(plan.search)
@@ -67,8 +72,9 @@ def rerank(plan: RerankPlan) -> int:
     refuse_foreign(plan.search.out, plan.search.name, existing and existing[0], new=existing is None)
     # A single candidate needs no measurement of how many train at once.
     machine = get_ready(dataclasses.replace(plan.search, trials=len(best)), place)
+    refuse_other_data(plan.source, config_of(source), machine.data)
     if existing is None:
-        config = _config(plan.search, config_of(source), place.device, machine.calibration)
+        config = _config(plan.search, config_of(source), machine)
         more = {**origin(source), "given": _descriptions(best, config)}
         target = source.user_attrs["target_accuracy"]
         study, storage = new_study(plan.search.url, plan.search.name, config, machine.calibration, target, **more)
@@ -85,6 +91,28 @@ def rerank(plan: RerankPlan) -> int:
     candidates = [Given(each["name"], each["params"], each["candidate"], each.get("measured", {})) for each in given]
     search = dataclasses.replace(plan.search, trials=len(candidates))
     return bring_to_end(search, machine, study, storage, existing is None, candidates)
+
+
+def _know_space_of(study: optuna.Study) -> None:
+    """Lets a space of the user's that was not typed be known by what its trials tell of it: candidates are stored."""
+    from study.search.sampling import dimension_of
+    from study.storage.database import best_trial, config_of
+
+    config = config_of(study)
+    if config.space in SPACES:
+        return
+
+    class Stored(SearchSpace):
+        name, version, tree = config.space, config.space_version, ""
+        dimensions = {name: dimension_of(each) for name, each in best_trial(study).distributions.items()}  # noqa: RUF012
+
+        def decode(self, params: Params, limits: Limits, clock: Clock | None = None) -> Decoded:
+            raise UserError(f"{config.space!r} is no space of ours: to sample from it add --space {SPACE_FORM}.")
+
+        def anchors(self, limits: Limits) -> Mapping[str, Params]:
+            return {}
+
+    SPACES[config.space] = Stored
 
 
 def best_candidates(study: optuna.Study, asked: int | None, default: int) -> list[FrozenTrial]:
@@ -104,18 +132,21 @@ def best_candidates(study: optuna.Study, asked: int | None, default: int) -> lis
     return different[: asked or default]
 
 
-def _config(plan: SearchPlan, source: StudyConfig, device: str, calibration: Calibration) -> StudyConfig:
+def _config(plan: SearchPlan, source: StudyConfig, machine: Machine) -> StudyConfig:
     """The source's, but for the fidelity."""
-    from study.data.cifar10 import N_SEARCH, N_VALIDATION
+    from study.data.cifar10 import check_sizes
 
+    train_images = plan.settings.get("train_images", machine.data.n_search)
+    val_images = plan.settings.get("val_images", machine.data.n_validation)
+    check_sizes(train_images, val_images, machine.data)
     return dataclasses.replace(
         source,
-        epochs=plan.settings.get("epochs", FIDELITY[device][1]),
-        train_images=plan.settings.get("train_images", N_SEARCH),
-        val_images=plan.settings.get("val_images", N_VALIDATION),
+        epochs=plan.settings.get("epochs", FIDELITY[machine.place.device][1]),
+        train_images=train_images,
+        val_images=val_images,
         pruner="none",
         sampler="random",
-        precision=calibration.precision,
+        precision=machine.calibration.precision,
         limits=dataclasses.replace(source.limits, max_epoch_s=None),  # it was for shorter epochs
     )
 

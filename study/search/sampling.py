@@ -15,7 +15,7 @@ from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces import SearchSpace
-from search_spaces.space import Choice, Dimension, Integer, Params
+from search_spaces.space import Choice, Dimension, Integer, Params, Real
 from study.errors import UserError
 
 N_STARTUP_TRIALS = 10
@@ -180,3 +180,13 @@ def _distribution(dimension: Dimension) -> BaseDistribution:
     if isinstance(dimension, Integer):
         return IntDistribution(dimension.low, dimension.high)
     return FloatDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)
+
+
+def dimension_of(distribution: BaseDistribution) -> Dimension:
+    """What `distributions` made the distribution of."""
+    if isinstance(distribution, CategoricalDistribution):
+        return Choice(distribution.choices)
+    if isinstance(distribution, IntDistribution):
+        return Integer(distribution.low, distribution.high)
+    assert isinstance(distribution, FloatDistribution)
+    return Real(distribution.low, distribution.high, distribution.log, distribution.step)

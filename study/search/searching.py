@@ -7,7 +7,6 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from study.command_line.wording import counted, duration, printable, shown_value
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     import optuna
 
     from study.calibration.prices import Calibration
+    from study.data.dataset import DataSet
     from study.executors.workplace import Workplace
     from study.storage.config import StudyConfig
     from study.storage.slots import SlotTable
@@ -39,14 +39,14 @@ class Machine:
 
     Attributes:
         place: Where workers run.
-        data: Folder with the data set.
+        data: What is trained on.
         calibration: What was measured here.
         jobs: Trials at once.
         rates: Images per second by trials at once, as far as they are known.
     """
 
     place: Workplace
-    data: Path
+    data: DataSet
     calibration: Calibration
     jobs: int
     rates: dict[int, float]
@@ -55,6 +55,8 @@ class Machine:
 def search(plan: SearchPlan) -> int:
     """Brings the study of `plan` to its end. Returns the exit code."""
     from study.executors.workplace import workplace
+    from study.storage.config import refuse_other_data
+    from study.storage.database import config_of
 
     refuse_early(plan)
     existing = find_study(plan)
@@ -62,7 +64,9 @@ def search(plan: SearchPlan) -> int:
         refuse_untyped(plan, existing[0])
     refuse_foreign(plan.out, plan.name, existing and existing[0], new=existing is None)
     machine = get_ready(plan, workplace(plan.cluster, plan.device))
-    study, storage = existing or create_study(plan, machine.place.device, machine.calibration)
+    if existing is not None:
+        refuse_other_data(plan.name, config_of(existing[0]), machine.data)
+    study, storage = existing or create_study(plan, machine.place.device, machine.calibration, machine.data)
     return bring_to_end(plan, machine, study, storage, created=existing is None)
 
 
@@ -75,14 +79,14 @@ def get_ready(plan: SearchPlan, place: Workplace) -> Machine:
     import optuna
 
     from study.calibration.prices import calibrate
-    from study.data.cifar10 import find_folder, load_train
+    from study.data.opening import load_train, open_data
     from study.machine.hardware import warn_of_jobs
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if plan.cluster is None:
         warn_of_jobs(plan.jobs)
-    data = find_folder(plan.data)
-    load_train(str(data))  # decoded and checked once, before any worker needs it
+    data = open_data(plan.data)
+    load_train(data.source)  # decoded and checked once, before any worker needs it
     calibration = place.call(calibrate, place.device)
     jobs, rates = _trials_at_once(plan, place, calibration.precision)
     return Machine(place, data, calibration, jobs, rates)
@@ -143,7 +147,7 @@ def bring_to_end(
     study.pruner = make_pruner(config.pruner, config.epochs)
     _banner(plan, machine, config, slots, created, freed)
     setup = WorkerSetup(
-        data=str(machine.data.resolve()),
+        data=machine.data.source,
         train_images=config.train_images,
         val_images=config.val_images,
         device=place.device,
@@ -207,6 +211,7 @@ def _banner(
     measured = "; ".join(f"{n}: {rate:,.0f}" for n, rate in sorted(rates.items()))
     lines = {
         "study": f"{plan.name} ({'new' if created else f'resumed, {done} trials finished'})",
+        "data": config.data + ("" if config.mirrored else "; its classes are characters or signs: never mirrored"),
         "space": f"{config.space} (version {config.space_version})",
         "limits": ", ".join(f"{name} {shown_value(value)}" for name, value in limits.items()),
         "trial": f"{config.epochs} epochs of {config.train_images:,} images, validated on {config.val_images:,}, "

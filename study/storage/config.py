@@ -9,7 +9,8 @@ from search_spaces import SearchSpace, UnknownSpaceError, get_space
 from search_spaces.constraints import Limits
 from search_spaces.fields import Within, check_fields, from_fields, opened
 from study.data.augmentation import AUGMENTATION_ORDER
-from study.data.cifar10 import SPLIT_SEED
+from study.data.cifar10 import CIFAR10, SPLIT_SEED
+from study.data.dataset import DataSet
 from study.errors import UserError
 
 DEFAULT_TARGET = 0.85
@@ -31,6 +32,8 @@ class StudyConfig:
         seed: Base of all seeds: a slot's sampler and training are seeded by (seed, slot).
         pruner, sampler: Names that `study.search.sampling` knows.
         precision: Of training.
+        data: Fingerprint of the data set; how many classes it has the limits say.
+        mirrored: Whether its images may be flipped.
         split_seed, augmentation_order: Constants of the program that results depend on.
     """
 
@@ -46,12 +49,17 @@ class StudyConfig:
     limits: Limits = field(default_factory=Limits)
     split_seed: int = SPLIT_SEED
     augmentation_order: str = AUGMENTATION_ORDER
+    data: str = CIFAR10.fingerprint
+    mirrored: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def to_json(self) -> dict[str, Any]:
-        return {**self.__dict__, "limits": self.limits.to_json()}
+        """A JSON-ready dict; `from_json` inverts it exactly. What came later is left out where it says nothing."""
+        later = {"data": CIFAR10.fingerprint, "mirrored": True}
+        found = {name: value for name, value in self.__dict__.items() if later.get(name, ...) != value}
+        return {**found, "limits": self.limits.to_json()}
 
     @classmethod
     def from_json(cls, data: Any) -> StudyConfig:
@@ -86,3 +94,21 @@ def open_space(name: str) -> SearchSpace:
         return get_space(name)
     except UnknownSpaceError as error:
         raise UserError(str(error)) from error
+
+
+def default_target(data: DataSet) -> float | None:
+    """Test accuracy to pass, where the user names none: CIFAR-10 has one."""
+    return DEFAULT_TARGET if data.fingerprint == CIFAR10.fingerprint else None
+
+
+def refuse_other_data(name: str, stored: StudyConfig, data: DataSet) -> None:
+    """Refuses to go on with other images than those that the study `name` was made with.
+
+    Raises:
+        UserError: `data` is another data set, or was changed.
+    """
+    if stored.data != data.fingerprint:
+        raise UserError(
+            f"The study {name!r} was made with other images ({stored.data}) than these ({data.fingerprint}). Name them "
+            "by --data, or choose another --study-name."
+        )

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from study.data.batches import normalise
-from study.data.cifar10 import Images
+from study.data.cifar10 import CIFAR10, Images
+from study.data.dataset import DataSet
 from study.errors import TrialFailed
 from study.model.network import Network, folded
 from study.training.records import TrainingConfig
@@ -24,7 +25,7 @@ class Validation:
 
     def __init__(self, images: Images, config: TrainingConfig, lr: float) -> None:
         self._config, self._labels, self._lr = config, images.labels, lr
-        self._pixels = tensor_of(images).to(config.device)
+        self._pixels, self._of = tensor_of(images).to(config.device), images.of
 
     def __call__(self, averaged: Network, epoch: int) -> tuple[float, float, int]:
         """Mean loss and accuracy of the averaged network after `epoch`, and the number of images they are of.
@@ -36,7 +37,7 @@ class Validation:
         whole = config.whole_validations is None or epoch in config.whole_validations
         every = 1 if whole else GLANCE
         labels = np.array(self._labels[::every])
-        found = logits_of(folded(averaged), self._pixels[::every], config.device, config.precision)
+        found = logits_of(folded(averaged), self._pixels[::every], config.device, config.precision, self._of)
         if not bool(torch.isfinite(found).all()):
             raise TrialFailed(f"diverged: the averaged network gives NaN after epoch {epoch} (lr={self._lr:.4g})")
         loss = F.cross_entropy(found, torch.from_numpy(labels))
@@ -51,18 +52,20 @@ def evaluate(network: nn.Module, images: Images, device: str, precision: str = "
     """
     network = network.to(memory_format=torch.channels_last)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        found = logits_of(network, tensor_of(images), device, precision)
+        found = logits_of(network, tensor_of(images), device, precision, images.of)
     loss = F.cross_entropy(found, torch.from_numpy(np.array(images.labels)))
     return float(loss), found.numpy()
 
 
-def logits_of(network: nn.Module, pixels: torch.Tensor, device: str, precision: str) -> torch.Tensor:
-    """Logits float32 [N, n_classes], on the CPU, of uint8 `pixels` [N, H, W, 3] wherever they are."""
+def logits_of(
+    network: nn.Module, pixels: torch.Tensor, device: str, precision: str, of: DataSet = CIFAR10
+) -> torch.Tensor:
+    """Logits float32 [N, n_classes], on the CPU, of uint8 `pixels` [N, H, W, 3] of a data set, wherever they are."""
     found = []
     with torch.inference_mode(), autocast(device, precision):
         for start in range(0, len(pixels), EVALUATION_BATCH):
             batch = pixels[start : start + EVALUATION_BATCH].to(device)
-            found.append(network(normalise(batch)).float())
+            found.append(network(normalise(batch, of)).float())
     return torch.cat(found).cpu()  # once: every copy makes the host wait for a GPU
 
 

@@ -110,7 +110,9 @@ class Training:
             teacher = teacher.to(config.device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
         self.step = Step(
             self.state,
-            StepSettings(config.device, config.precision, optimisation.label_smoothing, augmentation.mixup > 0),
+            StepSettings(
+                config.device, config.precision, optimisation.label_smoothing, augmentation.mixup > 0, images.of
+            ),
             self.network,
             tensor_of(images).to(config.device) if resident else None,
             teacher,

@@ -17,6 +17,8 @@ import torch
 from torch.nn import functional as F
 
 from study.data.batches import Batch, normalise, place
+from study.data.cifar10 import CIFAR10
+from study.data.dataset import DataSet
 from study.errors import CaptureFailed, first_line
 from study.model.network import Network
 from study.training.distillation import distilled
@@ -39,12 +41,14 @@ class StepSettings:
         precision: "bfloat16" (autocast) or "float32".
         label_smoothing: Share of the target spread over all classes.
         mixes: Whether images are mixed in pairs.
+        of: What the images are of.
     """
 
     device: str
     precision: str
     label_smoothing: float = 0.0
     mixes: bool = False
+    of: DataSet = CIFAR10
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +84,7 @@ class Step:
         else:
             pixels = place(images, torch.arange(len(labels), device=settings.device), moves)
         with autocast(settings.device, settings.precision):
-            pixels = normalise(pixels)
+            pixels = normalise(pixels, settings.of)
             if settings.mixes:
                 pixels = torch.lerp(pixels.flip(0), pixels, mix.to(pixels.dtype))
             logits = self.forward(pixels).float()

@@ -7,8 +7,18 @@ import dataclasses
 import pytest
 
 from search_spaces.architecture import Architecture, Conv, Residual
-from search_spaces.constraints import Clock, Constraint, InfeasibleError, Limits, certify, check, limit_rows
+from search_spaces.constraints import (
+    Clock,
+    Constraint,
+    InfeasibleError,
+    Limits,
+    OwnLimit,
+    certify,
+    check,
+    limit_rows,
+)
 from search_spaces.cost import CostModel, Work
+from search_spaces.fields import DescriptionError
 from search_spaces.reference import REFERENCE_ARCHITECTURE
 
 
@@ -195,3 +205,46 @@ def test_limit_rows_say_every_limit_in_force_and_how_far_it_is() -> None:
     assert rows["macs"].met is True
     assert (rows["epoch_s"].value, rows["epoch_s"].distance) == ("32.0 s", "8.0 s left")
     assert limit_rows(limits, REFERENCE_ARCHITECTURE)[-1].met is None  # nobody could predict it
+
+
+def test_own_limits_are_strict_and_need_what_was_measured() -> None:
+    limits = Limits(own=(OwnLimit("energy_mj", 5.0, "mine.py:energy 0123456789ab"), OwnLimit("size_kb", 702.784)))
+    size = REFERENCE_ARCHITECTURE.params * 4 / 1_000
+    assert size == 702.784
+    names = [c.name for c in check(REFERENCE_ARCHITECTURE, limits)]
+    assert "energy_mj" not in names  # nobody measured it
+    assert not _constraint("size_kb", REFERENCE_ARCHITECTURE, limits).feasible  # equal is not below
+    for value, feasible in ((4.999, True), (5.0, False), (7.0, False)):
+        found = check(REFERENCE_ARCHITECTURE, limits, measured={"energy_mj": value})
+        assert next(c for c in found if c.name == "energy_mj").feasible == feasible
+    with pytest.raises(InfeasibleError, match="energy_mj 7, not below 5"):
+        certify(REFERENCE_ARCHITECTURE, limits, measured={"energy_mj": 7.0})
+    row = limit_rows(limits, REFERENCE_ARCHITECTURE, measured={"energy_mj": 3.5})[-2]
+    assert (row.label, row.required, row.value, row.distance, row.met) == ("energy_mj", "< 5", "3.5", "1.5 left", True)
+    assert limit_rows(limits, REFERENCE_ARCHITECTURE)[-2].met is None
+
+
+def test_a_limit_on_the_size_is_one_on_the_parameters_for_spaces() -> None:
+    limits = Limits(own=(OwnLimit("size_kb", 100.0), OwnLimit("latency_ms", 1.0))).to_decode
+    assert (limits.max_params, limits.own) == (25_000, ())
+    assert Limits(max_params=300, own=(OwnLimit("size_kb", 100.0),)).to_decode.max_params == 300
+
+
+def test_limits_survive_json_and_say_nothing_of_what_they_are_without() -> None:
+    assert set(Limits().to_json()) == {"max_params", "min_receptive_field", "max_macs", "max_epoch_s"}
+    for limits in (Limits(), Limits(own=(OwnLimit("a", 1.0, "f.py:g 12"), OwnLimit("size_kb", 9.0)), n_classes=3)):
+        assert Limits.from_json(limits.to_json()) == limits
+    for wrong in ({"own": 3}, {"own": [3]}, {"own": [{"name": "a"}]}, {"n_classes": 0}):
+        with pytest.raises(DescriptionError):
+            Limits.from_json(wrong)
+    for names in (("a", "a"), ("parameters",), ("max_macs",)):
+        with pytest.raises(DescriptionError, match="a name of its own"):
+            Limits(own=tuple(OwnLimit(name, 1.0) for name in names))
+
+
+def test_a_network_has_an_output_for_each_class() -> None:
+    limits = Limits(n_classes=100)
+    with pytest.raises(InfeasibleError, match="10 outputs, not 100"):
+        certify(REFERENCE_ARCHITECTURE, limits)
+    assert limits.adapted(REFERENCE_ARCHITECTURE).params == REFERENCE_ARCHITECTURE.params + 90 * 16
+    assert Limits().adapted(REFERENCE_ARCHITECTURE) is REFERENCE_ARCHITECTURE

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +12,8 @@ import numpy as np
 import pytest
 
 from search_spaces import SPACES
-from search_spaces.constraints import Limits
+from study import describe
+from study.command_line.own import own_limits
 from study.machine.paths import REPOSITORY, RESULTS
 
 MAX_LINES = 150
@@ -130,47 +129,33 @@ def test_trees_are_those_of_the_spaces():
             assert f"`{name}`" in file.read_text()
 
 
-def _python(file: Path) -> str:
-    """The only block of Python in `file`."""
-    [block] = re.findall(r"^```python\n(.*?)^```$", file.read_text(), re.MULTILINE | re.DOTALL)
-    return block
+def _blocks(file: Path) -> list[str]:
+    """The blocks of Python in `file`."""
+    return re.findall(r"^```python\n(.*?)^```$", file.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def test_the_exported_network_is_used_as_shown(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(REPOSITORY)
     names: dict[str, object] = {}
-    exec(_python(READMES["."]), names)
+    (block,) = _blocks(READMES["."])
+    exec(block, names)
     assert names["classes"].shape == (8,)  # type: ignore[attr-defined]
 
 
-@pytest.fixture
-def inverted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The space that search_spaces/README.md writes as an example, registered."""
-    (tmp_path / "inverted.py").write_text(_python(READMES["search_spaces"]))
-    monkeypatch.syspath_prepend(tmp_path)
-    module = importlib.import_module("inverted")
-    monkeypatch.setitem(SPACES, "inverted", module.InvertedSpace)
-    yield module
-    del sys.modules["inverted"]
-
-
 @pytest.mark.slow
-def test_a_space_of_your_own_meets_the_contract(inverted: ModuleType, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(REPOSITORY / "tests" / "search_spaces")
-    contract = importlib.import_module("test_contract")
-    space = inverted.InvertedSpace()
-    contract.test_name_version_and_tree(space)
-    contract.test_dimensions_are_fixed(space)
-    contract.test_decode_is_deterministic_and_leaves_its_input_alone(space)
-    contract.test_spaces_share_the_dimensions_of_training(space)
-    for limits in contract.LIMITS.values():
-        contract.test_anchors_decode_feasibly(space, limits)
-        contract.test_samples_are_feasible_and_survive_json(space, limits)
-    for odd in contract.ODD_LIMITS:
-        contract.test_odd_limits_are_met(space, odd)
-    contract.test_impossible_limits_are_named(space, Limits(max_params=500), "parameters")
-    contract.test_analytic_figures_equal_the_built_module(space)
-    contract.test_one_training_step(space)
+def test_a_space_of_your_own_meets_the_contract(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "inverted.py"
+    file.write_text(_blocks(READMES["search_spaces"])[0])
+    try:
+        assert describe.main([f"{file}:InvertedSpace", "--check"]) == 0, capsys.readouterr().out
+    finally:
+        SPACES.pop("inverted", None)
+
+
+def test_a_limit_of_your_own_is_one(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(_blocks(READMES["search_spaces"])[1])
+    (limit,) = own_limits([f"{tmp_path / 'mine.py'}:activations"]).limits
+    assert (limit.name, limit.bound) == ("largest_map_kb", 150.0)
 
 
 def test_published_networks_meet_the_limits():

@@ -17,9 +17,7 @@ from study.machine.paths import RUNS
 
 def parsed(*words: str, space: bool = False, device: bool = False) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    add_study_options(parser)
-    if space:
-        parser.add_argument("--space")
+    add_study_options(parser, creates=space)
     if device:
         parser.add_argument("--device", default="auto")
     return parser.parse_args(words)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from optuna.trial import TrialState
 from stage import CONFIG, COST, Stage
 
 from search_spaces import get_space
-from search_spaces.constraints import Limits
+from search_spaces.constraints import Limits, OwnLimit
 from search_spaces.dilated import DilatedSpace
 from search_spaces.space import Decoded
+from study.command_line.own import OwnLimits
 from study.data import cifar10
 from study.errors import UserError
 from study.search import asking
-from study.search.asking import Asked
+from study.search.asking import N_REDRAWS, Asked
 from study.search.creation import anchors, refuse_impossible
 from study.search.plan import Given
 from study.search.sampling import N_STARTUP_TRIALS, sampler_seed, training_seed
@@ -30,10 +32,10 @@ from study.storage import patience
 SPACE = get_space("dilated")
 
 
-def ask(stage: Stage, n_slots: int = 100) -> Asked:
+def ask(stage: Stage, n_slots: int = 100, own: OwnLimits | None = None) -> Asked:
     claim = stage.slots.claim(n_slots)
     assert claim is not None
-    return stage.asker().ask(claim)
+    return stage.asker(own).ask(claim)
 
 
 def test_the_anchors_come_first_and_are_run_as_they_are(stage: Stage) -> None:
@@ -119,6 +121,48 @@ def test_what_breaks_a_limit_is_not_handed_on(
     assert asked.reason.startswith("infeasible: ")
     assert asked.trial.constraints["parameters"] > 0
     assert "candidate" not in asked.trial.user_attrs
+
+
+def counting(values: Iterator[float]) -> OwnLimits:
+    """A limit of a file, below 5, on what comes next in `values`."""
+    return OwnLimits((OwnLimit("next", 5.0, "mine.py:f 12"),), {"next": lambda architecture: ("next", next(values), 5)})
+
+
+def test_samples_are_drawn_again_for_an_own_limit(empty_study: Path, tmp_path: Path) -> None:
+    values = iter([9.0, 9.0, 4.0])
+    own = counting(values)
+    config = dataclasses.replace(CONFIG, limits=Limits(own=own.limits))
+    stage = Stage(Path(shutil.copy(empty_study, tmp_path)), config)
+    asked = ask(stage, own=own)
+    assert asked.candidate is not None
+    assert asked.anchor is None  # the one of this slot breaks the limit
+    assert asked.trial.user_attrs["redraws"] == 2
+    assert asked.trial.user_attrs["measured"] == {"next": 4.0}
+    assert asked.trial.constraints["next"] == -1.0
+    # A repeat decides the same without measuring again.
+    stage.study.tell(asked.trial, state=TrialState.FAIL)
+    stage.slots.failed(asked.claim, asked.trial.number)
+    again = ask(stage, own=counting(iter([])))
+    assert (again.candidate, again.trial.user_attrs["measured"]) == (asked.candidate, {"next": 4.0})
+
+
+def test_what_no_sample_meets_is_infeasible(empty_study: Path, tmp_path: Path) -> None:
+    own = counting(itertools.repeat(7.0))
+    config = dataclasses.replace(CONFIG, limits=Limits(own=own.limits))
+    stage = Stage(Path(shutil.copy(empty_study, tmp_path)), config)
+    asked = ask(stage, own=own)
+    assert (asked.candidate, asked.reason) == (None, "infeasible: next 7, not below 5")
+    assert asked.trial.user_attrs["redraws"] == N_REDRAWS
+    assert (asked.trial.constraints["next"], asked.trial.user_attrs["measured"]) == (2.0, {"next": 7.0})
+    with pytest.raises(UserError, match=r"add --limit mine\.py:f"):
+        ask(stage)
+
+
+def test_the_data_set_decides_on_outputs_and_flips(empty_study: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, limits=Limits(n_classes=7), mirrored=False)
+    asked = ask(Stage(Path(shutil.copy(empty_study, tmp_path)), config))
+    assert asked.candidate is not None
+    assert (asked.candidate.architecture.n_classes, asked.candidate.augmentation.flip_p) == (7, 0.0)
 
 
 def test_given_candidates_are_trained_whatever_the_limits_are_now(empty_study: Path, tmp_path: Path) -> None:

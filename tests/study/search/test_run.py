@@ -11,6 +11,7 @@ import optuna
 import pytest
 
 from search_spaces import get_space
+from study.data.cifar10 import CIFAR10
 from study.errors import UserError
 from study.executors.local import ThisMachine
 from study.machine.hardware import n_loaders
@@ -29,8 +30,8 @@ def test_more_trials_at_once_than_cores_are_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     for name, found in {
-        "study.data.cifar10.find_folder": tmp_path,
-        "study.data.cifar10.load_train": None,
+        "study.data.opening.open_data": CIFAR10,
+        "study.data.opening.load_train": None,
         "study.calibration.prices.calibrate": SimpleNamespace(precision="float32"),
         "study.calibration.concurrency.known_rates": {},
         "study.machine.hardware.n_cores": 2,

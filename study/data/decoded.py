@@ -1,0 +1,50 @@
+"""Decoded images, kept in the user's cache and read as memory maps."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from study.errors import UserError, first_line
+from study.machine.cache import complain
+from study.machine.paths import cache_dir
+
+T = TypeVar("T")
+
+
+def decoded(decode: Callable[..., T], arguments: tuple[Any, ...], checked: Callable[[T], T], name: str) -> T:
+    """What `decode` returns, its arrays as maps of a copy in the cache, which is made if there is none.
+
+    Args:
+        decode: Reads the original files of a data set: its first argument, `folder`, is where they lie, and the others
+            tell them from all others.
+        arguments: Of `decode`.
+        checked: Returns what it is given, or raises where that is no such copy.
+        name: Of the data set.
+
+    Raises:
+        UserError: The original files are missing or damaged.
+    """
+    for _ in range(2):  # a damaged copy is made anew
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", module="joblib")  # a copy that cannot be written is a warning of its
+                return checked(_remembered(decode).call_and_shelve(*arguments).get())
+        except UserError:
+            raise
+        except Exception as error:  # whatever joblib, pickle and the system have against the copy
+            if multiprocessing.parent_process() is None:  # which loads it first, and says so for its workers
+                complain(f"the decoded copy of {name} in the cache cannot be used ({first_line(error)}): decoded anew")
+            with contextlib.suppress(Exception):  # half a copy must not stay, least of all on a full disk
+                _remembered(decode).clear(warn=False)
+    return decode(*arguments)
+
+
+def _remembered(decode: Callable[..., Any]) -> Any:
+    """`decode` with a memory, joblib's."""
+    import joblib  # whoever looks for the data set alone, as --help does, need not wait for it
+
+    return joblib.Memory(cache_dir(), mmap_mode="r", verbose=0).cache(decode, ignore=["folder"])

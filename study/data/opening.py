@@ -1,0 +1,72 @@
+"""The data set that `--data` or $STUDY_DATA means: CIFAR-10, another one of torchvision's, or the user's own folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+
+from study.data import cifar10
+from study.data.cifar10 import CIFAR10, SIDE, Images, own_folder
+from study.data.dataset import DataSet
+from study.data.decoded import decoded
+from study.data.folders import Part, decode_folder, is_data, listing
+from study.data.torchvision_sets import SETS, decode_torchvision
+
+
+def is_cifar10(data: str | None = None) -> bool:
+    """Whether that is what is meant, whether or not it is there."""
+    named = data or os.environ.get("STUDY_DATA") or CIFAR10.name
+    return named not in SETS.keys() - {"CIFAR10"} and not is_data(named)
+
+
+def open_data(data: str | None = None) -> DataSet:
+    """The data set that is meant; other ones than CIFAR-10 are read and measured, if they were not before.
+
+    Raises:
+        UserError: There is none, it cannot be downloaded, or its files are not as they should be.
+    """
+    if is_cifar10(data):
+        return dataclasses.replace(CIFAR10, source=str(cifar10.find_folder(data).resolve()))
+    return _other(data or os.environ["STUDY_DATA"], train=True).of
+
+
+def load_train(source: str) -> Images:
+    """All training images of the data set whose `source` it is, memory-mapped from the user's cache."""
+    return cifar10.load_train(source) if is_cifar10(source) else _other(source, train=True)
+
+
+def load_test(source: str) -> Images:
+    """Its test images. For final models alone: nothing may be chosen from them."""
+    if is_cifar10(source):
+        return cifar10.load_test(source)
+    return dataclasses.replace(_other(source, train=False), of=_other(source, train=True).of)
+
+
+def _other(source: str, train: bool) -> Images:
+    """A part of another data set than CIFAR-10; of test images `of` holds what was measured of them."""
+    if source in SETS:
+        name, mirrored, arguments = source, SETS[source].mirrored, (str(own_folder()), source, train)
+
+        def whole(found: tuple[Part, tuple[str, ...], int]) -> tuple[Part, tuple[str, ...], int]:
+            _whole(found[0])
+            return found
+
+        part, classes, n_test = decoded(decode_torchvision, arguments, whole, name)
+    else:
+        found = listing(Path(source).resolve())
+        name, source = found.root.name, str(found.root)
+        part = decoded(decode_folder, (source, found.stamp, train), _whole, name)
+        classes, n_test, mirrored = found.classes, len(found.test), found.mirrored
+    pixels, labels, (mean, std), digest = part
+    of = DataSet(name, classes, mean, std, len(labels), n_test, digest, mirrored, source)
+    return Images(pixels, labels, of)
+
+
+def _whole(part: Part) -> Part:
+    pixels, labels, _, digest = part
+    if pixels.shape != (len(labels), SIDE, SIDE, 3) or pixels.dtype != np.uint8 or not isinstance(digest, str):
+        raise ValueError("it holds other arrays")
+    return part
