@@ -70,7 +70,7 @@ def _plan(options: argparse.Namespace, argv: Sequence[str] | None) -> SearchPlan
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m study.run",
-        description="Search small CIFAR-10 networks under hard limits. Omitted options of an existing study "
+        description="Search small networks under hard limits. Omitted options of an existing study "
         "take its stored values; different ones are refused.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n"

@@ -22,6 +22,8 @@ _TRAIN, _TEST, _TARGET, _WRONG, _GREY = "#7a8793", "#0b6fb8", "#2e8b57", "#b3261
 _DPI = 150
 _MISSES_PER_ROW = 10
 _MISS_ROWS = 6
+_COUNTED_CLASSES = 20
+"""More of them leave no room for counts in a confusion matrix."""
 _UPSCALE = 5
 """Screen pixels per image pixel in the sheet of misses; a whole number keeps every pixel square."""
 
@@ -143,11 +145,12 @@ def draw_confusion(confusion: np.ndarray, file: Path, classes: Sequence[str] = C
     """
     totals, names = confusion.sum(1), classes[: len(confusion)]
     shares = confusion / np.maximum(totals, 1)[:, None]
-    figure = _figure(7.6, 6.6)
+    few = len(names) <= _COUNTED_CLASSES
+    figure = _figure(7.6, 6.6) if few else _figure(13, 12)
     axes = figure.subplots()
     # Mistakes are a few per cent each; a root scale keeps them visible beside the diagonal.
     axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.45, 0, 1))
-    for (row, column), count in np.ndenumerate(confusion):
+    for (row, column), count in np.ndenumerate(confusion) if few else ():
         axes.text(
             column,
             row,
@@ -169,7 +172,7 @@ def draw_confusion(confusion: np.ndarray, file: Path, classes: Sequence[str] = C
     )
     recall.set_ylabel("share of the true class classified correctly", labelpad=8)
     for each in (axes, recall):
-        each.tick_params(length=0)
+        each.tick_params(length=0, **({} if few else {"labelsize": min(8, 700 / len(names))}))
         each.spines[:].set_visible(False)
     _title(axes, f"{int(np.trace(confusion)):,} of {int(totals.sum()):,} test images classified correctly")
     _save(figure, file)

@@ -9,17 +9,20 @@ from pathlib import Path
 import numpy as np
 
 from study.data import cifar10
-from study.data.cifar10 import CIFAR10, SIDE, Images, own_folder
+from study.data.cifar10 import CIFAR10, FOLDER, SIDE, Images, own_folder
 from study.data.dataset import DataSet
 from study.data.decoded import decoded
 from study.data.folders import Part, decode_folder, is_data, listing
 from study.data.torchvision_sets import SETS, decode_torchvision
+from study.machine.files import what_is
 
 
 def is_cifar10(data: str | None = None) -> bool:
     """Whether that is what is meant, whether or not it is there."""
-    named = data or os.environ.get("STUDY_DATA") or CIFAR10.name
-    return named not in SETS.keys() - {"CIFAR10"} and not is_data(named)
+    named = data or os.environ.get("STUDY_DATA") or "CIFAR10"
+    if named in SETS:
+        return named == "CIFAR10"
+    return what_is(Path(named) / FOLDER) == "is a folder" or not is_data(named)
 
 
 def open_data(data: str | None = None) -> DataSet:
