@@ -117,7 +117,7 @@ class Asker:
             **({"queued": True} if claim.queued else {}),
         }
         # Spaces repair what they sample for every limit but the user's own.
-        samples = given is None and claim.repeats is None and not claim.queued
+        samples = trial is None and given is None and claim.repeats is None
         redraws = iter(range(1, 1 + N_REDRAWS) if samples and self._config.limits.own else ())
         while True:
             try:
@@ -130,6 +130,7 @@ class Asker:
             if redraw is None:
                 break
             params, anchor, attributes["redraws"] = self._drawn(claim, redraw), None, redraw
+            attributes.pop("measured", None)
         if anchor:
             attributes["anchor"] = anchor
         self._slots.refuse_deleted()  # sampling and building took a while
