@@ -137,9 +137,9 @@ def write_bundle(
         )
         _write_confusion(new / CONFUSION_CSV, confusion, preprocessing.classes)
         _describe(new, candidate, metrics, preprocessing, confusion)
-        bundle_figures.draw_confusion(confusion, new / CONFUSION_PNG)
+        bundle_figures.draw_confusion(confusion, new / CONFUSION_PNG, preprocessing.classes)
         bundle_figures.draw_curves(curves, new / CURVES, metrics.get("target_accuracy"))
-        bundle_figures.draw_misses(test_images, test_logits, new / MISSES)
+        bundle_figures.draw_misses(test_images, test_logits, new / MISSES, preprocessing.classes)
 
 
 def load_bundle(folder: Path) -> Bundle:

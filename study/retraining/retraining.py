@@ -10,6 +10,7 @@ from typing import Any
 from search_spaces.candidate import Augmentation
 from search_spaces.training_dimensions import lengthened
 from study.bundle.files import write_bundle
+from study.bundle.preprocessing import Preprocessing
 from study.calibration.prices import calibrate
 from study.command_line.wording import counted, duration, percent, printable
 from study.data.dataset import DataSet
@@ -66,7 +67,9 @@ def retrain(plan: RetrainPlan) -> int:
     test = load_test(seeds[0].data)
     results = [test_seed(seed, test) for seed in seeds]
     shipped, metrics = results[0], {**_metrics(target, seeds, results, place), "command": plan.command}
-    write_bundle(target.folder, seeds[0].candidate, shipped.network, metrics, shipped.curve, test, shipped.logits)
+    preprocessing = Preprocessing(data.classes, mean=data.mean, std=data.std, data=data.name)
+    tested = shipped.network, metrics, shipped.curve, test, shipped.logits
+    write_bundle(target.folder, seeds[0].candidate, *tested, preprocessing)
     print(f"Bundle: {printable(str(target.folder))}")
     print(_verdict(metrics), flush=True)
     if target.study is not None:
