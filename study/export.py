@@ -22,7 +22,8 @@ from study.bundle.files import EXPORTS, INT8, MODEL, NUMBERS, ONNX, Bundle, desc
 from study.command_line.numbers import at_least
 from study.command_line.parser import Parser, run_command
 from study.command_line.wording import aligned, percent, printable
-from study.data.cifar10 import CLASSES, Images, load_test, load_train
+from study.data.cifar10 import Images
+from study.data.opening import load_test, load_train, open_data_of
 from study.errors import StudyFailed, UserError
 from study.machine.files import numbers_as_bytes, unwritten, write_atomically
 from study.machine.hardware import hardware, versions
@@ -110,9 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise unwritten(f"The card of {str(folder)!r}", error, "Copy the bundle to where you may write.") from error
         print("Wrote its config.json and README.md")
         return 0
-    if options.images != 0 or options.int8 or options.format == "all":
-        _check_data(bundle)
-    images = _images(options)
+    images = _images(options, bundle)
     exports = _exports(bundle, options)
     measured = _measure(exports, images, tested=options.images != 0)
     print("\n".join(_table(measured, len(images), tested=options.images != 0)))
@@ -142,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         action=at_least(0),
         help="test images to compare on (default: all; 0: random ones, which need no data set, give no accuracy)",
     )
-    parser.add_argument("--data", metavar="DIR", help="folder of the data set, as study.retrain takes it")
+    parser.add_argument("--data", help="the data set, as study.retrain takes it")
     return parser
 
 
@@ -163,25 +162,12 @@ def _check(options: argparse.Namespace) -> None:
         )
 
 
-def _check_data(bundle: Bundle) -> None:
-    """Refuses to compare a network on images of other classes than its own.
-
-    Raises:
-        UserError: They are.
-    """
-    if bundle.preprocessing.classes != CLASSES:
-        raise UserError(
-            f"{str(bundle.folder)!r} is a network for {bundle.preprocessing.data}, and its images are not at hand. "
-            "With --images 0 it is compared on random ones, without --int8."
-        )
-
-
-def _images(options: argparse.Namespace) -> Images:
+def _images(options: argparse.Namespace, bundle: Bundle) -> Images:
     """What to compare on."""
     if options.images == 0:
         rng = np.random.default_rng(0)
         return Images(rng.integers(0, 256, (BATCHES[-1], 32, 32, 3), dtype=np.uint8), np.zeros(BATCHES[-1], np.int64))
-    test = load_test(options.data)
+    test = load_test(open_data_of(bundle.preprocessing.classes, options.data).source)
     return test if options.images is None else test.take(np.arange(min(options.images, len(test))))
 
 
@@ -199,7 +185,7 @@ def _exports(bundle: Bundle, options: argparse.Namespace) -> list[Export]:
         program = onnx_program(bundle.network, bundle.preprocessing)
         exports.append(Export("onnx", ONNX, program, run_by_onnxruntime(program)))
         if options.int8 or wanted == "all":
-            train = load_train(options.data)
+            train = load_train(open_data_of(bundle.preprocessing.classes, options.data).source)
             rows = np.random.default_rng(CALIBRATION_SEED).permutation(len(train))[:N_CALIBRATION]
             small = int8_program(program, _as_input(train.pixels[np.sort(rows)]), bundle.preprocessing)
             exports.append(Export("onnx int8", INT8, small, run_by_onnxruntime(small), exact=False))

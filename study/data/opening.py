@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from study.data.dataset import DataSet
 from study.data.decoded import decoded
 from study.data.folders import Part, decode_folder, is_data, listing
 from study.data.torchvision_sets import SETS, decode_torchvision
+from study.errors import UserError, shortened
 from study.machine.files import what_is
 
 
@@ -46,6 +48,22 @@ def load_test(source: str) -> Images:
     if is_cifar10(source):
         return cifar10.load_test(source)
     return dataclasses.replace(_other(source, train=False), of=_other(source, train=True).of)
+
+
+def open_data_of(classes: Sequence[str], data: str | None) -> DataSet:
+    """The data set that `data` means, for a network of `classes`.
+
+    Raises:
+        UserError: As `open_data`, or it has other classes.
+    """
+    found = open_data(data)
+    if found.classes != tuple(classes):
+        named = shortened(", ".join(classes))
+        raise UserError(
+            f"The network is for other classes ({named}) than those of {found.name}. Name the data set that it was "
+            "trained on by --data."
+        )
+    return found
 
 
 def _other(source: str, train: bool) -> Images:

@@ -12,7 +12,7 @@ import numpy as np
 from study.bundle.files import load_bundle
 from study.command_line.wording import percent, printable
 from study.data.cifar10 import SIDE, Images
-from study.data.opening import load_test, open_data
+from study.data.opening import load_test, open_data_of
 from study.errors import UserError, first_line
 from study.machine.files import DamagedFileError, read_arrays, replaced, unwritten, what_is
 from study.machine.hardware import hardware, resolve_device
@@ -33,14 +33,8 @@ def evaluate_bundle(folder: Path, data: str | None, device: str) -> int:
         raise UserError(f"The metrics.json of {str(folder)!r} records no test_accuracy_shipped to compare with.")
     if side != SIDE:
         raise UserError(f"The network of {str(folder)!r} takes images of {side} pixels, and ours have {SIDE}.")
-    test_set, n_classes = open_data(data), bundle.candidate.architecture.n_classes
-    if len(test_set.classes) != n_classes:
-        raise UserError(
-            f"The network of {str(folder)!r} tells {n_classes} classes apart, and {test_set.name} has "
-            f"{len(test_set.classes)}. Name the data set that it was trained on by --data."
-        )
     device = resolve_device(device)
-    test = load_test(test_set.source)
+    test = load_test(open_data_of(bundle.preprocessing.classes, data).source)
     _, logits = evaluate(bundle.network.to(device), test, device)
     found = accuracy(logits, test.labels)
     same = hardware(device) == bundle.metrics.get("hardware")
