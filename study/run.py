@@ -9,7 +9,6 @@ costs the trials that were running and nothing else.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
 
 from search_spaces.constraints import MEASURES, Limits
@@ -34,6 +33,7 @@ from study.search.searching import search
 from study.storage.config import DEFAULT_TARGET
 
 SETTINGS = ("space", "epochs", "train_images", "val_images", "seed", "pruner", "sampler", "precision")
+LIMITS = ("max_params", "min_receptive_field", "max_macs", "max_epoch_s")
 """Options that belong to a study's fingerprint."""
 
 
@@ -45,7 +45,7 @@ def _plan(options: argparse.Namespace, argv: Sequence[str] | None) -> SearchPlan
     from study.storage.database import command_of, retrain_command
 
     place, own = place_of(options), own_limits(options.limit)
-    limits = given(options, *(field.name for field in dataclasses.fields(Limits) if field.name != "own"))
+    limits = given(options, *LIMITS)
     return SearchPlan(
         url=place.url,
         name=place.name,

@@ -146,8 +146,8 @@ def _write_cifar10(part: str, n: int, data: str | None, only: Sequence[str] = ()
             continue
         (Path(part) / name).mkdir(parents=True)
         for row in np.flatnonzero(images.labels == label)[:n]:
-            size = tuple(int(side) for side in rng.integers(20, 90, 2))
-            Image.fromarray(np.asarray(images.pixels[row])).resize(size).save(f"{part}/{name}/{row}.png")
+            width, height = rng.integers(20, 90, 2).tolist()
+            Image.fromarray(np.asarray(images.pixels[row])).resize((width, height)).save(f"{part}/{name}/{row}.png")
 
 
 def _digits(source: dict[str, Any]) -> str:

@@ -172,7 +172,7 @@ def draw_confusion(confusion: np.ndarray, file: Path, classes: Sequence[str] = C
     )
     recall.set_ylabel("share of the true class classified correctly", labelpad=8)
     for each in (axes, recall):
-        each.tick_params(length=0, **({} if few else {"labelsize": min(8, 700 / len(names))}))
+        each.tick_params(length=0, labelsize="medium" if few else min(8, 700 / len(names)))
         each.spines[:].set_visible(False)
     _title(axes, f"{int(np.trace(confusion)):,} of {int(totals.sum()):,} test images classified correctly")
     _save(figure, file)

@@ -26,7 +26,9 @@ from study.errors import UserError, first_line, said, shortened
 from study.machine.files import is_file, what_is
 
 SPACE_FORM, LIMIT_FORM = "file.py:Class", "file.py:function"
-_loaded: dict[Path, ModuleType] = {}
+_loaded: dict[tuple[Path, str], ModuleType] = {}
+"""By the file and the beginning of its SHA-256."""
+_spaces: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,10 @@ def load_space(text: str) -> SearchSpace:
         raise UserError(f"--space {text} cannot be used: {first_line(error)}.") from error
     if not (isinstance(name, str) and name and name.isprintable() and isinstance(version, int)):
         raise UserError(f"--space {text}: its name must be text and its version a whole number.")
-    if SPACES.setdefault(name, found) is not found:
+    if name in SPACES and name not in _spaces:
         raise UserError(f"--space {text} must have a name of its own: {name!r} is another space's.")
+    _spaces.add(name)
+    SPACES[name] = found
     return space
 
 
@@ -163,30 +167,33 @@ def _load(text: str, option: str, form: str) -> tuple[Any, str]:
     if not is_file(path):
         raise UserError(f"{option} {form} must name a file: {path!r} {what_is(path)}.")
     file = Path(path).resolve()
-    if file not in _loaded:
-        _run(file, option)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    if (file, digest) not in _loaded:
+        _run(file, digest, option)
     try:
-        return getattr(_loaded[file], name), hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+        return getattr(_loaded[file, digest], name), digest
     except AttributeError as error:
         raise UserError(f"{option} {text}: the file has nothing called {name!r}.") from error
 
 
-def _run(file: Path, option: str) -> None:
+def _run(file: Path, digest: str, option: str) -> None:
     """Makes the module of `file`; what it imports may lie beside it."""
     spec = importlib.util.spec_from_file_location(f"own_{len(_loaded)}_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None
-    _loaded[file] = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look there
+    module = importlib.util.module_from_spec(spec)
+    _loaded[file, digest] = sys.modules[spec.name] = module  # dataclasses look there
     sys.path.append(str(file.parent))
     try:
-        spec.loader.exec_module(_loaded[file])
+        spec.loader.exec_module(module)
     except Exception as error:  # the user's own, of whatever kind
         where = _where(error)
-        del _loaded[file]
+        del _loaded[file, digest]
         raise UserError(f"{option}: {str(file)!r} cannot be loaded: {first_line(error)}{where}.") from error
 
 
 def _where(error: Exception) -> str:
     """The last line of the user's that raised it."""
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) in _loaded]
+    files = {file for file, _ in _loaded}
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) in files]
     return f" (line {own[-1].lineno} of {Path(own[-1].filename).name})" if own else ""

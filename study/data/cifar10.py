@@ -165,7 +165,8 @@ def _loaded(folder: Path, train: bool) -> Images:
 
 def _checked(found: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     pixels, labels = found
-    if (pixels.shape, pixels.dtype) != ((len(labels), SIDE, SIDE, 3), np.uint8) or labels.dtype != np.int64:
+    fits = pixels.shape == (len(labels), SIDE, SIDE, 3) and pixels.dtype == np.uint8
+    if not fits or labels.dtype != np.int64:
         raise ValueError(f"it holds {pixels.dtype} {pixels.shape} and {labels.dtype} {labels.shape}")
     return found
 

@@ -149,8 +149,8 @@ def decode_folder(folder: str, stamp: str, train: bool) -> Part:
 def as_part(pixels: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Part:
     """The images with what is measured of them."""
     digest = hashlib.sha256("\0".join(classes).encode())
-    digest.update(np.ascontiguousarray(pixels))
-    digest.update(np.ascontiguousarray(labels))
+    digest.update(np.ascontiguousarray(pixels).data)
+    digest.update(np.ascontiguousarray(labels).data)
     return pixels, labels, _mean_and_std(pixels), digest.hexdigest()[:12]
 
 

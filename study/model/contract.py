@@ -105,7 +105,7 @@ def _misfits(space: SearchSpace, params: Any) -> Complaints:
 
 
 def _samples(space: SearchSpace) -> Complaints:
-    n = 300
+    n = 200
     for limits in LIMITS:
         rng, ids = random.Random(1), set()
         for _ in range(n):
