@@ -125,17 +125,17 @@ def _tried(name: str, source: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cifar10_folders(source: dict[str, Any]) -> str:
-    _write_cifar10("train", 160, source["data"])
-    _write_cifar10("test", 40, source["data"])
-    return "."
+    _write_cifar10("cifar10-folders", "train", 160, source["data"])
+    _write_cifar10("cifar10-folders", "test", 40, source["data"])
+    return "cifar10-folders"
 
 
 def _two_classes(source: dict[str, Any]) -> str:
-    _write_cifar10("train", 300, source["data"], ("airplane", "frog"))
-    return "."
+    _write_cifar10("two-classes", "train", 300, source["data"], ("airplane", "frog"))
+    return "two-classes"
 
 
-def _write_cifar10(part: str, n: int, data: str | None, only: Sequence[str] = ()) -> None:
+def _write_cifar10(folder: str, part: str, n: int, data: str | None, only: Sequence[str] = ()) -> None:
     """The first `n` images of each class as files of sizes that a user's might have."""
     from study.data import cifar10
 
@@ -144,20 +144,21 @@ def _write_cifar10(part: str, n: int, data: str | None, only: Sequence[str] = ()
     for label, name in enumerate(cifar10.CLASSES):
         if only and name not in only:
             continue
-        (Path(part) / name).mkdir(parents=True)
+        target = Path(folder) / part / name
+        target.mkdir(parents=True)
         for row in np.flatnonzero(images.labels == label)[:n]:
             width, height = rng.integers(20, 90, 2).tolist()
-            Image.fromarray(np.asarray(images.pixels[row])).resize((width, height)).save(f"{part}/{name}/{row}.png")
+            Image.fromarray(np.asarray(images.pixels[row])).resize((width, height)).save(target / f"{row}.png")
 
 
 def _digits(source: dict[str, Any]) -> str:
     rows = np.loadtxt(io.StringIO(gzip.decompress(_digits_file(source["digits"])).decode()), delimiter=",")
     for row, (*pixels, label) in enumerate(rows.astype(int).tolist()):
-        target = Path("train") / str(label)
+        target = Path("digits") / "train" / str(label)
         target.mkdir(parents=True, exist_ok=True)
         grey = (np.array(pixels).reshape(8, 8) * 255 // 16).astype(np.uint8)
         Image.fromarray(grey).save(target / f"{row}.png")
-    return "."
+    return "digits"
 
 
 def _digits_file(wheel: Path | None) -> bytes:

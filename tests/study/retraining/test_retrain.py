@@ -285,7 +285,7 @@ def test_damaged_checkpoint_starts_the_seed_anew(here: type[Here], made_cifar10:
     [
         (["--epochs", "0"], "--epochs must be at least 1: 0"),
         (["--target-accuracy", "85"], "For 85% write 0.85"),
-        (["--train-images", "60000"], "between 10 and 50,000"),
+        (["--train-images", "0"], "--train-images must be at least 1: 0"),
         (["--out", "nowhere"], "There is no study"),
         (["--evaluate", "nowhere"], "nowhere"),
     ],
