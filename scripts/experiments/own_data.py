@@ -2,7 +2,7 @@
 
     python scripts/experiments/own_data.py [--only digits two-classes] [--digits scikit_learn-1.7.2-....whl]
 
-cifar10-folders   2,000 images of CIFAR-10 as PNG files of odd sizes, train/<class>/ and test/<class>/
+cifar10-folders   1,250 images of CIFAR-10 as PNG files of odd sizes, train/<class>/ and test/<class>/
 two-classes       600 of them, airplanes and frogs, in one folder: a test part is kept
 digits            scikit-learn's 1,797 grey digits of 8x8 pixels; from the package, or from its wheel by --digits
 CIFAR100, SVHN    made files of colours and noise as torchvision has them: a hundred classes, and files of MATLAB
@@ -42,8 +42,8 @@ from study.errors import UserError
 from study.machine.paths import RESULTS
 
 SCRIPT = "experiments/own_data.py"
-SEARCH = ["--trials", "3", "--epochs", "4", "--jobs", "1", "--device", "cpu"]
-RETRAIN = ["--epochs", "20", "--device", "cpu"]
+SEARCH = ["--trials", "2", "--epochs", "3", "--max-params", "50000", "--jobs", "1", "--device", "cpu"]
+RETRAIN = ["--epochs", "10", "--device", "cpu"]
 N_PREDICTED = 20
 DIGITS = "sklearn/datasets/data/digits.csv.gz"
 
@@ -86,7 +86,7 @@ def _tried(name: str, source: dict[str, Any]) -> dict[str, Any]:
     study = ["--data", data, "--out", "out"]
     commands = [
         ("run", [*SEARCH, *study]),
-        ("rerank", ["--top", "1", "--epochs", "5", "--jobs", "1", "--device", "cpu", *study]),
+        ("rerank", ["--top", "1", "--epochs", "3", "--jobs", "1", "--device", "cpu", *study]),
         ("retrain", [*RETRAIN, *study]),
         ("report", ["--out", "out"]),
     ]
@@ -125,8 +125,8 @@ def _tried(name: str, source: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cifar10_folders(source: dict[str, Any]) -> str:
-    _write_cifar10("cifar10-folders", "train", 160, source["data"])
-    _write_cifar10("cifar10-folders", "test", 40, source["data"])
+    _write_cifar10("cifar10-folders", "train", 100, source["data"])
+    _write_cifar10("cifar10-folders", "test", 25, source["data"])
     return "cifar10-folders"
 
 
