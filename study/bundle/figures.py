@@ -161,7 +161,8 @@ def draw_confusion(confusion: np.ndarray, file: Path, classes: Sequence[str] = C
             color="white" if shares[row, column] > 0.3 else "#222222" if count else "#aaaaaa",
             fontweight="bold" if row == column else "normal",
         )
-    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+    turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if few else {"rotation": 90}
+    axes.set_xticks(range(len(names)), names, **turned)
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
