@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from study.bundle.files import Bundle, load_bundle
 from study.command_line.parser import EXIT_USAGE, Parser, run_command
+from study.command_line.waiting import say_first
 from study.command_line.wording import aligned, printable
 from study.data.cifar10 import CLASSES
 from study.errors import said
@@ -64,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         UserError: The bundle cannot be read.
     """
     options = _parser().parse_args(argv)
+    say_first(f"Loading {options.bundle}", sys.stderr)
     bundle = load_bundle(Path(options.bundle))
     readable: list[str] = []
     pixels: list[np.ndarray] = []

@@ -22,6 +22,7 @@ from search_spaces.yardstick import YARDSTICK
 from study.command_line.numbers import at_least, between, fraction
 from study.command_line.options import add_study_options, add_training_options, by_device, cluster_of, place_of
 from study.command_line.parser import Parser, run_command
+from study.command_line.waiting import say_first
 from study.data.cifar10 import CLASSES, N_TRAINING
 from study.errors import UserError
 from study.retraining.plan import RetrainPlan
@@ -35,12 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.teacher_epochs is not None and not options.teacher:
         raise UserError(f"--teacher-epochs {options.teacher_epochs} needs --teacher.")
     if options.evaluate is not None:
+        say_first(f"Testing the bundle {options.evaluate} again")
         return evaluate_bundle(Path(options.evaluate), options.data, options.device)
+    say_first(f"Retraining: for the folder {place_of(options).out}")
     return retrain(_plan(options, argv))
 
 
 def _plan(options: argparse.Namespace, argv: Sequence[str] | None) -> RetrainPlan:
-    from study.storage.database import command_of
+    from study.storage.commands import command_of
 
     place = place_of(options)
     return RetrainPlan(

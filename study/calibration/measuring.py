@@ -30,10 +30,14 @@ from study.model.network import build
 from study.training.step import autocast, graph_of
 
 BATCH = 128
-SLICE_S = 0.4
-"""Of a single measurement: all of them together take less than 20 seconds."""
+SLICE_S = 0.2
+"""Of a single measurement: all of them together take less than 10 seconds on two cores."""
 
 N_TIMED = 6
+AGREE = 1.03
+"""Two runs that differ by no more than this factor need no third one."""
+CLEAR = 1.3
+"""A precision that is faster by this factor need not be compared again."""
 N_ROUNDS = 2
 _SPOILED: set[str] = set()
 """What this process is not to try."""
@@ -105,6 +109,8 @@ def _faster_precision(device: str) -> str:
     for _ in range(2 * N_ROUNDS):  # in turns, so that a busy moment of the machine hits both
         for name in timed:
             timed[name] = min(timed[name], _seconds_per_image(REFERENCE_ARCHITECTURE, device, name))
+        if max(timed.values()) > CLEAR * min(timed.values()):
+            break
     return min(timed, key=timed.__getitem__)
 
 
@@ -161,7 +167,7 @@ def _fastest_seconds(device: str, step: Callable[[], None], what: str) -> float:
             torch.cuda.synchronize()
         times: list[float] = []
         began = time.perf_counter()
-        while len(times) < 2 or (len(times) < N_TIMED and time.perf_counter() - began < SLICE_S):
+        while not _is_enough(times, time.perf_counter() - began):
             started = time.perf_counter()
             step()
             if device == "cuda":
@@ -174,6 +180,14 @@ def _fastest_seconds(device: str, step: Callable[[], None], what: str) -> float:
     except CaptureFailed as error:
         print(f"not measured: {what}: {error}", file=sys.stderr)
         raise SpoiledError(what) from error
+
+
+def _is_enough(times: Sequence[float], spent_s: float) -> bool:
+    """Whether no more runs need be timed."""
+    if len(times) < 2:
+        return False
+    fastest, second = sorted(times)[:2]
+    return len(times) >= N_TIMED or spent_s >= SLICE_S or second <= AGREE * fastest
 
 
 def _seconds_per_image(architecture: Architecture, device: str, precision: str) -> float:

@@ -30,7 +30,7 @@ from study.search.sampling import (
     training_seed,
 )
 from study.storage.config import StudyConfig, open_space
-from study.storage.database import best_of, cost_model_of
+from study.storage.database import HIDDEN, best_of, cost_model_of
 from study.storage.known import KnownTrials
 from study.storage.outcome import Outcome
 from study.storage.slots import Claim, SlotTable, fail_trial
@@ -110,9 +110,10 @@ class Asker:
             **({"anchor": anchor} if anchor else {}),
             **({"queued": True} if claim.queued else {}),
         }
-        candidate, reason = None, ""
+        candidate, reason, hidden = None, "", {}
         try:
             candidate, constraints = self._decoded(params, given, attributes)
+            hidden = {HIDDEN + "candidate": candidate.to_json()}
         except InfeasibleError as error:
             reason, constraints = f"infeasible: {error}", error.broken
         self._slots.refuse_deleted()  # sampling and building took a while
@@ -123,6 +124,7 @@ class Asker:
                     params=params,
                     distributions={name: self._draws.distributions[name] for name in params},
                     user_attrs=attributes,
+                    system_attrs=hidden,
                     constraints={each.name: each.value for each in constraints},
                 )
             )
@@ -131,6 +133,8 @@ class Asker:
                 trial.set_user_attr(name, value)
             for each in constraints:
                 trial.set_constraint(each.name, each.value)
+            if candidate is not None:  # last: a trial that has it can be run again
+                self._known.hide(trial.number, "candidate", candidate.to_json())
         if candidate is not None:
             publish_trial(self._study, self._storage, trial, candidate.architecture, self._artifacts)
         return Asked(claim, trial, seed, anchor, candidate, reason)
@@ -220,6 +224,5 @@ class Asker:
             "architecture_id": architecture.architecture_id,
             "repairs": list(decoded.repairs),
             "predicted_s": config.epochs * clock.epoch_s(architecture),
-            "candidate": candidate.to_json(),  # last: a trial that has it can be run again
         }
         return candidate, certified
