@@ -13,7 +13,8 @@ import pytest
 from study.machine import neighbours
 from study.machine.neighbours import Neighbours
 
-BUSY = "import os, time\nos.sched_setaffinity(0, {{{core}}})\nend = time.monotonic() + {s}\nwhile time.monotonic() < end: pass"
+BUSY = "import os, time; os.sched_setaffinity(0, {{{core}}}); end = time.monotonic() + {s}\n"
+BUSY += "while time.monotonic() < end: pass"
 
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="Linux says who is busy")

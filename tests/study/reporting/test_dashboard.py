@@ -141,9 +141,7 @@ def test_the_report_is_one_file_however_often_it_is_written(tmp_path: Path) -> N
         report.write_text(text)
         dashboard.publish_report(study, store, report)
     report.write_text("of a retrain")
-    read_only = optuna.load_study(
-        study_name="dilated", storage=open_storage(f"sqlite:///{tmp_path / 'study.db'}", True)
-    )
+    read_only = open_study(f"sqlite:///{tmp_path / 'study.db'}", "dilated")
     dashboard.publish_report(read_only, store, report, add=False)
     (meta,) = list_study_artifacts(study._storage.get_study_system_attrs(study._study_id))
     assert (meta["filename"], meta["mimetype"]) == ("report.html", "text/html")
