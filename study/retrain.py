@@ -25,9 +25,7 @@ from study.command_line.parser import Parser, run_command
 from study.command_line.waiting import say_first
 from study.data.cifar10 import CLASSES, N_TRAINING
 from study.errors import UserError
-from study.retraining.plan import RetrainPlan
-from study.retraining.retraining import EPOCHS, SEEDS, retrain
-from study.retraining.testing import evaluate_bundle
+from study.retraining.plan import EPOCHS, SEEDS, RetrainPlan
 from study.storage.config import DEFAULT_TARGET
 
 
@@ -37,8 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--teacher-epochs {options.teacher_epochs} needs --teacher.")
     if options.evaluate is not None:
         say_first(f"Testing the bundle {options.evaluate} again")
+        from study.retraining.testing import evaluate_bundle
+
         return evaluate_bundle(Path(options.evaluate), options.data, options.device)
-    say_first(f"Retraining: for the folder {place_of(options).out}")
+    chosen = "the best trial" if options.trial is None else f"trial {options.trial}"
+    what = "the reference network" if options.reference else "the published network" if options.yardstick else chosen
+    say_first(f"Retraining: {what}, in {place_of(options).out}")
+    from study.retraining.retraining import retrain
+
     return retrain(_plan(options, argv))
 
 

@@ -20,7 +20,7 @@ from study.machine.hardware import hardware, n_loaders, versions
 from study.machine.paths import REPOSITORY
 from study.model.layers import DepthwiseClass
 from study.reporting.optional import report
-from study.retraining.plan import RetrainPlan
+from study.retraining.plan import EPOCHS, SEEDS, RetrainPlan
 from study.retraining.seeds import Seed, seeds_at_once, train_all
 from study.retraining.target import Target, find_target
 from study.retraining.teacher import cost_of, teacher_of
@@ -28,8 +28,6 @@ from study.retraining.testing import Tested, test_seed
 from study.storage.folder import claim_folder
 from study.training.records import TrainingConfig
 
-EPOCHS = {"cpu": 100, "cuda": 300}
-SEEDS = {"cpu": 1, "cuda": 5}
 MAX_SNAPSHOTS = 40
 FINISH_S = 30.0
 """Of a retrain, after its last step: the test, pictures, exported files, the report."""
