@@ -32,6 +32,7 @@ _logger = logging.getLogger(__name__)
 RESTORING_S = 5.0
 _ARTIFACT = "artifacts:"
 """Begins the names of the attributes under which Optuna keeps what it knows of a file."""
+UNITS = ("#", "Operation", "Output", "Parameters", "MACs", "Receptive field")
 _ROOM = "\N{EN SPACE}"
 """Markdown drops ordinary spaces at the ends of a cell."""
 _NOTE_PART = 2045
@@ -215,11 +216,10 @@ def study_note(study: optuna.Study) -> str:
 
 
 def _layer_table(architecture: Architecture) -> str:
-    rows = list(_units(architecture))
+    rows = list(units(architecture))
     total = ("", "**total**", "", f"**{architecture.params:,}**", f"**{architecture.macs:,}**")
-    columns = ("#", "Operation", "Output", "Parameters", "MACs", "Receptive field")
     field = f"**{architecture.receptive_field}** ({architecture.receptive_field_with_pool} with the pooling)"
-    return _table(columns, [*rows, (*total, field)], numeric={3, 4, 5})
+    return _table(UNITS, [*rows, (*total, field)], numeric={3, 4, 5})
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Collection[int] = ()) -> str:
@@ -228,8 +228,9 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Colle
     return markdown_table(spaced[0], spaced[1:], numeric)
 
 
-def _units(architecture: Architecture) -> Iterator[tuple[str, ...]]:
-    """One row a convolution, join, gate, addition or pooling; the norm and activation after it are part of its row."""
+def units(architecture: Architecture) -> Iterator[tuple[str, ...]]:
+    """One row of cells (see UNITS) a convolution, join, gate, addition or pooling; the norm and activation after it are
+    part of its row."""
     names = {"BatchNorm2d": "BN", "LayerNorm2d": "LN", **{name: name for name in ACTIVATION_NAMES.values()}}
     rows: list[tuple[list[str], Any, int, int]] = []
     for op in architecture.operations:

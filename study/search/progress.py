@@ -103,7 +103,7 @@ _BAR = "{n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}"
 
 def outcome(study: optuna.Study) -> list[str]:
     """The best trials as a table, and the layers of the first; nothing where none is complete."""
-    from search_spaces.layer_table import layer_table
+    from study.reporting.dashboard import UNITS, units
     from study.storage.database import candidate_of, ranked_trials
 
     best = ranked_trials(study)[:N_BEST]
@@ -115,7 +115,7 @@ def outcome(study: optuna.Study) -> list[str]:
         figures = whole(attrs.get("params")), whole(attrs.get("receptive_field")), millions(attrs.get("macs"))
         rows.append((str(trial.number), _percent(trial.value), *figures, duration(attrs.get("wall_s"))))
     heading = f"Best {len(best)} of {study.study_name}, by validation accuracy" if len(best) > 1 else "Best trial"
-    layers = layer_table(candidate_of(best[0]).architecture).splitlines()
+    layers = aligned([UNITS, *units(candidate_of(best[0]).architecture)])
     return ["", heading, *aligned(rows), "", f"Layers of trial {best[0].number}", *layers, ""]
 
 

@@ -124,6 +124,7 @@ def test_a_capture_that_fails_is_left_out_by_another_process(
 
 
 def test_slow_steps_are_repeated_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "_started", math.inf)
     clock = itertools.count(step=measuring.SLICE_S)
     monkeypatch.setattr(measuring.time, "perf_counter", lambda: float(next(clock)))
     calls: list[int] = []

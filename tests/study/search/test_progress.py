@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
+import struct
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -36,12 +39,12 @@ def test_on_a_terminal_a_line_for_every_trial_stays_above_one_bar(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
     os.set_blocking(controller, False)
     shown = b""
     with os.fdopen(terminal, "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         monkeypatch.setattr(sys, "stderr", stream)
-        monkeypatch.setenv("COLUMNS", "100")
         stage.skip_anchors()
         n_trials = stage.n_anchors + 3
         assert stage.play(["complete", "pruned", "failed", "complete"], trials=n_trials) == "done"
@@ -77,4 +80,4 @@ def test_the_best_five_and_the_layers_of_the_first(stage: Stage) -> None:
     params = candidate_of(stage.trials()[0]).architecture.params
     assert f"{params:,}" in lines[3]
     assert "Layers of trial 0" in lines
-    assert any("Params" in line for line in lines)
+    assert any("Parameters" in line for line in lines)
