@@ -16,6 +16,8 @@ from study.machine.hardware import versions
 
 START_S = 12.0
 """Of a run, before its first trial and after its last: workers that load torch, the report."""
+LONG_S = 10.0
+"""Of predicted epochs: beside shorter ones the choice of kernels in the first step weighs too much."""
 MEMORY = 50
 """Trials that count as the past: older ones are forgotten as new ones come."""
 
@@ -60,14 +62,15 @@ class Experience:
             predicted_s: Seconds predicted for these, as slow as trials at once make each other.
             jobs: Trials at once.
         """
-        beside_s = ((elapsed_s - START_S) * min(jobs, n_trials) - epochs_s) / n_trials
+        factor = epochs_s / predicted_s if predicted_s >= LONG_S * n_trials else self.factor
+        beside_s = ((elapsed_s - START_S) * min(jobs, n_trials) - factor * predicted_s) / n_trials
         share = n_trials / (n_trials + self.n_trials)
 
         def mixed(old: float, new: float, least: float, most: float) -> float:
             return (1 - share) * old + share * min(max(new, least), most)
 
         return Experience(
-            factor=mixed(self.factor, epochs_s / predicted_s, 0.05, 20),
+            factor=mixed(self.factor, factor, 0.05, 20),
             beside_s=mixed(self.beside_s, beside_s, 0, 3600),
             n_trials=min(MEMORY, n_trials + self.n_trials),
         )

@@ -106,14 +106,13 @@ class Asker:
             "attempt": claim.attempt,
             "sampler_seed": sampler_seed(self._config.seed, claim.slot, claim.attempt),
             "training_seed": seed,
-            "versions": self._versions,
             **({"anchor": anchor} if anchor else {}),
             **({"queued": True} if claim.queued else {}),
         }
-        candidate, reason, hidden = None, "", {}
+        candidate, reason, hidden = None, "", {"versions": self._versions}
         try:
             candidate, constraints = self._decoded(params, given, attributes)
-            hidden = {HIDDEN + "candidate": candidate.to_json()}
+            hidden["candidate"] = candidate.to_json()  # last: a trial that has it can be run again
         except InfeasibleError as error:
             reason, constraints = f"infeasible: {error}", error.broken
         self._slots.refuse_deleted()  # sampling and building took a while
@@ -124,7 +123,7 @@ class Asker:
                     params=params,
                     distributions={name: self._draws.distributions[name] for name in params},
                     user_attrs=attributes,
-                    system_attrs=hidden,
+                    system_attrs={HIDDEN + name: value for name, value in hidden.items()},
                     constraints={each.name: each.value for each in constraints},
                 )
             )
@@ -133,8 +132,8 @@ class Asker:
                 trial.set_user_attr(name, value)
             for each in constraints:
                 trial.set_constraint(each.name, each.value)
-            if candidate is not None:  # last: a trial that has it can be run again
-                self._known.hide(trial.number, "candidate", candidate.to_json())
+            for name, value in hidden.items():
+                self._known.hide(trial.number, name, value)
         if candidate is not None:
             publish_trial(self._study, self._storage, trial, candidate.architecture, self._artifacts)
         return Asked(claim, trial, seed, anchor, candidate, reason)

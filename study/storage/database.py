@@ -163,7 +163,7 @@ def stored(trial: FrozenTrial, name: str) -> Any:
 
     Args:
         trial: Of ours.
-        name: "candidate", the candidate's JSON, or "curve", a list of epoch records.
+        name: "candidate", the candidate's JSON, "curve", a list of epoch records, or "versions", by package.
     """
     return trial.system_attrs.get(HIDDEN + name, trial.user_attrs.get(name))
 

@@ -112,7 +112,7 @@ def test_a_trial_fits_its_page_and_counts_epochs_from_1(dashboard: str, browser:
     for study, epochs in zip(studies(dashboard), (1, 2), strict=True):
         for trial in study["trials"]:
             address = f"{dashboard}/dashboard/studies/{study['id']}/trials?numbers={trial['number']}"
-            text = page(browser, address, "Total")
+            text = page(browser, address, "wall_s")
             assert browser.execute_script("return document.documentElement.scrollWidth") <= WIDTH
             assert [step["step"] for step in trial["intermediate_values"]] == list(range(1, epochs + 1))
             assert "candidate_id" in text
