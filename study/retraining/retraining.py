@@ -13,7 +13,7 @@ from study.bundle.files import write_bundle
 from study.calibration.experience import START_S, experience
 from study.calibration.prices import calibrate
 from study.command_line.wording import counted, duration, percent, printable
-from study.data.cifar10 import find_folder, load_test, load_train
+from study.data.cifar10 import N_TEST, find_folder, load_test, load_train
 from study.errors import StudyFailed, TrialFailed
 from study.executors.workplace import Workplace, workplace
 from study.machine.hardware import hardware, n_loaders, versions
@@ -29,8 +29,8 @@ from study.storage.folder import claim_folder
 from study.training.records import TrainingConfig
 
 MAX_SNAPSHOTS = 40
-FINISH_S = 30.0
-"""Of a retrain, after its last step: the test, pictures, exported files, the report."""
+FINISH_S = 15.0
+"""Of a retrain, after its test: pictures, exported files, the report."""
 
 
 def retrain(plan: RetrainPlan) -> int:
@@ -111,6 +111,8 @@ def _prepare(plan: RetrainPlan, target: Target, place: Workplace) -> tuple[list[
         lesson = cost.epoch_seconds(teacher.candidate.architecture, n_train)
         # Its own training, and its forward passes, a third of one, in every epoch of every seed.
         seconds += lesson * (teacher.config.epochs + epochs * n_seeds / 3 / gain)
+    n_tests = min(MAX_SNAPSHOTS, epochs) + n_seeds - 1
+    seconds += n_tests * cost.epoch_seconds(candidate.architecture, 0, N_TEST)
     seconds = START_S + FINISH_S + experience(place.call(hardware, device)).factor * seconds
     params, how_many = candidate.architecture.params, counted(n_seeds, "seed") + f" ({jobs} at once)" * (jobs > 1)
     print(f"  retrain  {target.facts['name']}: candidate {candidate.candidate_id}, {params:,} parameters")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import TINY
 from nbclient import NotebookClient
 
 from study.machine.paths import REPOSITORY
@@ -29,7 +28,7 @@ def test_it_runs_from_top_to_bottom(made_cifar10: Path, tmp_path: Path, monkeypa
     given = {
         "REPOSITORY": "",
         "TRIALS": 2,
-        "SEARCH": [*TINY, "--jobs", "1"],
+        "SEARCH": ["--train-images", "200", "--val-images", "100", "--epochs", "1", "--device", "cpu", "--jobs", "1"],
         "RETRAIN": ["--epochs", "1", "--train-images", "200", "--device", "cpu"],
         "OUT": str(tmp_path / "out"),
     }
