@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from search_spaces.space import SearchSpace
 from study.bundle.files import CANDIDATE, load_candidate
 from study.command_line.options import add_study_options, place_of
 from study.command_line.parser import Parser, run_command
+from study.command_line.waiting import say_first
 from study.command_line.wording import aligned, printable
 from study.errors import UserError
 from study.machine.files import what_is
@@ -54,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = "both" if options.target is not None else "neither"
         raise UserError(f"Name either a target or --trial N, not {given}. Targets: {_targets()}.")
     if options.trial is not None:
+        say_first(f"Reading trial {options.trial}", sys.stderr)
         facts, text = _trial(options)
     elif options.target == _REFERENCE:
         facts, text = _candidate(REFERENCE, "The reference network")

@@ -37,6 +37,7 @@ STD = (0.2470, 0.2435, 0.2616)
 N_TRAINING = 50_000
 N_VALIDATION = 5_000
 N_SEARCH = N_TRAINING - N_VALIDATION
+N_TEST = 10_000
 SPLIT_SEED = 0
 """Seed of the split into N_SEARCH images to search on and N_VALIDATION to validate; the same for every study."""
 

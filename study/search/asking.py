@@ -30,7 +30,7 @@ from study.search.sampling import (
     training_seed,
 )
 from study.storage.config import StudyConfig, open_space
-from study.storage.database import best_of, cost_model_of
+from study.storage.database import HIDDEN, best_of, cost_model_of
 from study.storage.known import KnownTrials
 from study.storage.outcome import Outcome
 from study.storage.slots import Claim, SlotTable, fail_trial
@@ -106,13 +106,13 @@ class Asker:
             "attempt": claim.attempt,
             "sampler_seed": sampler_seed(self._config.seed, claim.slot, claim.attempt),
             "training_seed": seed,
-            "versions": self._versions,
             **({"anchor": anchor} if anchor else {}),
             **({"queued": True} if claim.queued else {}),
         }
-        candidate, reason = None, ""
+        candidate, reason, hidden = None, "", {"versions": self._versions}
         try:
             candidate, constraints = self._decoded(params, given, attributes)
+            hidden["candidate"] = candidate.to_json()  # last: a trial that has it can be run again
         except InfeasibleError as error:
             reason, constraints = f"infeasible: {error}", error.broken
         self._slots.refuse_deleted()  # sampling and building took a while
@@ -123,6 +123,7 @@ class Asker:
                     params=params,
                     distributions={name: self._draws.distributions[name] for name in params},
                     user_attrs=attributes,
+                    system_attrs={HIDDEN + name: value for name, value in hidden.items()},
                     constraints={each.name: each.value for each in constraints},
                 )
             )
@@ -131,6 +132,8 @@ class Asker:
                 trial.set_user_attr(name, value)
             for each in constraints:
                 trial.set_constraint(each.name, each.value)
+            for name, value in hidden.items():
+                self._known.hide(trial.number, name, value)
         if candidate is not None:
             publish_trial(self._study, self._storage, trial, candidate.architecture, self._artifacts)
         return Asked(claim, trial, seed, anchor, candidate, reason)
@@ -220,6 +223,5 @@ class Asker:
             "architecture_id": architecture.architecture_id,
             "repairs": list(decoded.repairs),
             "predicted_s": config.epochs * clock.epoch_s(architecture),
-            "candidate": candidate.to_json(),  # last: a trial that has it can be run again
         }
         return candidate, certified
