@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from study.bundle.files import CANDIDATE, load_candidate
 from study.command_line.options import add_study_options, place_of
 from study.command_line.own import SPACE_FORM, is_own, load_space
 from study.command_line.parser import EXIT_FAILED, Parser, run_command
+from study.command_line.waiting import say_first
 from study.command_line.wording import aligned, printable
 from study.errors import UserError
 from study.machine.files import what_is
@@ -61,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"--check holds a search space to its contract: name one, or {SPACE_FORM}.")
         return _check(options.target)
     if options.trial is not None:
+        say_first(f"Reading trial {options.trial}", sys.stderr)
         facts, text = _trial(options)
     elif options.target == _REFERENCE:
         facts, text = _candidate(REFERENCE, "The reference network")

@@ -19,6 +19,7 @@ from PIL import Image
 from study.bundle.files import load_bundle
 from study.command_line.numbers import at_least, between
 from study.command_line.parser import EXIT_USAGE, Parser, run_command
+from study.command_line.waiting import say_first
 from study.command_line.wording import aligned, printable
 from study.data.image_files import UnreadableImageError, read_picture
 from study.errors import UserError
@@ -55,8 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "Name images, or --serve alone for a page that takes them: "
             f"{'both are' if options.images else 'neither is'} given."
         )
-    if options.serve is not None:
-        print(f"Loading {printable(options.bundle)}", flush=True)
+    say_first(f"Loading {options.bundle}", sys.stderr)
     bundle = load_bundle(Path(options.bundle))
     from study.bundle.classifier import Classifier
 

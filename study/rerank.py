@@ -26,17 +26,20 @@ from study.command_line.options import (
     space_name,
 )
 from study.command_line.parser import Parser, run_command
+from study.command_line.waiting import say_first
 from study.search.plan import SearchPlan
 from study.search.reranking import FIDELITY, RerankPlan, rerank
 from study.storage.reranked import rerank_name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return rerank(_plan(_parser().parse_args(argv), argv))
+    options = _parser().parse_args(argv)
+    say_first(f"Re-ranking: the best candidates of the study {place_of(options).name!r}, trained longer")
+    return rerank(_plan(options, argv))
 
 
 def _plan(options: argparse.Namespace, argv: Sequence[str] | None) -> RerankPlan:
-    from study.storage.database import command_of, retrain_command
+    from study.storage.commands import command_of, next_command
 
     source = place_of(options)
     search = SearchPlan(
@@ -44,7 +47,7 @@ def _plan(options: argparse.Namespace, argv: Sequence[str] | None) -> RerankPlan
         name=rerank_name(source.name),
         out=source.out / "rerank",
         space=space_name(options),
-        next_command=retrain_command(options.storage, source.name, options.out),
+        next_commands=[next_command("study.retrain", options, source.name)],
         settings=given(options, "epochs", "train_images", "val_images"),
         jobs=options.jobs,
         timeout_s=options.timeout,
@@ -53,6 +56,7 @@ def _plan(options: argparse.Namespace, argv: Sequence[str] | None) -> RerankPlan
         checkpoint_s=options.checkpoint_every,
         cluster=cluster_of(options),
         command=command_of("study.rerank", argv, options.storage),
+        shared=source.out / "artifacts",
     )
     return RerankPlan(search, source.name, source.out, options.top)
 

@@ -22,10 +22,9 @@ from search_spaces.yardstick import YARDSTICK
 from study.command_line.numbers import at_least, fraction
 from study.command_line.options import add_study_options, add_training_options, by_device, cluster_of, place_of
 from study.command_line.parser import Parser, run_command
+from study.command_line.waiting import say_first
 from study.errors import UserError
-from study.retraining.plan import RetrainPlan
-from study.retraining.retraining import EPOCHS, SEEDS, retrain
-from study.retraining.testing import evaluate_bundle
+from study.retraining.plan import EPOCHS, SEEDS, RetrainPlan
 from study.storage.config import DEFAULT_TARGET
 
 
@@ -34,12 +33,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.teacher_epochs is not None and not options.teacher:
         raise UserError(f"--teacher-epochs {options.teacher_epochs} needs --teacher.")
     if options.evaluate is not None:
+        say_first(f"Testing the bundle {options.evaluate} again")
+        from study.retraining.testing import evaluate_bundle
+
         return evaluate_bundle(Path(options.evaluate), options.data, options.device)
+    chosen = "the best trial" if options.trial is None else f"trial {options.trial}"
+    what = "the reference network" if options.reference else "the published network" if options.yardstick else chosen
+    say_first(f"Retraining: {what}, in {place_of(options).out}")
+    from study.retraining.retraining import retrain
+
     return retrain(_plan(options, argv))
 
 
 def _plan(options: argparse.Namespace, argv: Sequence[str] | None) -> RetrainPlan:
-    from study.storage.database import command_of
+    from study.storage.commands import command_of
 
     place = place_of(options)
     return RetrainPlan(

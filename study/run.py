@@ -27,6 +27,7 @@ from study.command_line.options import (
 )
 from study.command_line.own import LIMIT_FORM, own_limits
 from study.command_line.parser import Parser, run_command
+from study.command_line.waiting import say_first
 from study.search.creation import FIDELITY
 from study.search.plan import DEFAULT_PRUNER, DEFAULT_SAMPLER, PRUNERS, SAMPLERS, SearchPlan
 from study.search.searching import search
@@ -38,11 +39,14 @@ LIMITS = ("max_params", "min_receptive_field", "max_macs", "max_epoch_s")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return search(_plan(_parser().parse_args(argv), argv))
+    options = _parser().parse_args(argv)
+    place = place_of(options)
+    say_first(f"Searching: {options.trials} trials of the study {place.name!r}, in {place.out}")
+    return search(_plan(options, argv))
 
 
 def _plan(options: argparse.Namespace, argv: Sequence[str] | None) -> SearchPlan:
-    from study.storage.database import command_of, retrain_command
+    from study.storage.commands import command_of, next_command
 
     place, own = place_of(options), own_limits(options.limit)
     limits = given(options, *LIMITS)
@@ -51,7 +55,7 @@ def _plan(options: argparse.Namespace, argv: Sequence[str] | None) -> SearchPlan
         name=place.name,
         out=place.out,
         space=space_name(options),
-        next_command=retrain_command(options.storage, place.name, options.out),
+        next_commands=[next_command(name, options, place.name) for name in ("study.rerank", "study.retrain")],
         settings=given(options, *SETTINGS),
         limits=limits | ({"own": own.limits} if own.limits else {}),
         own=own,

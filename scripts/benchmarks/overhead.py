@@ -24,7 +24,7 @@ from search_spaces import DEFAULT_SPACE, get_space
 from study.errors import UserError
 from study.machine.paths import REPOSITORY
 from study.search.sampling import distributions
-from study.storage.database import open_storage
+from study.storage.database import open_storage, stored
 from study.storage.slots import SlotTable
 
 EPOCHS, PRUNED_AFTER = 6, 3
@@ -86,7 +86,7 @@ def overhead(options: argparse.Namespace, n_recorded: int, folder: Path) -> tupl
     n_before = len(trials_of(folder / "out" / "study.db"))
     run_study(n_recorded + options.samples + options.jobs)
     trials = trials_of(folder / "out" / "study.db")[n_before:]
-    epochs_ms = [1000 * sum(epoch["wall_s"] for epoch in trial.user_attrs["curve"]) for trial in trials]
+    epochs_ms = [1000 * sum(epoch["wall_s"] for epoch in stored(trial, "curve")) for trial in trials]
     begins = [1000 * trial.datetime_start.timestamp() for trial in trials if trial.datetime_start]
     ends = [1000 * trial.datetime_complete.timestamp() for trial in trials if trial.datetime_complete]
     first = ends[0] - begins[0] - epochs_ms[0]
@@ -128,6 +128,7 @@ def fill(storage: optuna.storages.RDBStorage, name: str, n: int) -> None:
     n_there, study_id, template = len(study.trials), storage.get_study_id_from_name(name), study.trials[0]
     notes = [value for key, value in storage.get_study_system_attrs(study_id).items() if ":note_str:" in key]
     attributes = {name: value for name, value in template.user_attrs.items() if name != "anchor"}
+    attributes |= {name: stored(template, name) for name in ("candidate", "curve")}
     study.add_trials(recorded(n, attributes)[n_there:])
     for trial in study.get_trials(deepcopy=False)[n_there:]:
         trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)

@@ -24,6 +24,7 @@ from study.calibration.prices import calibrate
 from study.data.cifar10 import load_train
 from study.errors import StudyFailed
 from study.machine.paths import REPOSITORY
+from study.storage.database import stored
 
 GOAL, HELP_GOAL = "at most 10 s", "at most 0.5 s each"
 TRAIN_IMAGES, VAL_IMAGES = 128, 10
@@ -83,7 +84,7 @@ def _first_step(options: argparse.Namespace) -> tuple[float, float, float]:
     if [trial.state.name for trial in found] != ["COMPLETE"]:
         raise StudyFailed("the one trial of study.run did not complete")
     [trial] = found
-    batch_size = trial.user_attrs["candidate"]["optimisation"]["batch_size"]
+    batch_size = stored(trial, "candidate")["optimisation"]["batch_size"]
     if batch_size < TRAIN_IMAGES:
         raise StudyFailed(f"the trial must be one step of {TRAIN_IMAGES} images: its batch size is {batch_size}")
     assert trial.datetime_start is not None

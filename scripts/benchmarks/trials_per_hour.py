@@ -45,6 +45,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from study.storage.database import stored
+
     evidence.at_least(options, repeats=1, trials=1, epochs=1, jobs=1, workers=0)
     if options.jobs is not None and options.jobs > n_cores():
         raise UserError(f"--jobs must be between 1 and the {n_cores()} cores: {options.jobs}.")
@@ -59,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
             taken["ours"].append(search(options, folder, trials=options.trials, jobs=options.jobs))
             ours = sorted(trials(folder, SPACE), key=lambda trial: trial.user_attrs.get("slot", -1))
             _must_be_complete(ours, options.trials, "study.run")
-            found = [trial.user_attrs["candidate"] for trial in ours]
+            found = [stored(trial, "candidate") for trial in ours]
             if candidates and found != candidates:
                 raise StudyFailed(f"repeat {repeat + 1} of study.run sampled other candidates than the first one")
             candidates = found

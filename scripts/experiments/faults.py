@@ -184,13 +184,13 @@ def outage(out: Path, rng: random.Random, n_trials: int = 6, away_s: float = 30.
 
 def n_running(url: str) -> int:
     """Trials that were begun on a server, finished or not; 0 while it cannot be asked."""
-    from study.storage.database import open_study
+    from study.storage.database import open_study, stored
 
     try:
         trials = open_study(url, "dilated").trials
     except (UserError, StudyFailed):  # not there yet
         return 0
-    return sum("candidate" in trial.user_attrs for trial in trials)
+    return sum(stored(trial, "candidate") is not None for trial in trials)
 
 
 def left(out: Path, n_trials: int, name: str = "dilated", url: str | None = None) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def left(out: Path, n_trials: int, name: str = "dilated", url: str | None = None
     Raises:
         StudyFailed: Not exactly `n_trials` slots are finished, each once and with all its epochs.
     """
-    from study.storage.database import finished_trials, open_study
+    from study.storage.database import finished_trials, first_step, open_study, stored
 
     trials = open_study(url or f"sqlite:///{out}/study.db", name)
     finished = finished_trials(trials)
@@ -216,7 +216,12 @@ def left(out: Path, n_trials: int, name: str = "dilated", url: str | None = None
         "n_interrupted": sum(trial.state.name == "FAIL" for trial in trials.trials),
         "integrity": integrity,
     }
-    gaps = [t.number for t in finished if sorted(t.intermediate_values) != list(range(len(t.user_attrs["curve"])))]
+    first = first_step(trials)
+
+    def has_gaps(trial: Any) -> bool:
+        return sorted(trial.intermediate_values) != list(range(first, first + len(stored(trial, "curve"))))
+
+    gaps = [trial.number for trial in finished if has_gaps(trial)]
     whole = sorted(by_slot) == list(range(n_trials)) and found["n_twice"] == found["n_running"] == 0
     if not whole or gaps or integrity != "ok":
         raise StudyFailed(f"not exactly what was asked for: {found}, trials with gaps: {gaps}")

@@ -48,7 +48,7 @@ from study.errors import UserError
 from study.machine.paths import RESULTS
 from study.search.plan import PRUNERS
 from study.search.pruning import compared_epochs, make_pruner
-from study.storage.database import config_of
+from study.storage.database import config_of, first_step
 
 SCRIPT = "experiments/pruners.py"
 FORMER_DEFAULT = "halving, rung 1, factor 4"
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, trials = config_of(study), study.get_trials(deepcopy=False)
     if config.epochs < 2:
         raise UserError(f"Trials of {config.epochs} epoch cannot be pruned: record a study with --epochs 2 or more.")
-    numbers, curves = whole_curves(trials, config.epochs)
+    numbers, curves = whole_curves(trials, config.epochs, first_step(study))
     if len(numbers) < MIN_CURVES:
         raise UserError(
             f"A comparison needs at least {MIN_CURVES} complete trials of all {config.epochs} epochs: {name!r} has "
@@ -132,14 +132,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def whole_curves(trials: Sequence[optuna.trial.FrozenTrial], epochs: int) -> tuple[list[int], Floats]:
+def whole_curves(
+    trials: Sequence[optuna.trial.FrozenTrial], epochs: int, first_step: int = 0
+) -> tuple[list[int], Floats]:
     """Numbers of the complete trials and their accuracies after every epoch [trial, epoch].
 
     A trial that lacks an epoch or holds a value that is no number is left out.
     """
     found = {}
     for trial in trials:
-        curve = [trial.intermediate_values.get(epoch, np.nan) for epoch in range(epochs)]
+        curve = [trial.intermediate_values.get(first_step + epoch, np.nan) for epoch in range(epochs)]
         if trial.state.name == "COMPLETE" and np.isfinite(curve).all():
             found[trial.number] = curve
     return list(found), np.array(list(found.values()), dtype=float).reshape(-1, epochs)

@@ -33,6 +33,7 @@ COLUMNS = (
 def publish(study: optuna.Study, run: Path, folder: Path) -> None:
     """Writes the record of `study`, whose folder is `run`, into `folder`."""
     from study.reporting.report import write_report
+    from study.storage.database import stored
 
     trials, attrs = study.get_trials(deepcopy=False), study.user_attrs
     rows = [_row(trial) for trial in trials]
@@ -49,7 +50,7 @@ def publish(study: optuna.Study, run: Path, folder: Path) -> None:
                 **row,
                 "parameters": trial.params,
                 "val_accuracy_by_epoch": _curve(trial),
-                "candidate": trial.user_attrs.get("candidate"),
+                "candidate": stored(trial, "candidate"),
             }
             for row, trial in zip(rows, trials, strict=True)
         ],

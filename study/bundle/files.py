@@ -128,6 +128,7 @@ def write_bundle(
     if test_logits.shape != expected:
         raise ValueError(f"One row of logits per test image is needed: {test_logits.shape=}, {expected=}.")
     with _replaced(folder) as new:
+        print("Exporting: the network as weights and as a program", flush=True)
         _write_networks(new, candidate, network, preprocessing)
         _write_json(new / CANDIDATE, candidate.to_json())
         _write_json(new / METRICS, dict(metrics))
@@ -137,6 +138,7 @@ def write_bundle(
         )
         _write_confusion(new / CONFUSION_CSV, confusion, preprocessing.classes)
         _describe(new, candidate, metrics, preprocessing, confusion)
+        print("Drawing: curves, confusion matrix, misses", flush=True)
         bundle_figures.draw_confusion(confusion, new / CONFUSION_PNG, preprocessing.classes)
         bundle_figures.draw_curves(curves, new / CURVES, metrics.get("target_accuracy"))
         bundle_figures.draw_misses(test_images, test_logits, new / MISSES, preprocessing.classes)

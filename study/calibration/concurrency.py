@@ -25,11 +25,14 @@ import numpy as np
 
 from search_spaces.architecture import identifier
 from search_spaces.reference import REFERENCE
+from study.calibration.prices import keep_unless
+from study.command_line.waiting import said_while
 from study.data.augmentation import AugmentedBatches, training_order
 from study.data.cifar10 import Images
 from study.errors import CaptureFailed, TrialFailed
 from study.machine import cache
 from study.machine.hardware import hardware, n_cores, n_loaders, versions
+from study.machine.neighbours import Neighbours
 from study.machine.processes import end_with_parent
 from study.training.records import TrainingConfig
 
@@ -57,12 +60,17 @@ class Window:
 
 
 # Beside a GPU every second counts: it trains some hundred steps in one.
-WINDOWS = {"cpu": Window(1.0, 2.5, 2), "cuda": Window(0.2, 0.5, 1)}
+WINDOWS = {"cpu": Window(0.4, 1.0, 2), "cuda": Window(0.2, 0.5, 1)}
+ABOUT_S = 10.0
+LATE_S = 8.0
+"""After which no number takes another turn."""
 
 MOST = 8
 WORTH = 1.05
 """A larger number must be faster by this factor: every trial more at once is one that its sampler
 knows nothing about."""
+CLEAR = 1.2
+"""A number that is faster than all others by this factor need not be compared again."""
 
 
 def best_jobs(device: str, precision: str) -> tuple[int, dict[int, float]]:
@@ -85,18 +93,23 @@ def rates(device: str, precision: str) -> dict[int, float]:
     known = known_rates(device, precision)
     if known:
         return known
-    print("Measuring once how many trainings at once are fastest here (some seconds)", flush=True)
+    with said_while("Measuring once how many trainings at once are fastest here", ABOUT_S):
+        neighbours = Neighbours()
+        measured = _measured(device, precision)
+        others = neighbours.share()
+    keep_unless(others, _name(device, precision), {str(jobs): rate for jobs, rate in measured.items()})
+    return measured
+
+
+def _measured(device: str, precision: str) -> dict[int, float]:
     numbers = candidates(n_cores(), device)
     while True:
         try:
-            measured = measure(device, precision, numbers)
-            break
+            return measure(device, precision, numbers)
         except (BrokenProcessPool, BrokenBarrierError, TrialFailed, CaptureFailed):
             if len(numbers) == 1:
                 raise
             numbers = numbers[:-1]  # most likely too many for the memory
-    cache.keep(_name(device, precision), {str(jobs): rate for jobs, rate in measured.items()})
-    return measured
 
 
 def known_rates(device: str, precision: str) -> dict[int, float]:
@@ -125,11 +138,14 @@ def measure(device: str, precision: str, numbers: Sequence[int], window: Window 
         BrokenBarrierError, TrialFailed, CaptureFailed: One could not begin.
     """
     window = window or WINDOWS[device]
-    found = dict.fromkeys(numbers, 0.0)
+    found, started = dict.fromkeys(numbers, 0.0), time.monotonic()
     with trainings(device, precision, max(numbers)) as at_once:
         for _ in range(window.n_rounds):
             for jobs in numbers:
                 found[jobs] = max(found[jobs], at_once(jobs, window))
+            best, *others = sorted(found.values(), reverse=True)
+            if not others or best > CLEAR * others[0] or time.monotonic() - started > LATE_S:
+                break
     return found
 
 

@@ -30,13 +30,21 @@ from study.model.network import build
 from study.training.step import autocast, graph_of
 
 BATCH = 128
-SLICE_S = 0.4
-"""Of a single measurement: all of them together take less than 20 seconds."""
+SLICE_S = 0.2
+"""Of a single measurement: all of them together take less than 10 seconds on two cores."""
 
+PATIENCE_S = 7.0
+"""After which what is still to be measured is timed once: slow or busy machines take long enough."""
 N_TIMED = 6
+AGREE = 1.03
+"""Two runs that differ by no more than this factor need no third one."""
+CLEAR = 1.3
+"""A precision that is faster by this factor need not be compared again."""
 N_ROUNDS = 2
 _SPOILED: set[str] = set()
 """What this process is not to try."""
+_started = math.inf
+"""When this process began to measure."""
 CHANNELS = {32: 16, 16: 24, 8: 32}
 """Of the depthwise convolutions that are measured, by the side of the map: those of the space `best`."""
 
@@ -60,6 +68,8 @@ def measure(device: str, spoiled: frozenset[str] = frozenset()) -> Calibration:
         SpoiledError: Something else could not be captured.
         StudyFailed: No network can be trained here.
     """
+    global _started
+    _started = time.monotonic()
     _SPOILED.clear()
     _SPOILED.update(spoiled)
     if device == "cpu":
@@ -71,7 +81,9 @@ def measure(device: str, spoiled: frozenset[str] = frozenset()) -> Calibration:
     depthwise = _mean_seconds(plain)
     other = _mean_seconds([each for each in by_class if each not in plain and each.side == 16])
     probes = _probes()
-    rounds = [[_seconds_per_image(network, device, precision) for network in probes] for _ in range(N_ROUNDS)]
+    rounds = [[_seconds_per_image(network, device, precision) for network in probes]]
+    while len(rounds) < N_ROUNDS and not _is_late():
+        rounds.append([_seconds_per_image(network, device, precision) for network in probes])
     measured = [(network, s) for network, s in zip(probes, np.array(rounds).min(0), strict=True) if math.isfinite(s)]
     if not measured:
         raise StudyFailed(f"no network of the calibration could be trained on this device ({hardware(device)}).")
@@ -105,6 +117,8 @@ def _faster_precision(device: str) -> str:
     for _ in range(2 * N_ROUNDS):  # in turns, so that a busy moment of the machine hits both
         for name in timed:
             timed[name] = min(timed[name], _seconds_per_image(REFERENCE_ARCHITECTURE, device, name))
+        if max(timed.values()) > CLEAR * min(timed.values()) or _is_late():
+            break
     return min(timed, key=timed.__getitem__)
 
 
@@ -161,7 +175,7 @@ def _fastest_seconds(device: str, step: Callable[[], None], what: str) -> float:
             torch.cuda.synchronize()
         times: list[float] = []
         began = time.perf_counter()
-        while len(times) < 2 or (len(times) < N_TIMED and time.perf_counter() - began < SLICE_S):
+        while not _is_enough(times, time.perf_counter() - began):
             started = time.perf_counter()
             step()
             if device == "cuda":
@@ -174,6 +188,18 @@ def _fastest_seconds(device: str, step: Callable[[], None], what: str) -> float:
     except CaptureFailed as error:
         print(f"not measured: {what}: {error}", file=sys.stderr)
         raise SpoiledError(what) from error
+
+
+def _is_late() -> bool:
+    return time.monotonic() - _started > PATIENCE_S
+
+
+def _is_enough(times: Sequence[float], spent_s: float) -> bool:
+    """Whether no more runs need be timed."""
+    if len(times) < 2:
+        return bool(times) and _is_late()
+    fastest, second = sorted(times)[:2]
+    return len(times) >= N_TIMED or spent_s >= SLICE_S or second <= AGREE * fastest
 
 
 def _seconds_per_image(architecture: Architecture, device: str, precision: str) -> float:

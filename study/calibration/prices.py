@@ -1,7 +1,7 @@
 """What this machine can do: its device, the faster precision, and the price of each class of operation.
 
-Measured once (within 20 seconds), kept in the user's cache for this machine and torch version, and stored
-with every study.
+Measured once (in some ten seconds), kept in the user's cache for this machine and torch version, and stored with every
+study. What was measured beside busy neighbours, or fits badly, is used once and not kept.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from search_spaces.architecture import identifier
 from search_spaces.cost import CostModel
 from search_spaces.fields import Amount, Within, check_fields, from_fields
+from study.command_line.waiting import said_while
 from study.errors import StudyFailed
 from study.machine import cache
 from study.machine.hardware import hardware, versions
+from study.machine.neighbours import Neighbours
 from study.machine.processes import end_with_parent
 
 if TYPE_CHECKING:
@@ -27,6 +29,11 @@ if TYPE_CHECKING:
 
 
 Seconds = Annotated[float, Within(0, math.inf)]
+ABOUT_S = 10.0
+BUSY = 0.2
+"""Share of the cores that others may take without spoiling what is measured: the fastest of several runs counts."""
+POOR_FIT = 0.3
+"""Of `Calibration.fit_error`."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,32 @@ def calibrate(device: str) -> Calibration:
     known = cache.recall(name, Calibration.from_json)
     if known is not None:
         return known
+    with said_while("Measuring this machine once", ABOUT_S):
+        neighbours = Neighbours()
+        found = _measured(device)
+        others = neighbours.share()
+    poor = found.fit_error > POOR_FIT
+    keep_unless(others, name, found.to_json(), f"prices fit badly, median error {found.fit_error:.0%}" * poor)
+    return found
+
+
+def keep_unless(others: float, name: str, content: dict[str, Any], poor: str = "") -> None:
+    """Keeps what was measured, unless it is not to be trusted: then says so.
+
+    Args:
+        others: Share of the cores that other processes took meanwhile.
+        name, content: As `study.machine.cache.keep` takes them.
+        poor: What else speaks against it.
+    """
+    busy = f"other processes took {others:.0%} of the cores" if others > BUSY else ""
+    if reason := " and ".join(filter(None, (busy, poor))):
+        what = f"this machine was not measured well ({reason})"
+        cache.complain(f"{what}: that is used for this run, and measured again by the next")
+    else:
+        cache.keep(name, content)
+
+
+def _measured(device: str) -> Calibration:
     from study.calibration.measuring import SpoiledError, measure  # needs torch; what is known needs none
 
     spoiled: set[str] = set()
@@ -113,11 +146,8 @@ def calibrate(device: str) -> Calibration:
         # In a process of its own: a GPU context or thread pools must not stay behind in the caller.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent) as pool:
             try:
-                found: Calibration = pool.submit(measure, device, frozenset(spoiled)).result()
-                break
+                return pool.submit(measure, device, frozenset(spoiled)).result()
             except SpoiledError as error:  # the process must measure no more; another one leaves that out
                 spoiled.add(str(error))
             except BrokenProcessPool as error:
                 raise StudyFailed("the calibration of this machine was killed; is there enough memory?") from error
-    cache.keep(name, found.to_json())
-    return found

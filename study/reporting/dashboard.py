@@ -1,4 +1,4 @@
-"""What optuna-dashboard shows of a study and of every trial: notes, layer table, curves.
+"""What optuna-dashboard shows of a study and of every trial: notes, layer table, curves, report.
 
 A trial's note and layer table are written when it begins, so that nothing a person writes later is lost. Notes are
 system attributes of the study under names that the dashboard reads. Its own `save_note` reads all notes of the study
@@ -13,7 +13,7 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,16 @@ from search_spaces.constraints import limit_rows
 from study.command_line.wording import markdown_table, markdown_text
 from study.machine.files import write_atomically
 from study.reporting.pictures import curve_png, layers_csv, shape_text
-from study.storage.database import METRIC, config_of, is_ours
+from study.storage.database import METRIC, config_of, is_ours, storage_of, stored
 
 _logger = logging.getLogger(__name__)
 
 RESTORING_S = 5.0
 _ARTIFACT = "artifacts:"
 """Begins the names of the attributes under which Optuna keeps what it knows of a file."""
+UNITS = ("#", "Operation", "Output", "Parameters", "MACs", "Receptive field")
+_ROOM = "\N{EN SPACE}"
+"""Markdown drops ordinary spaces at the ends of a cell."""
 _NOTE_PART = 2045
 """Characters that the dashboard keeps in one attribute."""
 
@@ -68,7 +71,7 @@ def attach(trial: optuna.Trial, artifacts: Path, files: Mapping[str, bytes]) -> 
 
     Args:
         trial: Running; Optuna takes no artifact of a finished one.
-        artifacts: Folder of the study's artifact store; made if it is missing.
+        artifacts: Folder of the dashboard's files, one for a study and its re-ranking; made if it is missing.
         files: Their contents.
     """
     try:
@@ -83,21 +86,66 @@ def attach(trial: optuna.Trial, artifacts: Path, files: Mapping[str, bytes]) -> 
         _logger.warning("Trial %d: its artifacts could not be written to %s: %s.", trial.number, artifacts, error)
 
 
+def publish_report(study: optuna.Study, artifacts: Path, report: Path, add: bool = True) -> None:
+    """Makes the page `report` the study's file there, in place of the one of an earlier run.
+
+    Args:
+        study: Whose report.
+        artifacts: Folder of the dashboard's files.
+        report: An HTML file.
+        add: Whether to add it to a study that has none there; its storage is written to.
+    """
+    try:
+        for meta in _described(storage_of(study).get_study_system_attrs(_id_of(study))):
+            if meta["filename"] == report.name:
+                write_atomically(artifacts / Path(meta["artifact_id"]).name, report.read_bytes())
+                return
+        if add:
+            artifacts.mkdir(parents=True, exist_ok=True)
+            store = optuna.artifacts.FileSystemArtifactStore(artifacts)
+            optuna.artifacts.upload_artifact(artifact_store=store, file_path=str(report), study_or_trial=study)
+    except OSError as error:
+        _logger.warning("The report could not be written to %s: %s.", artifacts, error)
+
+
+def gather(artifacts: Path) -> None:
+    """Moves the files that an older version kept of a re-ranking, in a folder of their own, to `artifacts`."""
+    older = artifacts.parent / "rerank" / artifacts.name
+    with contextlib.suppress(OSError):
+        files = list(older.iterdir())
+        artifacts.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            file.replace(artifacts / file.name)  # their names are unique
+        older.rmdir()
+
+
 def restore(study: optuna.Study, artifacts: Path) -> None:
     """Makes files of our trials again that are missing in `artifacts`, as far as that is quickly done."""
+    gather(artifacts)
     deadline = time.monotonic() + RESTORING_S
     # Without the folder nobody watches there.
     for trial in study.get_trials(deepcopy=False) if artifacts.is_dir() else ():
-        for name, described in trial.system_attrs.items():
-            if not name.startswith(_ARTIFACT) or not is_ours(trial):
-                continue
+        for meta in _described(trial.system_attrs) if is_ours(trial) else ():
             # OSError: they may not be written here; ImportError: of a package that only draws; else: what an older
             # version stored, or a stranger.
             with contextlib.suppress(OSError, ImportError, ArchitectureError, LookupError, TypeError, ValueError):
-                meta = json.loads(described)
                 file = artifacts / Path(meta["artifact_id"]).name  # and nowhere else, whatever is stored
                 if not file.exists() and time.monotonic() < deadline:
                     write_atomically(file, _made_again(trial, meta["filename"]))
+
+
+def _described(attributes: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """What Optuna knows of the files of a study or a trial: artifact_id, filename and more."""
+    for name, described in attributes.items():
+        if name.startswith(_ARTIFACT):
+            with contextlib.suppress(TypeError, ValueError):  # a stranger's
+                meta = json.loads(described)
+                if isinstance(meta, dict) and isinstance(meta.get("artifact_id"), str) and "filename" in meta:
+                    yield meta  # the dashboard keeps null for one that was deleted there
+
+
+def _id_of(study: optuna.Study) -> int:
+    return storage_of(study).get_study_id_from_name(study.study_name)
 
 
 def _made_again(trial: FrozenTrial, name: str) -> bytes:
@@ -107,9 +155,9 @@ def _made_again(trial: FrozenTrial, name: str) -> bytes:
         KeyError: We make none of that name, or not without what the trial has not stored.
     """
     if name == "layers.csv":
-        return layers_csv(Architecture.from_json(trial.user_attrs["candidate"]["architecture"])).encode()
+        return layers_csv(Architecture.from_json(stored(trial, "candidate")["architecture"])).encode()
     if name == "curve.png":
-        return curve_png(trial.user_attrs["curve"], f"Trial {trial.number}")
+        return curve_png(stored(trial, "curve"), f"Trial {trial.number}")
     raise KeyError(name)
 
 
@@ -158,26 +206,32 @@ def study_note(study: optuna.Study) -> str:
             "",
             "### Limits",
             "",
-            markdown_table(("Limit", "Required"), limits),
+            _table(("Limit", "Required"), limits),
             "",
             "### Configuration",
             "",
-            markdown_table(("Name", "Value"), conditions),
+            _table(("Name", "Value"), conditions),
             "",
         ]
     )
 
 
 def _layer_table(architecture: Architecture) -> str:
-    rows = list(_units(architecture))
+    rows = list(units(architecture))
     total = ("", "**total**", "", f"**{architecture.params:,}**", f"**{architecture.macs:,}**")
-    columns = ("#", "Operation", "Output", "Parameters", "MACs", "Receptive field")
     field = f"**{architecture.receptive_field}** ({architecture.receptive_field_with_pool} with the pooling)"
-    return markdown_table(columns, [*rows, (*total, field)], numeric={3, 4, 5})
+    return _table(UNITS, [*rows, (*total, field)], numeric={3, 4, 5})
 
 
-def _units(architecture: Architecture) -> Iterator[tuple[str, ...]]:
-    """One row a convolution, join, gate, addition or pooling; the norm and activation after it are part of its row."""
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Collection[int] = ()) -> str:
+    """A table whose cells do not touch: the dashboard gives them no room of their own."""
+    spaced = [[f"{_ROOM}{cell}{_ROOM}" for cell in row] for row in (columns, *rows)]
+    return markdown_table(spaced[0], spaced[1:], numeric)
+
+
+def units(architecture: Architecture) -> Iterator[tuple[str, ...]]:
+    """One row of cells (see UNITS) a convolution, join, gate, addition or pooling; the norm and activation after it are
+    part of its row."""
     names = {"BatchNorm2d": "BN", "LayerNorm2d": "LN", **{name: name for name in ACTIVATION_NAMES.values()}}
     rows: list[tuple[list[str], Any, int, int]] = []
     for op in architecture.operations:

@@ -22,7 +22,7 @@ from study.bundle.metrics import METRICS, read_metrics
 from study.command_line.wording import percent
 from study.machine.files import DamagedFileError, is_file
 from study.storage.config import StudyConfig
-from study.storage.database import config_of, is_ours
+from study.storage.database import config_of, first_step, is_ours, stored
 from study.storage.outcome import Outcome
 
 MIN_FOR_IMPORTANCE = 10
@@ -145,7 +145,8 @@ def read_facts(study: optuna.Study, out: Path) -> Facts:
     """
     config = config_of(study)
     trials = study.get_trials(deepcopy=False)
-    records = [record_of(trial) for trial in trials if is_ours(trial) or not trial.state.is_finished()]
+    first = first_step(study)
+    records = [record_of(trial, first) for trial in trials if is_ours(trial) or not trial.state.is_finished()]
     ranked = rank(records)
     target = study.user_attrs.get("target_accuracy")
     metrics = _metrics(out / "best")
@@ -176,16 +177,21 @@ def outcome(trial: FrozenTrial) -> Outcome:
     return Outcome.INTERRUPTED if reason.startswith("interrupted") else known
 
 
-def record_of(trial: FrozenTrial) -> Record:
-    """What is known of a trial in whatever state."""
+def record_of(trial: FrozenTrial, first_step: int = 0) -> Record:
+    """What is known of a trial in whatever state, whose first epoch is Optuna's `first_step`."""
     attrs = trial.user_attrs
-    curve = tuple((epoch, value) for epoch, value in sorted(trial.intermediate_values.items()) if math.isfinite(value))
+    steps = sorted(trial.intermediate_values.items())
+    curve = tuple((step - first_step, value) for step, value in steps if math.isfinite(value))
     accuracy = curve[-1][1] if curve else None
     if trial.state == TrialState.COMPLETE and trial.value is not None:
         accuracy = trial.value if math.isfinite(trial.value) else None
-    repairs, epochs = attrs.get("repairs"), attrs.get("curve")
-    stored = {**attrs, "repairs": tuple(map(str, repairs)) if isinstance(repairs, list) else None}
-    known = dict.fromkeys(_STORED) | fitting(Record, {name: stored.get(name) for name in _STORED})
+    repairs, epochs = attrs.get("repairs"), stored(trial, "curve")
+    kept = {
+        **attrs,
+        "repairs": tuple(map(str, repairs)) if isinstance(repairs, list) else None,
+        "candidate": stored(trial, "candidate"),
+    }
+    known = dict.fromkeys(_STORED) | fitting(Record, {name: kept.get(name) for name in _STORED})
     wall_s = known.pop("wall_s")
     if wall_s is None and trial.state.is_finished() and trial.duration is not None:
         wall_s = trial.duration.total_seconds()

@@ -12,14 +12,19 @@ if TYPE_CHECKING:
     import optuna
 
 
-def report(study: optuna.Study, out: Path, tell: bool = True) -> None:
-    """Writes the report, unless a package that only reports need is missing: results are never lost for that."""
+def report(study: optuna.Study, out: Path, tell: bool = True) -> Path | None:
+    """Writes the report, unless a package that only reports need is missing: results are never lost for that.
+
+    Returns:
+        The page, if there is one.
+    """
     try:
         from study.reporting.report import write_report
 
         html, markdown = write_report(study, out)
     except ImportError as error:
         print(f"No report: {first_line(error)}. With that package python -m study.report writes it.", flush=True)
-        return
+        return None
     if tell:
         print(f"Report: {printable(str(html))}\n        {printable(str(markdown))}", flush=True)
+    return html

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from study.command_line.options import ClusterOptions
 
+EPOCHS = {"cpu": 100, "cuda": 300}
+SEEDS = {"cpu": 1, "cuda": 5}
+
 
 @dataclass(frozen=True)
 class RetrainPlan:

@@ -11,6 +11,7 @@ from search_spaces.candidate import Augmentation
 from search_spaces.training_dimensions import lengthened
 from study.bundle.files import write_bundle
 from study.bundle.preprocessing import Preprocessing
+from study.calibration.experience import START_S, experience
 from study.calibration.prices import calibrate
 from study.command_line.wording import counted, duration, percent, printable
 from study.data.dataset import DataSet
@@ -21,7 +22,7 @@ from study.machine.hardware import hardware, n_loaders, versions
 from study.machine.paths import REPOSITORY
 from study.model.layers import DepthwiseClass
 from study.reporting.optional import report
-from study.retraining.plan import RetrainPlan
+from study.retraining.plan import EPOCHS, SEEDS, RetrainPlan
 from study.retraining.seeds import Seed, seeds_at_once, train_all
 from study.retraining.target import Target, find_target
 from study.retraining.teacher import cost_of, teacher_of
@@ -30,9 +31,9 @@ from study.storage.config import default_target, refuse_other_data
 from study.storage.folder import claim_folder
 from study.training.records import TrainingConfig
 
-EPOCHS = {"cpu": 100, "cuda": 300}
-SEEDS = {"cpu": 1, "cuda": 5}
 MAX_SNAPSHOTS = 40
+FINISH_S = 15.0
+"""Of a retrain, after its test: pictures, exported files, the report."""
 
 
 def retrain(plan: RetrainPlan) -> int:
@@ -42,6 +43,7 @@ def retrain(plan: RetrainPlan) -> int:
         UserError: There is no such study, trial or data.
         StudyFailed: A training diverged, or a file cannot be written.
     """
+    from study.reporting.dashboard import publish_report
     from study.storage.database import config_of, open_study
 
     target = find_target(plan)
@@ -65,6 +67,7 @@ def retrain(plan: RetrainPlan) -> int:
 
     # Every optimizer step is done: from here on, and only here, test images are loaded.
     test = load_test(seeds[0].data)
+    print(f"Testing: {counted(len(seeds), 'seed')} on {len(test):,} images", flush=True)
     results = [test_seed(seed, test) for seed in seeds]
     shipped, metrics = results[0], {**_metrics(target, seeds, results, place), "command": plan.command}
     preprocessing = Preprocessing(data.classes, mean=data.mean, std=data.std, data=data.name)
@@ -75,7 +78,9 @@ def retrain(plan: RetrainPlan) -> int:
     if target.study is not None:
         study = open_study(plan.url, plan.name)  # hours later: it may have been deleted, or made anew
         claim_folder(plan.out, study)
-        report(study, plan.out, tell=False)
+        page = report(study, plan.out, tell=False)
+        if page is not None:
+            publish_report(study, plan.out / "artifacts", page, add=False)
     return 0
 
 
@@ -131,6 +136,9 @@ def _prepare(plan: RetrainPlan, target: Target, place: Workplace, data: DataSet)
         lesson = cost.epoch_seconds(teacher.candidate.architecture, n_train)
         # Its own training, and its forward passes, a third of one, in every epoch of every seed.
         seconds += lesson * (teacher.config.epochs + epochs * n_seeds / 3 / gain)
+    n_tests = min(MAX_SNAPSHOTS, epochs) + n_seeds - 1
+    seconds += n_tests * cost.epoch_seconds(candidate.architecture, 0, data.n_test)
+    seconds = START_S + FINISH_S + experience(place.call(hardware, device)).factor * seconds
     params, how_many = candidate.architecture.params, counted(n_seeds, "seed") + f" ({jobs} at once)" * (jobs > 1)
     print(f"  retrain  {target.facts['name']}: candidate {candidate.candidate_id}, {params:,} parameters")
     print(f"    train  {n_train:,} images of {data.name}, {epochs} epochs, {how_many}, {precision}, {device}")

@@ -32,7 +32,7 @@ from study.search.sampling import (
     training_seed,
 )
 from study.storage.config import StudyConfig, open_space
-from study.storage.database import best_of, cost_model_of, storage_of
+from study.storage.database import HIDDEN, best_of, cost_model_of, storage_of
 from study.storage.known import KnownTrials
 from study.storage.outcome import Outcome
 from study.storage.slots import Claim, SlotTable, fail_trial
@@ -107,22 +107,22 @@ class Asker:
         if claim.queued:
             anchor = None
         seed = training_seed(self._config.seed, claim.slot)
-        attributes = {
+        attributes: dict[str, Any] = {
             "slot": claim.slot,
             "fence": claim.fence,
             "attempt": claim.attempt,
             "sampler_seed": sampler_seed(self._config.seed, claim.slot, claim.attempt),
             "training_seed": seed,
-            "versions": self._versions,
             **({"queued": True} if claim.queued else {}),
         }
         # Spaces repair what they sample for every limit but the user's own.
         samples = trial is None and given is None and claim.repeats is None
         redraws = iter(range(1, 1 + N_REDRAWS) if samples and self._config.limits.own else ())
+        hidden: dict[str, Any] = {"versions": self._versions}
         while True:
             try:
                 candidate, constraints = self._decoded(params, given, attributes)
-                reason = ""
+                hidden["candidate"], reason = candidate.to_json(), ""  # a trial that has it can be run again
                 break
             except InfeasibleError as error:
                 candidate, reason, constraints = None, f"infeasible: {error}", error.broken
@@ -141,6 +141,7 @@ class Asker:
                     params=params,
                     distributions={name: self._draws.distributions[name] for name in params},
                     user_attrs=attributes,
+                    system_attrs={HIDDEN + name: value for name, value in hidden.items()},
                     constraints={each.name: each.value for each in constraints},
                 )
             )
@@ -149,6 +150,8 @@ class Asker:
                 trial.set_user_attr(name, value)
             for each in constraints:
                 trial.set_constraint(each.name, each.value)
+            for name, value in hidden.items():
+                self._known.hide(trial.number, name, value)
         if candidate is not None:
             publish_trial(self._study, self._storage, trial, candidate.architecture, self._artifacts)
         return Asked(claim, trial, seed, anchor, candidate, reason)
@@ -250,6 +253,5 @@ class Asker:
             "architecture_id": architecture.architecture_id,
             "repairs": list(decoded.repairs),
             "predicted_s": config.epochs * clock.epoch_s(architecture),
-            "candidate": candidate.to_json(),  # last: a trial that has it can be run again
         }
         return candidate, certified

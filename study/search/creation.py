@@ -36,7 +36,10 @@ FIDELITY = {
     "cuda": (16, 45_000),
 }
 _ATTRIBUTES = frozenset(
-    {"cost_model", "hardware", "versions", "created", "target_accuracy", "rerank_of", "source_created", "given"}
+    {
+        *("cost_model", "hardware", "versions", "created", "target_accuracy", "first_step"),
+        *("rerank_of", "source_created", "given"),
+    }
 )
 """What a new study is given before its configuration, which makes it whole."""
 
@@ -196,7 +199,7 @@ def new_study(
 
     from study.machine.hardware import versions
     from study.reporting.dashboard import publish_study
-    from study.storage.database import METRIC, open_storage
+    from study.storage.database import FIRST_STEP, METRIC, open_storage
 
     storage = open_storage(url)
     try:
@@ -214,6 +217,7 @@ def new_study(
         "versions": versions(),
         "created": datetime.now(UTC).isoformat(timespec="milliseconds"),  # tells it from others of its name
         "target_accuracy": target_accuracy,
+        FIRST_STEP: 1,
         **more,
         "config": config.to_json(),  # last: a study that has it is whole
     }.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,14 +37,15 @@ class SearchPlan:
         checkpoint_s: Seconds between two checkpoints of a trial, which an interrupted one goes on from.
         cluster: Where to train; None: on this machine.
         command: What the user typed, without secrets; kept with the study.
-        next_command: What the user is told to do next.
+        next_commands: What the user is told to do next.
+        shared: Folder of the dashboard's files, if it is not the study's own.
     """
 
     url: str
     name: str
     out: Path
     space: str
-    next_command: str
+    next_commands: Sequence[str]
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     limits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     own: OwnLimits = dataclasses.field(default_factory=OwnLimits)
@@ -57,6 +58,12 @@ class SearchPlan:
     checkpoint_s: float = CHECKPOINT_S
     cluster: ClusterOptions | None = None
     command: str = ""
+    shared: Path | None = None
+
+    @property
+    def artifacts(self) -> Path:
+        """Folder of the dashboard's files: it takes one for all studies of a storage."""
+        return self.shared or self.out / "artifacts"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How a search goes on: a bar on a terminal, a line per trial elsewhere."""
+"""How a search goes on: a line per trial, above a bar on a terminal, and what came out of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from study.command_line.wording import duration, percent
+from study.command_line.wording import aligned, duration, millions, percent, whole
 from study.errors import UserError
 from study.machine.interrupts import InterruptFlag
 
@@ -15,21 +15,27 @@ if TYPE_CHECKING:
     import optuna
 
 
+N_BEST = 5
+
+
 class Progress:
-    """A progress bar on a terminal, a line per trial elsewhere.
+    """A line per trial that ended; on a terminal they stay above a bar, which shows what is going on.
 
     Args:
         study: Whose trials.
         wanted, n_finished: How many of them.
+        epochs: Of every trial.
         interrupted: Hears of it if a line cannot be written.
     """
 
-    def __init__(self, study: optuna.Study, wanted: int, n_finished: int, interrupted: InterruptFlag) -> None:
+    def __init__(
+        self, study: optuna.Study, wanted: int, n_finished: int, epochs: int, interrupted: InterruptFlag
+    ) -> None:
         from tqdm import tqdm
 
         from study.storage.database import best_trial
 
-        self.wanted, self.n_finished, self.n_before = wanted, n_finished, n_finished
+        self.wanted, self.n_finished, self.n_before, self.epochs = wanted, n_finished, n_finished, epochs
         self.interrupted = interrupted
         self.started = time.monotonic()
         try:
@@ -37,20 +43,20 @@ class Progress:
         except UserError:
             self.best = None
         self.bar = (
-            tqdm(total=wanted, initial=min(wanted, n_finished), unit="trial", dynamic_ncols=True)
+            tqdm(total=wanted, initial=min(wanted, n_finished), unit="trial", dynamic_ncols=True, bar_format=_BAR)
             if sys.stderr.isatty()
             else None
         )
+        self._show("waiting for the first epoch")
 
     def tick(self) -> None:
         if self.bar is not None:
             self.bar.refresh()
 
     def epoch(self, slot: int, epoch: int, val_accuracy: float) -> None:
-        if self.bar is not None:
-            self.bar.set_postfix_str(
-                f"best {_percent(self.best)}, slot {slot} epoch {epoch + 1}: {_percent(val_accuracy)}"
-            )
+        # Columns as wide as they get, so that the bar stands still.
+        number, of = f"{slot:{len(str(self.wanted))}}", f"{epoch + 1:{len(str(self.epochs))}}/{self.epochs}"
+        self._show(f"slot {number} epoch {of}: {_percent(val_accuracy):>6}")
 
     def failed(self, slot: int, reason: str) -> None:
         self.write(f"slot {slot}: failed: {reason}")
@@ -60,28 +66,57 @@ class Progress:
         self.n_finished += 1
         if not pruned:
             self.best = max(self.best or 0.0, value)
-        if self.bar is not None:
-            self.bar.update(1)
-            self.bar.set_postfix_str(f"best {_percent(self.best)}")
-            return
         spent = time.monotonic() - self.started
         left = spent / max(1, self.n_finished - self.n_before) * max(0, self.wanted - self.n_finished)
         detail = _percent(value) + (f", {pruned}" if pruned else "")
-        self.interrupted.say(
-            f"[{self.n_finished}/{self.wanted}] slot {slot}, trial {trial}: {detail}, "
-            f"{wall_s:.0f} s; best {_percent(self.best)}; {duration(left)} left"
-        )
+        with self._above():
+            self.interrupted.say(
+                f"[{self.n_finished}/{self.wanted}] slot {slot}, trial {trial}: {detail}, "
+                f"{wall_s:.0f} s; best {_percent(self.best)}; {duration(left)} left"
+            )
+        if self.bar is not None:
+            self.bar.update(1)
 
     def write(self, line: str) -> None:
+        with self._above(), contextlib.suppress(OSError):  # where else could it be said?
+            print(line, file=sys.stderr, flush=True)
+
+    def _show(self, what: str) -> None:
         if self.bar is not None:
-            self.bar.write(line, file=sys.stderr)
-        else:
-            with contextlib.suppress(OSError):  # where else could it be said?
-                print(line, file=sys.stderr, flush=True)
+            self.bar.set_postfix_str(f"best {_percent(self.best):>8}, {what}")
+
+    def _above(self) -> contextlib.AbstractContextManager[None]:
+        """Where a line can be printed above the bar, if there is one."""
+        if self.bar is None:
+            return contextlib.nullcontext()
+        above: contextlib.AbstractContextManager[None] = self.bar.external_write_mode(file=sys.stdout)
+        return above
 
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+_BAR = "{n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}"
+"""Without tqdm's guess of what is left: trials at once end in pairs. The lines say it."""
+
+
+def outcome(study: optuna.Study) -> list[str]:
+    """The best trials as a table, and the layers of the first; nothing where none is complete."""
+    from study.reporting.dashboard import UNITS, units
+    from study.storage.database import candidate_of, ranked_trials
+
+    best = ranked_trials(study)[:N_BEST]
+    if not best:
+        return []
+    rows = [("trial", "accuracy", "parameters", "receptive field", "MACs", "time")]
+    for trial in best:
+        attrs = trial.user_attrs
+        figures = whole(attrs.get("params")), whole(attrs.get("receptive_field")), millions(attrs.get("macs"))
+        rows.append((str(trial.number), _percent(trial.value), *figures, duration(attrs.get("wall_s"))))
+    heading = f"Best {len(best)} of {study.study_name}, by validation accuracy" if len(best) > 1 else "Best trial"
+    layers = aligned([UNITS, *units(candidate_of(best[0]).architecture)])
+    return ["", heading, *aligned(rows), "", f"Layers of trial {best[0].number}", *layers, ""]
 
 
 def _percent(value: float | None) -> str:

@@ -11,8 +11,8 @@ from study.search.plan import DEFAULT_PRUNER
 from study.storage.known import KnownTrials
 
 
-def make_pruner(name: str, epochs: int) -> optuna.pruners.BasePruner:
-    """The pruner for trials of `epochs` epochs.
+def make_pruner(name: str, epochs: int, first_step: int = 0) -> optuna.pruners.BasePruner:
+    """The pruner for trials of `epochs` epochs, the first of which is reported as step `first_step`.
 
     The first third of the schedule never prunes: the learning rate is still high there. Successive halving stops three
     of four after half of it. After a third, accuracies say too little where optimizers and batch sizes differ: on the
@@ -21,13 +21,15 @@ def make_pruner(name: str, epochs: int) -> optuna.pruners.BasePruner:
     """
     warmup = max(1, epochs // 3)
     if name == "percentile":
-        return optuna.pruners.PercentilePruner(25.0, n_startup_trials=5, n_warmup_steps=warmup)
+        return optuna.pruners.PercentilePruner(25.0, n_startup_trials=5, n_warmup_steps=warmup + first_step)
     if name == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=warmup)
+        return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=warmup + first_step)
     if name == "halving":
-        return optuna.pruners.SuccessiveHalvingPruner(min_resource=_first_rung(epochs), reduction_factor=4)
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=_first_rung(epochs) + first_step, reduction_factor=4)
     if name == "hyperband":
-        return optuna.pruners.HyperbandPruner(min_resource=warmup, max_resource=epochs, reduction_factor=3)
+        # The number of its brackets follows from the ratio of both, which stays.
+        least, most = warmup + first_step, epochs + first_step * (epochs // warmup)
+        return optuna.pruners.HyperbandPruner(min_resource=least, max_resource=most, reduction_factor=3)
     return optuna.pruners.NopPruner()
 
 
@@ -58,7 +60,7 @@ class Judge:
 
 
 def _first_rung(epochs: int) -> int:
-    """The epoch, from zero as Optuna counts them, after which halving first asks: half of them are done then."""
+    """The epoch, from zero, after which halving first asks: half of them are done then."""
     return max(1, epochs // 2 - 1)
 
 

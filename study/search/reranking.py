@@ -121,12 +121,10 @@ def best_candidates(study: optuna.Study, asked: int | None, default: int) -> lis
     Raises:
         UserError: There are fewer than asked for, or none.
     """
-    from study.storage.database import best_trial, finished_trials
+    from study.storage.database import best_trial, ranked_trials
 
     best_trial(study)  # refuses a study without any
-    complete = [trial for trial in finished_trials(study) if trial.state.name == "COMPLETE"]
-    complete.sort(key=lambda trial: (-(trial.value or 0.0), trial.number))
-    different = list({trial.user_attrs["candidate_id"]: trial for trial in reversed(complete)}.values())[::-1]
+    different = ranked_trials(study)
     if asked is not None and asked > len(different):
         raise UserError(f"--top must not exceed the {len(different)} complete trials of {study.study_name!r}: {asked}.")
     return different[: asked or default]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from study.command_line.wording import counted, duration, printable, shown_value
@@ -50,6 +52,14 @@ class Machine:
     calibration: Calibration
     jobs: int
     rates: dict[int, float]
+
+    @property
+    def gain(self) -> float:
+        """How much faster trials at once are than one after another."""
+        if self.jobs in self.rates and 1 in self.rates:
+            return self.rates[self.jobs] / self.rates[1]
+        # Trials at once share the cores of a CPU: without a measurement they gain nothing. Workers of a cluster do not.
+        return 1.0 if self.place.room() is None and self.place.device == "cpu" else float(self.jobs)
 
 
 def search(plan: SearchPlan) -> int:
@@ -130,10 +140,11 @@ def bring_to_end(
     """
     from study.executors.messages import WorkerSetup
     from study.machine.hardware import n_loaders
+    from study.reporting.dashboard import gather
     from study.search.asking import Asker
     from study.search.pruning import compared_epochs, make_pruner
     from study.search.supervisor import Supervisor
-    from study.storage.database import config_of
+    from study.storage.database import config_of, first_step
     from study.storage.known import KnownTrials
     from study.storage.slots import SlotTable
     from study.training.records import TrainingConfig
@@ -144,8 +155,9 @@ def bring_to_end(
     slots = SlotTable(study, storage)
     freed = slots.reconcile()
     config = config_of(study)
-    study.pruner = make_pruner(config.pruner, config.epochs)
-    _banner(plan, machine, config, slots, created, freed)
+    study.pruner = make_pruner(config.pruner, config.epochs, first_step(study))
+    _banner(plan, machine, config, slots, created, freed, [each.name for each in given or ()])
+    started, begun = time.monotonic(), datetime.now()
     setup = WorkerSetup(
         data=machine.data.source,
         train_images=config.train_images,
@@ -167,7 +179,8 @@ def bring_to_end(
         )
 
     known = KnownTrials(study, storage, slots)
-    asker = Asker(study, slots, known, config, plan.out / "artifacts", given, plan.own)
+    gather(plan.artifacts)
+    asker = Asker(study, slots, known, config, plan.artifacts, given, plan.own)
     supervisor = Supervisor(plan, study, storage, slots, known, config, asker, place.executor(setup), training)
     try:
         stopped = supervisor.run()
@@ -182,7 +195,8 @@ def bring_to_end(
             _finish(plan, study, storage)
             print(f"Stopped. {n_finished} trials are finished; the same command goes on.", flush=True)
         supervisor.interrupted.end()
-    _finish(plan, study, storage)
+    _finish(plan, study, storage, whole=stopped == "done")
+    _learn(machine, config, study, begun, time.monotonic() - started)
     if stopped == "timeout":
         print(f"--timeout reached. {n_finished} trials are finished; the same command goes on.", flush=True)
     elif n_finished < plan.trials:
@@ -191,22 +205,24 @@ def bring_to_end(
 
 
 def _banner(
-    plan: SearchPlan, machine: Machine, config: StudyConfig, slots: SlotTable, created: bool, freed: list[int]
+    plan: SearchPlan,
+    machine: Machine,
+    config: StudyConfig,
+    slots: SlotTable,
+    created: bool,
+    freed: list[int],
+    candidates: Sequence[str],
 ) -> None:
-    from study.storage.database import dashboard_command, hide_password
+    from study.calibration.experience import experience
+    from study.storage.commands import dashboard_command
+    from study.storage.database import hide_password
 
     done = slots.n_finished()
     left = max(0, plan.trials - done)
     jobs, rates, hardware = machine.jobs, machine.rates, machine.calibration.hardware
-    # Trials at once share the cores of a CPU: without a measurement they gain nothing.
-    gain = (
-        rates[jobs] / rates[1]
-        if jobs in rates
-        else 1.0
-        if plan.cluster is None and machine.place.device == "cpu"
-        else jobs
-    )
-    seconds = expected_seconds(config, machine.calibration.cost) * left / gain
+    known, epochs_s = experience(hardware), expected_seconds(config, machine.calibration.cost)
+    seconds = known.seconds(left, epochs_s, jobs, machine.gain)
+    basis = f", by {known.n_trials} trials that ran here" if known.n_trials else ""
     limits = {name: value for name, value in config.limits.settings().items() if value is not None}
     measured = "; ".join(f"{n}: {rate:,.0f}" for n, rate in sorted(rates.items()))
     lines = {
@@ -220,9 +236,11 @@ def _banner(
         "device": f"{hardware.get('gpu', hardware['cpu'])}, {counted(hardware['n_cores'], 'core')}, "
         f"{jobs} trial{'s' * (jobs > 1)} at once" + (f" (images/s by trials: {measured})" if measured else ""),
         "storage": hide_password(plan.url),
-        "expected": f"about {duration(seconds)} for {left} more trials",
-        "watch": dashboard_command(plan.url, plan.out / "artifacts"),
+        "expected": f"about {duration(seconds)} for {counted(left, 'more trial')}{basis}" if left else "nothing to run",
+        "watch": dashboard_command(plan.url, plan.artifacts),
     }
+    if candidates:
+        lines["candidates"] = ", ".join(candidates)
     if freed:
         lines["recovered"] = f"slots {', '.join(map(str, freed))} of an interrupted run are run again"
     for name, value in lines.items():
@@ -230,11 +248,38 @@ def _banner(
     sys.stdout.flush()
 
 
-def _finish(plan: SearchPlan, study: optuna.Study, storage: optuna.storages.RDBStorage) -> None:
-    from study.reporting.dashboard import restore
+def _finish(plan: SearchPlan, study: optuna.Study, storage: optuna.storages.RDBStorage, whole: bool = False) -> None:
+    """Writes the report and says what is next; of a `whole` study also what came out of it."""
+    from study.reporting.dashboard import publish_report, restore
+    from study.search.progress import outcome
     from study.storage.database import checkpoint_sqlite
 
-    restore(study, plan.out / "artifacts")
+    restore(study, plan.artifacts)
+    found = outcome(study)
+    for line in found if whole else ():
+        print(printable(line))
+    page = report(study, plan.out)
+    if page is not None and found:
+        publish_report(study, plan.artifacts, page)
     checkpoint_sqlite(storage)
-    report(study, plan.out)
-    print(f"Next:   {printable(plan.next_command)}", flush=True)
+    for number, command in enumerate(plan.next_commands if found else ()):
+        print(f"{'Then' if number else 'Next'}:   {printable(command)}", flush=True)
+
+
+def _learn(machine: Machine, config: StudyConfig, study: optuna.Study, begun: datetime, elapsed_s: float) -> None:
+    """Keeps what the trials that began after `begun` took, for what is expected of later runs here."""
+    from study.calibration.experience import experience, keep
+    from study.storage.database import candidate_of, finished_trials, stored
+
+    epochs_s = predicted_s = 0.0
+    ours = [trial for trial in finished_trials(study) if trial.datetime_start and trial.datetime_start >= begun]
+    for trial in ours:
+        curve = stored(trial, "curve") or []
+        architecture = candidate_of(trial).architecture
+        an_epoch_s = machine.calibration.cost.epoch_seconds(architecture, config.train_images, config.val_images)
+        epochs_s += sum(epoch["wall_s"] for epoch in curve)
+        predicted_s += len(curve) * an_epoch_s * machine.jobs / machine.gain
+    if predicted_s > 0:
+        hardware = machine.calibration.hardware
+        found = experience(hardware).after(len(ours), elapsed_s, epochs_s, predicted_s, machine.jobs)
+        keep(hardware, found)

@@ -71,10 +71,10 @@ class Supervisor:
         self._failures_in_a_row = self._infeasible_in_a_row = 0
         self._renewed = time.monotonic()
         self.interrupted = InterruptFlag()
-        self._progress = Progress(study, plan.trials, slots.n_finished(), self.interrupted)
+        self._progress = Progress(study, plan.trials, slots.n_finished(), config.epochs, self.interrupted)
         self._patiently = Patience(self._progress.write, lambda: self.interrupted.raised, slots.refuse_deleted)
         self._judge = Judge(study, known)
-        self._teller = Teller(study, storage, slots, known, plan.out / "artifacts", self._patiently)
+        self._teller = Teller(study, storage, slots, known, plan.artifacts, self._patiently)
         self._checkpoints = plan.out.resolve() / "checkpoints" / "trials"
 
     def run(self) -> str:

@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 from study.executors.messages import Ended, Failed, Work
 from study.reporting.dashboard import attach
 from study.search.asking import Asked
+from study.storage.database import first_step
 from study.storage.known import KnownTrials
 from study.storage.outcome import Outcome
 from study.storage.slots import SlotTable, fail_trial
@@ -63,6 +64,7 @@ class Teller:
     ) -> None:
         self._study, self._storage, self._slots, self._known = study, storage, slots, known
         self._artifacts, self._patiently = artifacts, patiently
+        self._first_step = first_step(study)
 
     def report(self, running: Running, record: EpochRecord) -> None:
         """An epoch ended.
@@ -77,8 +79,8 @@ class Teller:
         def write() -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # it was reported before the storage failed
-                trial.report(value, record.epoch)
-            trial.set_user_attr("curve", running.curve)
+                trial.report(value, self._first_step + record.epoch)
+            self._known.hide(trial.number, "curve", running.curve)
 
         self._patiently(write)
 

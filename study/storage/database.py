@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from optuna.trial import FrozenTrial, TrialState
 from search_spaces.candidate import Candidate
 from search_spaces.cost import CostModel
 from search_spaces.fields import DescriptionError
-from study.command_line.options import default_space
 from study.command_line.wording import without_passwords
 from study.errors import StudyFailed, UserError, said
 from study.machine.files import unwritten, what_is
@@ -41,6 +39,11 @@ from study.storage.patience import cause_of, root_of
 _UNUSABLE = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 METRIC = "val_accuracy"
+FIRST_STEP = "first_step"
+"""Attribute of a study: how Optuna counts its epochs."""
+HIDDEN = "small_cnn_study:"
+"""Begins the names of system attributes of a trial, which optuna-dashboard does not show: it prints every user
+attribute on one line, and a candidate's makes a page of seven thousand pixels."""
 FORGOTTEN_S = 20
 """In which nothing is heard within a transaction before the server ends it; ours take milliseconds."""
 _FULL = ("database or disk is full", "disk I/O error")
@@ -53,36 +56,6 @@ def hide_password(url: str) -> str:
         return "<unreadable URL>"
     # All up to the last @, whatever a password holds that should have been encoded.
     return without_passwords(re.sub("(://[^:/@]*):.*@", r"\1:***@", url, flags=re.DOTALL))
-
-
-def retrain_command(storage: str | None, name: str, out: str | None) -> str:
-    """The retrain of the study `name`, with the options of the storage and the folder as they were given."""
-    given = {
-        "--storage": storage and hide_password(storage),
-        "--study-name": None if name == default_space() else name,
-        "--out": out,
-    }
-    words = [word for option, value in given.items() if value for word in _words(option, value)]
-    return shlex.join(["python", "-m", "study.retrain", *words])
-
-
-def _words(option: str, value: str) -> list[str]:
-    """An option and its value, which may begin with a dash."""
-    return [f"{option}={value}"] if value.startswith("-") else [option, value]
-
-
-def command_of(module: str, argv: Sequence[str] | None, storage: str | None) -> str:
-    """What the user typed, fit to print: a password in the URL `storage`, or in another one, is left out."""
-    words = sys.argv[1:] if argv is None else argv
-    if storage:
-        words = [word.replace(storage, hide_password(storage)) for word in words]
-    words = [hide_password(word) if "://" in word else word for word in words]
-    return shlex.join(["python", "-m", module, *words])
-
-
-def dashboard_command(url: str, artifacts: Path) -> str:
-    """The line to paste to watch the study."""
-    return shlex.join(["optuna-dashboard", hide_password(url), "--artifact-dir", str(artifacts.resolve())])
 
 
 def open_storage(url: str, read_only: bool = False) -> optuna.storages.RDBStorage:
@@ -184,9 +157,25 @@ def is_ours(trial: FrozenTrial) -> bool:
     return isinstance(trial.user_attrs.get("slot"), int)
 
 
+def stored(trial: FrozenTrial, name: str) -> Any:
+    """What is kept of a trial out of optuna-dashboard's sight; None if nothing is. Older studies keep it in user
+    attributes.
+
+    Args:
+        trial: Of ours.
+        name: "candidate", the candidate's JSON, "curve", a list of epoch records, or "versions", by package.
+    """
+    return trial.system_attrs.get(HIDDEN + name, trial.user_attrs.get(name))
+
+
+def first_step(study: optuna.Study) -> int:
+    """Optuna's step of the first epoch: 1, but older studies count from zero."""
+    return 1 if study.user_attrs.get(FIRST_STEP) == 1 else 0
+
+
 def has_result(trial: FrozenTrial) -> bool:
     """Whether it is a complete or pruned trial of ours."""
-    return trial.state in FINISHED and is_ours(trial) and "candidate" in trial.user_attrs
+    return trial.state in FINISHED and is_ours(trial) and stored(trial, "candidate") is not None
 
 
 def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -198,6 +187,16 @@ def best_of(finished: Sequence[FrozenTrial]) -> FrozenTrial | None:
     """The complete one with the highest validation accuracy, of equal ones the first; None if none is complete."""
     complete = [trial for trial in finished if trial.state == TrialState.COMPLETE]
     return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)
+
+
+def ranked_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Our complete trials of different candidates, the best first; of equal ones the first."""
+    complete = [trial for trial in finished_trials(study) if trial.state == TrialState.COMPLETE]
+    complete.sort(key=lambda trial: (-(trial.value or 0.0), trial.number))
+    different: dict[Any, FrozenTrial] = {}
+    for trial in complete:
+        different.setdefault(trial.user_attrs.get("candidate_id", trial.number), trial)
+    return list(different.values())
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial:
@@ -223,7 +222,7 @@ def get_trial(study: optuna.Study, number: int) -> FrozenTrial:
         raise UserError(f"The study {study.study_name!r} has no trial yet. Run python -m study.run first.")
     if not 0 <= number < len(trials):
         raise UserError(f"--trial must be between 0 and {len(trials) - 1} in {study.study_name!r}: {number}.")
-    if "candidate" not in trials[number].user_attrs:
+    if stored(trials[number], "candidate") is None:
         raise UserError(f"Trial {number} ended before it had a candidate. Choose another with --trial.")
     return trials[number]
 
@@ -235,7 +234,7 @@ def candidate_of(trial: FrozenTrial) -> Candidate:
         UserError: It is none.
     """
     try:
-        return Candidate.from_json(trial.user_attrs["candidate"])
+        return Candidate.from_json(stored(trial, "candidate"))
     except DescriptionError as error:
         raise UserError(f"Trial {trial.number} cannot be read: {said(error)}.") from error
 

@@ -6,11 +6,12 @@ import bisect
 import copy
 import time
 from collections.abc import Container
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from study.storage.database import has_result, storage_of
+from study.storage.database import HIDDEN, has_result, storage_of
 from study.storage.slots import SlotTable
 
 REFRESH_S = 1.0
@@ -35,6 +36,11 @@ class KnownTrials:
     def create(self, template: FrozenTrial) -> optuna.Trial:
         """A new trial like `template`, in one transaction; it never meets Optuna's queue, as what is asked for does."""
         return optuna.Trial(self._study, self._storage.create_new_trial(self._study_id, template))
+
+    def hide(self, number: int, name: str, value: Any) -> None:
+        """Keeps `value` with the running trial `number` as its `name` (see `stored`)."""
+        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+        self._storage.set_trial_system_attr(trial_id, HIDDEN + name, value)
 
     def n_waiting(self) -> int:
         """Trials in Optuna's queue."""

@@ -30,7 +30,7 @@ import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
 from study.errors import StudyDeleted
-from study.storage.database import has_result, is_ours
+from study.storage.database import has_result, is_ours, stored
 from study.storage.outcome import Outcome
 from study.storage.patience import OUTAGE_S
 
@@ -231,7 +231,7 @@ class SlotTable:
                 known = row.trial_number is None or row.trial_number in [trial.number for trial in tried]
                 if done or known:
                     continue
-            again = next((trial.number for trial in reversed(tried) if "candidate" in trial.user_attrs), None)
+            again = next((trial.number for trial in reversed(tried) if stored(trial, "candidate") is not None), None)
             if row is not None and row.state == "running" and not done:
                 freed.append(slot)
                 if tried and not self._began(row, tried):
@@ -246,8 +246,8 @@ class SlotTable:
     @staticmethod
     def _began(row: Any, tried: Sequence[FrozenTrial]) -> bool:
         """Whether the last claim of the slot got as far as a trial with all its parameters."""
-        attrs = tried[-1].user_attrs
-        return "candidate" in attrs and attrs.get("attempt", row.attempt) == row.attempt
+        last = tried[-1]
+        return stored(last, "candidate") is not None and last.user_attrs.get("attempt", row.attempt) == row.attempt
 
     def _put(self, slot: int, row: Any, values: dict[str, Any]) -> None:
         with contextlib.suppress(sa.exc.IntegrityError), self._engine.begin() as connection:
@@ -272,7 +272,7 @@ class SlotTable:
                 continue
             reason, attributes = "interrupted: its process is gone", trial.user_attrs
             fail_trial(self._study, self._storage, trial.number, reason, Outcome.INTERRUPTED)
-            if "fixed_params" in trial.system_attrs and "candidate" not in attributes:
+            if "fixed_params" in trial.system_attrs and stored(trial, "candidate") is None:
                 # It came out of the queue, and nobody got as far as to keep it.
                 theirs = {name: value for name, value in attributes.items() if name not in _OURS}
                 self._study.enqueue_trial(trial.system_attrs["fixed_params"], user_attrs=theirs)

@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 
+from search_spaces.cost import CostModel
+from study.calibration.prices import Calibration, name_of
 from study.data.cifar10 import FOLDER, Images, load_test, load_train
+from study.machine import cache
+from study.machine.hardware import hardware
 
 N_TRAIN, N_TEST = 6_000, 300
 """Enough for the fixed 5,000 to validate on and 1,000 to train on."""
@@ -22,7 +26,7 @@ def _made_cifar10(
     decoding: Callable[[pytest.MonkeyPatch], None],
     making: Callable[..., Images],
 ) -> dict[str, str]:
-    """Environment in which every process finds made images where the data set would be.
+    """Environment in which every process finds made images where the data set would be, and a made calibration.
 
     The original files' checksums cannot be met by made ones, so the images are put where a real data set
     would be found decoded: in the user's cache.
@@ -45,6 +49,9 @@ def _made_cifar10(
         decoding(patch)
         assert len(load_train()) == N_TRAIN
         assert len(load_test()) == N_TEST
+        cost = CostModel(1e-11, 1e-10, 5e-10, 2e-9, 3e-5, 0.0, "cpu")
+        known = hardware("cpu")
+        cache.keep(name_of(known), Calibration("cpu", known, "bfloat16", cost, 0.1).to_json())
     return environment
 
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import pickle
+import time
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from search_spaces.cost import Work
 from study.calibration import measuring, prices
 from study.calibration.prices import Calibration, DepthwisePrice
 from study.errors import CaptureFailed, StudyFailed, UserError
+from study.machine import cache
 from study.machine.hardware import hardware, resolve_device
 
 
@@ -122,12 +124,18 @@ def test_a_capture_that_fails_is_left_out_by_another_process(
 
 
 def test_slow_steps_are_repeated_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "_started", math.inf)
     clock = itertools.count(step=measuring.SLICE_S)
     monkeypatch.setattr(measuring.time, "perf_counter", lambda: float(next(clock)))
     calls: list[int] = []
     measuring._fastest_seconds("cpu", lambda: calls.append(1), "calls")
     assert len(calls) == 1 + 2  # one warms up
-    monkeypatch.setattr(measuring.time, "perf_counter", lambda: 0.0)
+    monkeypatch.setattr(measuring, "SLICE_S", 1e9)
+    calls.clear()
+    measuring._fastest_seconds("cpu", lambda: calls.append(1), "calls")
+    assert len(calls) == 1 + 2  # they agree
+    growing = itertools.accumulate(itertools.count())
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: float(next(growing)))
     calls.clear()
     measuring._fastest_seconds("cpu", lambda: calls.append(1), "calls")
     assert len(calls) == 1 + measuring.N_TIMED
@@ -154,6 +162,7 @@ def test_it_is_measured_once_and_damage_is_mended(user_cache: Path, monkeypatch:
             return type("Done", (), {"result": lambda self: found})()
 
     monkeypatch.setattr(prices, "ProcessPoolExecutor", MadePool)
+    monkeypatch.setattr(prices.Neighbours, "share", lambda self: 0.0)
     first = prices.calibrate("cpu")
     assert prices.calibrate("cpu") == first
     assert measured == ["cpu"]
@@ -162,6 +171,44 @@ def test_it_is_measured_once_and_damage_is_mended(user_cache: Path, monkeypatch:
         file.write_text(damage)
         assert prices.calibrate("cpu") == first
     assert measured == ["cpu"] * 6
+
+
+@pytest.mark.parametrize(
+    ("others", "error", "words"),
+    [
+        (0.1, 0.1, ""),
+        (0.45, 0.1, "(other processes took 45% of the cores)"),
+        (0.1, 0.6, "(prices fit badly, median error 60%)"),
+        (0.3, 0.6, "(other processes took 30% of the cores and prices fit badly, median error 60%)"),
+    ],
+)
+def test_what_is_not_to_be_trusted_is_used_once(
+    others: float,
+    error: float,
+    words: str,
+    user_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cost = measuring.CostModel(1e-12, 1e-12, 1e-12, 1e-10, 0.0, 0.0, "cpu")
+    found = Calibration("cpu", hardware("cpu"), "float32", cost, error)
+    monkeypatch.setattr(prices, "_measured", lambda device: found)
+    monkeypatch.setattr(prices.Neighbours, "share", lambda self: others)
+    cache.complain.cache_clear()
+    assert prices.calibrate("cpu") == found
+    printed = capsys.readouterr()
+    assert printed.out.startswith("Measuring this machine once (about 10 s)\n... took ")
+    assert (words in printed.err) if words else not printed.err
+    assert len(list(user_cache.rglob("calibration-*.json"))) == (0 if words else 1)
+
+
+@pytest.mark.slow
+def test_this_machine_is_measured_within_its_time() -> None:
+    started = time.monotonic()
+    found = prices._measured("cpu")
+    assert time.monotonic() - started < 60  # of a busy machine; 10 of a quiet one
+    assert found.cost.dense_mac_s > 0
+    assert found.cost.image_s > 0
 
 
 def test_a_gpu_that_is_not_there_is_said() -> None:

@@ -54,6 +54,7 @@ def test_it_is_measured_once(user_cache: Path, monkeypatch: pytest.MonkeyPatch) 
         return {jobs: 100.0 * jobs for jobs in numbers}
 
     monkeypatch.setattr(concurrency, "measure", measure)
+    monkeypatch.setattr(concurrency.Neighbours, "share", lambda self: 0.0)
     assert concurrency.known_rates("cpu", "float32") == {}
     assert concurrency.best_jobs("cpu", "float32") == (2, {1: 100.0, 2: 200.0})
     assert concurrency.best_jobs("cpu", "float32") == (2, {1: 100.0, 2: 200.0})

@@ -18,6 +18,7 @@ from optuna_dashboard._note import get_note_from_system_attrs, split_body
 from optuna_dashboard.artifact._backend import (
     delete_all_artifacts,
     get_trial_artifact_meta,
+    list_study_artifacts,
     list_trial_artifacts,
 )
 
@@ -29,8 +30,9 @@ from study.machine.paths import REPOSITORY
 from study.reporting import dashboard
 from study.reporting.pictures import curve_png
 from study.storage.config import StudyConfig
-from study.storage.database import open_storage, storage_of
+from study.storage.database import open_storage, open_study, storage_of
 
+ROOM = "\N{EN SPACE}"
 CURVE = [
     {
         "epoch": epoch, "train_loss": 2.0 - epoch / 5, "train_accuracy": 0.2 + epoch / 10,
@@ -74,7 +76,8 @@ def published(study: optuna.Study, candidate: Candidate, store: Path, **more: An
 
 def note_of(study: optuna.Study, number: int) -> str:
     attrs = study._storage.get_study_system_attrs(study._study_id)
-    return str(get_note_from_system_attrs(attrs, study.trials[number]._trial_id)["body"])
+    body = str(get_note_from_system_attrs(attrs, study.trials[number]._trial_id)["body"])
+    return body.replace(ROOM, "")
 
 
 def artifacts_of(study: optuna.Study, number: int) -> dict[str, str]:
@@ -127,6 +130,34 @@ def test_files_that_were_deleted_are_made_again(tmp_path: Path) -> None:
     assert (store / found["curve.png"]).read_bytes() == b"as it was"
     dashboard.restore(study, tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_report_is_one_file_however_often_it_is_written(tmp_path: Path) -> None:
+    study, store, report = made_study(tmp_path), tmp_path / "artifacts", tmp_path / "report.html"
+    report.write_text("first")
+    dashboard.publish_report(study, store, report, add=False)
+    assert not store.exists()
+    for text in ("first", "second"):
+        report.write_text(text)
+        dashboard.publish_report(study, store, report)
+    report.write_text("of a retrain")
+    read_only = open_study(f"sqlite:///{tmp_path / 'study.db'}", "dilated")
+    dashboard.publish_report(read_only, store, report, add=False)
+    (meta,) = list_study_artifacts(study._storage.get_study_system_attrs(study._study_id))
+    assert (meta["filename"], meta["mimetype"]) == ("report.html", "text/html")
+    assert [file.name for file in store.iterdir()] == [meta["artifact_id"]]
+    assert (store / meta["artifact_id"]).read_text() == "of a retrain"
+
+
+def test_files_of_an_older_reranking_are_found(tmp_path: Path) -> None:
+    study, store, older = made_study(tmp_path), tmp_path / "artifacts", tmp_path / "rerank" / "artifacts"
+    study.tell(published(study, REFERENCE, store), 0.5)
+    study.tell(published(study, sampled(), older), 0.5)
+    dashboard.restore(study, store)
+    for number in range(2):
+        assert (store / artifacts_of(study, number)["layers.csv"]).is_file()
+    assert not older.exists()
+    dashboard.restore(study, store)  # there is nothing more to move
 
 
 @pytest.mark.parametrize("described", ['{"artifact_id": "../elsewhere", "filename": "layers.csv"}', "{", "[1]", "{}"])
@@ -185,7 +216,8 @@ def test_study_note_and_metric_name(tmp_path: Path) -> None:
     study = made_study(tmp_path)
     dashboard.publish_study(study, storage_of(study))
     assert study.metric_names == ["val_accuracy"]
-    note = get_note(study)
+    assert f"|{ROOM}" in get_note(study).replace("| ", "|")  # else cells touch
+    note = get_note(study).replace(ROOM, "")
     assert "| Parameters | < 200,000 |" in note
     assert "| Multiply-accumulates | < 90,000,000 |" in note
     assert "Predicted seconds" not in note  # that limit is not set

@@ -135,7 +135,7 @@ class Stage:
     def supervisor(self, script: Sequence[str], trials: int, jobs: int = 1, timeout: float | None = None) -> Supervisor:
         self.study.pruner = Strict()
         self.executor = ScriptedExecutor(script, jobs)
-        plan = SearchPlan("sqlite://", "stage", self.out, "dilated", "", trials=trials, jobs=jobs, timeout_s=timeout)
+        plan = SearchPlan("sqlite://", "stage", self.out, "dilated", [], trials=trials, jobs=jobs, timeout_s=timeout)
         asker = self.asker()
         self.asked = []
         ask = asker.ask

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import random
 import shutil
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ from study.search.creation import anchors, refuse_impossible
 from study.search.plan import Given
 from study.search.sampling import N_STARTUP_TRIALS, sampler_seed, training_seed
 from study.storage import patience
+from study.storage.database import candidate_of, stored
 
 SPACE = get_space("dilated")
 
@@ -82,14 +84,16 @@ def test_a_trial_stores_all_that_the_report_and_the_retrain_read(stage: Stage) -
     attrs = asked.trial.user_attrs
     assert set(attrs) == {
         "slot", "attempt", "fence", "anchor", "params", "receptive_field", "receptive_field_with_pool", "macs",
-        "n_dilated_reductions", "candidate", "candidate_id", "architecture_id", "repairs", "training_seed",
-        "sampler_seed", "predicted_s", "versions",
+        "n_dilated_reductions", "candidate_id", "architecture_id", "repairs", "training_seed",
+        "sampler_seed", "predicted_s",
     }  # fmt: skip
     assert (attrs["slot"], attrs["attempt"]) == (0, 0)
     assert (attrs["training_seed"], attrs["sampler_seed"]) == (training_seed(0, 0), sampler_seed(0, 0, 0))
     assert asked.seed == attrs["training_seed"]
     assert asked.candidate is not None
     assert attrs["candidate_id"] == asked.candidate.candidate_id
+    assert candidate_of(stage.trials()[0]) == asked.candidate
+    assert all(len(json.dumps(value)) < 100 for value in attrs.values())  # the dashboard prints each on one line
     assert asked.trial.constraints
     assert all(value <= 0 for value in asked.trial.constraints.values())
 
@@ -120,7 +124,7 @@ def test_what_breaks_a_limit_is_not_handed_on(
     assert asked.candidate is None
     assert asked.reason.startswith("infeasible: ")
     assert asked.trial.constraints["parameters"] > 0
-    assert "candidate" not in asked.trial.user_attrs
+    assert stored(stage.trials()[-1], "candidate") is None
 
 
 def counting(values: Iterator[float]) -> OwnLimits:

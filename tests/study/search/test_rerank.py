@@ -49,7 +49,9 @@ def test_the_best_are_trained_again_as_they_were(searched: Path, capsys: pytest.
     config = config_of(found)
     assert (config.epochs, config.pruner, config.limits.max_epoch_s) == (2, "none", None)
     assert (searched / "rerank" / "report.html").exists()
-    assert f"python -m study.retrain --out {searched}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"Next:   python -m study.retrain --device cpu --out {searched}" in shown
+    assert f"candidates  trial {best[0].number}, trial {best[1].number}" in shown
 
     # The same command has nothing left to do; a larger --top adds the next best.
     assert rerank.main(command) == 0
@@ -64,7 +66,9 @@ def test_retrain_prefers_the_winner_and_says_so(searched: Path, capsys: pytest.C
     source, found = opened(searched), opened(searched, "dilated-rerank")
     last = min(source.get_trials(), key=lambda trial: (trial.value, -trial.number))
     slot = [given["trial"] for given in found.user_attrs["given"]].index(last.number)
-    winner = optuna.trial.create_trial(value=1.0, user_attrs={**last.user_attrs, "slot": slot})
+    winner = optuna.trial.create_trial(
+        value=1.0, user_attrs={**last.user_attrs, "slot": slot}, system_attrs=last.system_attrs
+    )
     storage = open_storage(f"sqlite:///{searched / 'study.db'}")
     optuna.load_study(study_name=found.study_name, storage=storage).add_trial(winner)
     capsys.readouterr()

@@ -23,7 +23,7 @@ from study.storage.database import open_storage
 
 
 def existing(folder: Path) -> tuple[optuna.Study, optuna.storages.RDBStorage] | None:
-    return find_study(SearchPlan(f"sqlite:///{folder}/study.db", "dilated", folder, "dilated", "what is next"))
+    return find_study(SearchPlan(f"sqlite:///{folder}/study.db", "dilated", folder, "dilated", ["what is next"]))
 
 
 def test_more_trials_at_once_than_cores_are_warned_of(
@@ -37,7 +37,7 @@ def test_more_trials_at_once_than_cores_are_warned_of(
         "study.machine.hardware.n_cores": 2,
     }.items():
         monkeypatch.setattr(name, lambda *arguments, found=found: found)
-    plan = SearchPlan("", "", tmp_path, "dilated", "", device="cpu")
+    plan = SearchPlan("", "", tmp_path, "dilated", [], device="cpu")
     for jobs, warning in ((2, ""), (5, "warning: --jobs 5 is more than the 2 cores here")):
         assert get_ready(dataclasses.replace(plan, jobs=jobs), ThisMachine("cpu")).jobs == jobs
         assert capsys.readouterr().err.partition(",")[0].strip() == warning

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import shlex
@@ -38,7 +39,7 @@ from study.machine.hardware import hardware
 from study.machine.paths import REPOSITORY
 from study.run import main
 from study.search.sampling import training_seed
-from study.storage.database import FINISHED, open_storage
+from study.storage.database import FINISHED, open_storage, stored
 
 EPOCHS = 3
 TINY = (
@@ -90,6 +91,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, decoding: Callable[[pytest.M
             briefly.setattr("torchvision.datasets.CIFAR10", MadeCifar10)
             decoding(briefly)
             briefly.setattr(calibration, "ProcessPoolExecutor", MadePool)
+            briefly.setattr(calibration, "BUSY", math.inf)
             data.load_train()
             calibration.calibrate("cpu")
         yield root / "cache"
@@ -253,7 +255,7 @@ def test_a_finished_study_is_not_touched_by_asking_again(story: Story) -> None:
 def test_a_run_says_what_it_resumes(story: Story) -> None:
     assert "tiny (new)" in story.output[0]
     assert "tiny (resumed, 3 trials finished)" in story.output[1]
-    assert "for 0 more trials" in story.output[1]
+    assert "nothing to run" in story.output[1]
     assert "[5/5] slot 4" in story.output[2]
     assert all("optuna-dashboard" in output for output in story.output)
 
@@ -263,9 +265,11 @@ def test_a_trial_says_how_it_went_and_what_made_it(story: Story) -> None:
         attrs = trial.user_attrs
         assert (attrs["slot"], attrs["attempt"], attrs["outcome"]) == (slot, 0, "complete")
         assert attrs["training_seed"] == training_seed(0, slot)
-        assert len(attrs["curve"]) == len(trial.intermediate_values) == EPOCHS
-        assert trial.value == trial.intermediate_values[EPOCHS - 1] == attrs["curve"][-1]["val_accuracy"]
-        assert {"wall_s", "rss_mib", "versions", "candidate"} <= set(attrs)
+        assert sorted(trial.intermediate_values) == list(range(1, EPOCHS + 1))
+        assert trial.value == trial.intermediate_values[EPOCHS] == stored(trial, "curve")[-1]["val_accuracy"]
+        assert {"wall_s", "rss_mib", "candidate_id"} <= set(attrs)
+        assert stored(trial, "candidate")
+        assert stored(trial, "versions")["torch"]
     assert [trial.user_attrs.get("anchor") for trial in story.trials[-1]][:3] == ["reference", "default", None]
     study = optuna.load_study(study_name="tiny", storage=open_storage(url_of(story.out)))
     typed = shlex.join(["python", "-m", "study.run", *TINY, "--trials", "3", "--out", str(story.out)])
@@ -353,8 +357,8 @@ def test_an_interrupted_and_resumed_study_equals_an_uninterrupted_one(story: Sto
     assert results(tmp_path, 4) == results(story.out, 5)[:4]
     again = finished_of(tmp_path)[2]
     assert again.params == stopped.params
-    n_told = len(stopped.user_attrs["curve"])
-    assert again.user_attrs["curve"][:n_told] == stopped.user_attrs["curve"]  # seconds too: they were not run again
+    told = stored(stopped, "curve")
+    assert stored(again, "curve")[: len(told)] == told  # seconds too: they were not run again
     assert len(trials_of(tmp_path)) == 5
 
 
@@ -458,7 +462,8 @@ def test_what_only_shows_results_may_be_missing(
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     assert "No report: ImportError: no plotly on this machine" in done.stdout
-    assert "Next:   python -m study.retrain" in done.stdout
+    assert "Next:   python -m study.rerank" in done.stdout
+    assert "Then:   python -m study.retrain" in done.stdout
     assert "no curves (ImportError: no matplotlib on this machine)" in done.stderr
     finished = finished_of(tmp_path / "out")
     assert sorted(finished) == [0, 1]

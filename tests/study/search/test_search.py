@@ -70,11 +70,11 @@ def history_curve(rank: int) -> list[float]:
     return [value + 0.01 * (rank - 5) for value in shape]
 
 
-def run_live(study: optuna.Study, curve: list[float]) -> int | None:
+def run_live(study: optuna.Study, curve: list[float], first_step: int = 0) -> int | None:
     """Reports a curve as a trial does and returns the epoch after which it is pruned."""
     trial = study.ask()
     for epoch, value in enumerate(curve):
-        trial.report(value, epoch)
+        trial.report(value, first_step + epoch)
         if epoch + 1 < len(curve) and trial.should_prune():
             study.tell(trial, state=TrialState.PRUNED)
             return epoch
@@ -82,25 +82,30 @@ def run_live(study: optuna.Study, curve: list[float]) -> int | None:
     return None
 
 
-def study_with_history(pruner: str, n_history: int = 8) -> optuna.Study:
+def study_with_history(pruner: str, n_history: int = 8, first_step: int = 0) -> optuna.Study:
     # The name decides Hyperband's brackets.
-    study = optuna.create_study(direction="maximize", study_name="table", pruner=make_pruner(pruner, EPOCHS))
+    study = optuna.create_study(
+        direction="maximize", study_name="table", pruner=make_pruner(pruner, EPOCHS, first_step)
+    )
     rung = EPOCHS // 2 - 1 if pruner == "halving" else EPOCHS // 3
     for rank in range(n_history):
         curve = history_curve(rank)
         study.add_trial(
             optuna.create_trial(
                 value=curve[-1],
-                intermediate_values=dict(enumerate(curve)),
+                intermediate_values=dict(enumerate(curve, first_step)),
                 system_attrs={"completed_rung_0": curve[rung]},  # as the halving pruners write it
             )
         )
     return study
 
 
+@pytest.mark.parametrize("first_step", [0, 1])
 @pytest.mark.parametrize(("pruner", "curve"), list(product(PRUNERS, LIVE)))
-def test_a_scripted_curve_is_pruned_after_the_expected_epoch(pruner: str, curve: str) -> None:
-    assert run_live(study_with_history(pruner), LIVE[curve]) == STOPS[pruner][curve]
+def test_a_scripted_curve_is_pruned_after_the_expected_epoch(pruner: str, curve: str, first_step: int) -> None:
+    """Older studies count epochs from zero, as Optuna does."""
+    study = study_with_history(pruner, first_step=first_step)
+    assert run_live(study, LIVE[curve], first_step) == STOPS[pruner][curve]
 
 
 @pytest.mark.parametrize("pruner", ["percentile", "median"])
@@ -126,7 +131,8 @@ def test_no_schedule_prunes_in_its_first_third(pruner: str, epochs: int) -> None
 
 @pytest.mark.parametrize("pruner", PRUNERS)
 @pytest.mark.parametrize("epochs", [1, 2, 3, 6, 9, 16, 30, 70])
-def test_only_compared_epochs_decide(pruner: str, epochs: int) -> None:
+@pytest.mark.parametrize("first_step", [0, 1])
+def test_only_compared_epochs_decide(pruner: str, epochs: int, first_step: int) -> None:
     """Curves whose other epochs are made up lead to the same stops as true ones."""
     compared = compared_epochs(pruner, epochs)
     assert (compared is None) == (pruner != "halving")
@@ -137,8 +143,9 @@ def test_only_compared_epochs_decide(pruner: str, epochs: int) -> None:
     made_up = [[value if epoch in kept else rng.random() for epoch, value in enumerate(curve)] for curve in true]
     found = []
     for curves in (true, made_up):
-        study = optuna.create_study(direction="maximize", study_name="compared", pruner=make_pruner(pruner, epochs))
-        found.append([run_live(study, curve) for curve in curves])
+        made = make_pruner(pruner, epochs, first_step)
+        study = optuna.create_study(direction="maximize", study_name="compared", pruner=made)
+        found.append([run_live(study, curve, first_step) for curve in curves])
     assert found[0] == found[1]
     stops = {stop for stop in found[0] if stop is not None}
     if compared is not None:

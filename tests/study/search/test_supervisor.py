@@ -22,7 +22,7 @@ from study.search import supervisor as module
 from study.search import telling
 from study.search.supervisor import MAX_FAILURES_IN_A_ROW, MAX_INFEASIBLE_IN_A_ROW, Supervisor
 from study.storage import patience
-from study.storage.database import open_storage
+from study.storage.database import open_storage, stored
 from study.storage.slots import LEASE_S, SlotTable
 
 
@@ -42,7 +42,7 @@ def test_a_trial_tells_how_it_went(stage: Stage) -> None:
     complete, pruned = stage.trials()[-2:]
     assert (complete.state, complete.value, complete.user_attrs["outcome"]) == (TrialState.COMPLETE, 0.5, "complete")
     assert (complete.user_attrs["wall_s"], complete.user_attrs["rss_mib"]) == (1.0, 100.0)
-    assert [epoch["val_accuracy"] for epoch in complete.user_attrs["curve"]] == [0.5, 0.5]
+    assert [epoch["val_accuracy"] for epoch in stored(complete, "curve")] == [0.5, 0.5]
     assert (pruned.state, pruned.user_attrs["outcome"]) == (TrialState.PRUNED, "pruned")
     assert pruned.user_attrs["reason"] == "pruned after epoch 1 of 2"
     assert pruned.intermediate_values == {0: 0.5}
@@ -298,7 +298,7 @@ def test_what_ends_while_workers_are_stopped_is_kept(stage: Stage) -> None:
     n_trials = stage.n_anchors + 1
     assert play_and_interrupt(stage, ["ends late"], n_trials) == "interrupted"
     assert stage.trials()[-1].state == TrialState.COMPLETE
-    assert len(stage.trials()[-1].user_attrs["curve"]) == 2
+    assert len(stored(stage.trials()[-1], "curve")) == 2
     assert stage.play([], trials=n_trials) == "done"
 
 
