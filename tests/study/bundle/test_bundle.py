@@ -175,9 +175,11 @@ def test_exported_program_agrees_with_evaluation(written: tuple[Path, Network]) 
     np.testing.assert_allclose(found, evaluate(network, images, "cpu")[1], rtol=1e-3, atol=1e-4)
 
 
-def test_writing_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: Any) -> None:
+def test_writing_says_what_it_does_and_no_more(tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: Any) -> None:
     write(tmp_path / "best")
-    assert capfd.readouterr() == ("", "")
+    said, warned = capfd.readouterr()
+    assert [line.split(":")[0] for line in said.splitlines()] == ["Exporting", "Drawing"]
+    assert warned == ""
     assert [str(warning.message) for warning in recwarn] == []
 
 
