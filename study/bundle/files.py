@@ -11,7 +11,9 @@
     |- summary.txt      layer table, key metrics, how to load the files above
     |- curves.png       loss and accuracy by epoch, train and test
     |- misses.png       misclassified test images
-    `- confusion.png, confusion.csv
+    |- augmented.png    test images, augmented as the training images were
+    |- confusion.png, confusion.csv
+    `- evaluation.npz   answers to the test images, curves, mistakes: what the report shows
 
 Torch and matplotlib are imported where they are used: `load_candidate` needs neither.
 """
@@ -33,6 +35,7 @@ import numpy as np
 from search_spaces.candidate import Candidate
 from search_spaces.fields import DescriptionError
 from study.bundle.card import CARD, card
+from study.bundle.evaluation import EVALUATION, evaluation_as_bytes, evaluation_of
 from study.bundle.metrics import METRICS, read_metrics
 from study.bundle.preprocessing import CIFAR_10, CONFIG, Preprocessing, read_preprocessing
 from study.bundle.summary import SUMMARY, summary
@@ -59,11 +62,11 @@ if TYPE_CHECKING:
     from study.model.network import Network
 
 NUMBERS, WEIGHTS, MODEL, CANDIDATE = "weights.safetensors", "weights.pt", "model.pt2", "candidate.json"
-CURVES, MISSES = "curves.png", "misses.png"
+CURVES, MISSES, AUGMENTED = "curves.png", "misses.png", "augmented.png"
 CONFUSION_PNG, CONFUSION_CSV = "confusion.png", "confusion.csv"
 FILES = (
     *(NUMBERS, WEIGHTS, MODEL, CANDIDATE, METRICS, CONFIG, CARD, SUMMARY),
-    *(CURVES, MISSES, CONFUSION_PNG, CONFUSION_CSV),
+    *(CURVES, MISSES, AUGMENTED, CONFUSION_PNG, CONFUSION_CSV, EVALUATION),
 )
 """Every file of a bundle."""
 ONNX, INT8, EXPORTS = "model.onnx", "model.int8.onnx", "exports.json"
@@ -71,6 +74,9 @@ ONNX, INT8, EXPORTS = "model.onnx", "model.int8.onnx", "exports.json"
 T = TypeVar("T")
 _MAKE = "Write one with python -m study.retrain, or name its folder."
 _AGAIN = "Copy the bundle again, or write it again with python -m study.retrain."
+
+N_AUGMENTED, N_VIEWS = 6, 9
+"""Images on the sheet of augmented ones, and how often each is augmented."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,10 @@ def write_bundle(
         bundle_figures.draw_confusion(confusion, new / CONFUSION_PNG)
         bundle_figures.draw_curves(curves, new / CURVES, metrics.get("target_accuracy"))
         bundle_figures.draw_misses(test_images, test_logits, new / MISSES)
+        bundle_figures.draw_augmented(_augmented(candidate, test_images), new / AUGMENTED)
+        missed = bundle_figures.confident_misses(test_images.labels, test_logits)
+        kept = evaluation_of(preprocessing.classes, test_images.labels, test_logits, curves, missed, test_images.pixels)
+        (new / EVALUATION).write_bytes(evaluation_as_bytes(kept))
 
 
 def load_bundle(folder: Path) -> Bundle:
@@ -242,6 +252,22 @@ def _read(file: Path, read: Callable[[Path], T]) -> T:
         return read(file.parent)
     except DamagedFileError as error:
         raise UserError(f"{str(file)!r} cannot be read: {error}. {_AGAIN}") from error
+
+
+def _augmented(candidate: Candidate, images: Images) -> np.ndarray:
+    """Some of `images` as they are and as a training would see them: uint8 [R, V, S, S, 3]."""
+    import torch
+
+    from study.data.augmentation import AugmentedBatches, BatchSpec
+    from study.data.batches import place
+
+    some = images.take(np.linspace(0, len(images) - 1, min(len(images), N_AUGMENTED)).astype(int))
+    source, views = AugmentedBatches(some, candidate.augmentation, seed=0), [some.pixels]
+    for epoch in range(N_VIEWS):
+        pixels, _, moves = source[BatchSpec(epoch, 0, np.arange(len(some)))]
+        rows = torch.arange(len(some))
+        views.append(place(torch.from_numpy(pixels), rows, torch.from_numpy(moves)).numpy())
+    return np.stack(views, axis=1)
 
 
 def _write_confusion(file: Path, confusion: np.ndarray, names: Sequence[str]) -> None:

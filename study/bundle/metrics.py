@@ -27,6 +27,9 @@ class _Known:
     macs: _Whole | None = None
     epochs: _Whole | None = None
     seeds: tuple[_Whole, ...] | None = None
+    trial: _Whole | None = None
+    reranked_epochs: _Whole | None = None
+    test_images: _Whole | None = None
     test_accuracy: tuple[Fraction, ...] | None = None
     test_accuracy_mean: Fraction | None = None
     test_accuracy_std: Fraction | None = None
@@ -37,6 +40,7 @@ class _Known:
     target_met: bool | None = None
     device: str | None = None
     hardware: dict[str, Any] | None = None
+    latency_ms: dict[str, Any] | None = None
     wall_s: Amount | None = None
     commit: str | None = None
 

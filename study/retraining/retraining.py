@@ -24,7 +24,7 @@ from study.retraining.plan import EPOCHS, SEEDS, RetrainPlan
 from study.retraining.seeds import Seed, seeds_at_once, train_all
 from study.retraining.target import Target, find_target
 from study.retraining.teacher import cost_of, teacher_of
-from study.retraining.testing import Tested, test_seed
+from study.retraining.testing import Tested, latencies, test_seed
 from study.storage.folder import claim_folder
 from study.training.records import TrainingConfig
 
@@ -62,7 +62,15 @@ def retrain(plan: RetrainPlan) -> int:
     test = load_test(seeds[0].data)
     print(f"Testing: {counted(len(seeds), 'seed')} on {len(test):,} images", flush=True)
     results = [test_seed(seed, test) for seed in seeds]
-    shipped, metrics = results[0], {**_metrics(target, seeds, results, place), "command": plan.command}
+    shipped, metrics = (
+        results[0],
+        {
+            **_metrics(target, seeds, results, place),
+            "test_images": len(test),
+            "latency_ms": latencies(results[0].network, seeds[0]),
+            "command": plan.command,
+        },
+    )
     write_bundle(target.folder, seeds[0].candidate, shipped.network, metrics, shipped.curve, test, shipped.logits)
     print(f"Bundle: {printable(str(target.folder))}")
     print(_verdict(metrics), flush=True)
