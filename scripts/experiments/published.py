@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import evidence
+import screenshot
 from evidence import percent
 from study.machine.paths import RESULTS
 
@@ -32,7 +32,7 @@ COLUMNS = (
 
 def publish(study: optuna.Study, run: Path, folder: Path) -> None:
     """Writes the record of `study`, whose folder is `run`, into `folder`."""
-    from study.reporting.report import write_report
+    from study.reporting.report import TRIALS, write_report
     from study.storage.database import stored
 
     trials, attrs = study.get_trials(deepcopy=False), study.user_attrs
@@ -56,12 +56,11 @@ def publish(study: optuna.Study, run: Path, folder: Path) -> None:
         ],
     }
     evidence.write(folder / "study.json", record)
-    with (folder / "trials.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, "repairs": "; ".join(row["repairs"] or ())} for row in rows)
-    _, markdown = write_report(study, run)
-    shutil.copyfile(markdown, folder / "report.md")
+    html, markdown = write_report(study, run)
+    for file in (markdown, run / TRIALS):
+        shutil.copyfile(file, folder / file.name)
+    if screenshot.browser() is not None:
+        screenshot.take(html, folder / "report.png")
     draw_history(record, folder / "history.png")
     for name in TITLES:
         if (run / name / "metrics.json").exists():
@@ -149,10 +148,10 @@ def draw_history(record: dict[str, Any], file: Path) -> None:
     trials = [trial for trial in record["trials"] if trial["state"] in ("COMPLETE", "PRUNED")]
     best, steps = float("nan"), []
     points: dict[str, list[tuple[int, float, float]]] = {
-        "pruned": [], "complete, strided": [], "complete, dilated reduction": [],
+        "pruned, when stopped": [], "complete, strided": [], "complete, dilated reduction": [],
     }  # fmt: skip
     for number, trial in enumerate(trials, 1):
-        accuracy, kind = 100 * trial["val_accuracy"], "pruned"
+        accuracy, kind = 100 * trial["val_accuracy"], "pruned, when stopped"
         if trial["state"] == "COMPLETE":
             best = accuracy if not accuracy <= best else best
             kind = "complete, dilated reduction" if trial["n_dilated_reductions"] else "complete, strided"
@@ -166,10 +165,11 @@ def draw_history(record: dict[str, Any], file: Path) -> None:
         left.scatter(numbers, accuracies, c=style[0], marker=style[1], s=26, label=label)
         right.scatter(sizes, accuracies, c=style[0], marker=style[1], s=26)
     left.step(range(1, len(trials) + 1), steps, where="post", color="#444444", linewidth=1, label="best so far")
-    left.set(xlabel="finished trial", ylabel="validation accuracy, %", title="Search")
-    left.legend(fontsize=8, loc="lower right")
-    right.set(xlabel="parameters, thousands", title="Size against accuracy")
-    right.axvline(record["config"]["limits"]["max_params"] / 1000, color="#888888", linestyle=":", linewidth=1)
+    left.set(xlabel="finished trial", ylabel="validation accuracy, %", title="Accuracy of the trials, in their order")
+    right.set(xlabel="parameters, thousands", title="Accuracy against size")
+    bound = record["config"]["limits"]["max_params"]
+    right.axvline(bound / 1000, color="#888888", linestyle=":", linewidth=1, label=f"limit, {bound:,}")
+    evidence.legend(figure, left, right)
     evidence.save(figure, file)
 
 
