@@ -22,7 +22,6 @@ CURVES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
 N_BINS = 15
 """Of confidence, in a reliability diagram (Guo et al. 2017)."""
 N_MISSED = 40
-_Z95 = 1.959964
 _MOST_BYTES, _MOST_CLASSES, _MOST_EPOCHS, _MOST_SIDE = 2**28, 2**10, 2**16, 512
 
 
@@ -174,14 +173,6 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities float64 [N, n_classes] of logits [N, n_classes]."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
     return np.asarray(shifted / shifted.sum(1, keepdims=True))
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """95% interval of a share of `n` things by Wilson's score (1927): right at 0 and 1 and of few things, too."""
-    centre = share + _Z95**2 / (2 * n)
-    half = _Z95 * math.sqrt(share * (1 - share) / n + _Z95**2 / (4 * n * n))
-    scale = 1 + _Z95**2 / n
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
 def reliability(right: np.ndarray, confidences: np.ndarray, n_bins: int = N_BINS) -> Reliability:

@@ -68,4 +68,4 @@ def accuracy_interval(accuracy: float, n_images: int) -> tuple[float, float]:
     spread = _Z**2 / n_images
     centre = (accuracy + spread / 2) / (1 + spread)
     half = _Z / (1 + spread) * (accuracy * (1 - accuracy) / n_images + spread / (4 * n_images)) ** 0.5
-    return centre - half, centre + half
+    return max(0.0, centre - half), min(1.0, centre + half)

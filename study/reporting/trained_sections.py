@@ -15,7 +15,8 @@ from PIL import Image
 
 from search_spaces.architecture import ACTIVATION_NAMES, NORM_NAMES, Architecture
 from search_spaces.candidate import Augmentation
-from study.bundle.evaluation import CURVES, Evaluation, reliability, wilson
+from study.bundle.evaluation import CURVES, Evaluation, reliability
+from study.bundle.metrics import accuracy_interval
 from study.command_line.wording import counted, duration, millions, percent, shown_value, whole
 from study.reporting.facts import Facts, is_number
 from study.reporting.figures import BLUE, GREEN, GREY, base_figure, whole_ticks
@@ -157,7 +158,7 @@ def _classes(evaluation: Evaluation) -> Sequence[Block]:
 def _class_bars(classes: Sequence[tuple[str, int, int]]) -> go.Figure:
     """Accuracy by class, the best on top: (name, right, all) of each."""
     shares = [right / total for _, right, total in classes]
-    bounds = [wilson(right / total, total) for _, right, total in classes]
+    bounds = [accuracy_interval(right / total, total) for _, right, total in classes]
     figure = base_figure("Share classified correctly", "", height=100 + 26 * len(classes))
     figure.add_bar(
         x=shares,
@@ -191,7 +192,7 @@ def _calibration(evaluation: Evaluation) -> Sequence[Block]:
     confidences = evaluation.confidences
     found = reliability(evaluation.predictions == evaluation.labels, confidences)
     accuracy = float((evaluation.predictions == evaluation.labels).mean())
-    bounds = [wilson(float(a), int(n)) for a, n in zip(found.accuracy, found.counts, strict=True)]
+    bounds = [accuracy_interval(float(a), int(n)) for a, n in zip(found.accuracy, found.counts, strict=True)]
     figure = base_figure("Confidence", "Accuracy", height=380)
     figure.add_scatter(
         x=[0, 1], y=[0, 1], mode="lines", line={"color": GREY, "dash": "dash"}, name="perfectly calibrated",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from study.bundle.evaluation import wilson
+from study.bundle.metrics import accuracy_interval
 from study.command_line.wording import MISSING, counted, percent, whole
 from study.reporting.facts import Facts, is_number
 from study.reporting.page import Block, Gauge, Gauges, Table, Text
@@ -106,7 +106,7 @@ def _accuracy_gauge(facts: Facts, metrics: Mapping[str, Any]) -> Gauge | None:
         at, n, required = facts.best.accuracy, facts.config.val_images, "short training: no target"
     else:
         return None
-    spread = wilson(at, n) if isinstance(n, int) and n > 0 else None
+    spread = accuracy_interval(at, n) if isinstance(n, int) and n > 0 else None
     note = f"95% interval {percent(spread[0])} to {percent(spread[1])} (Wilson, {n:,} {what})" if spread else ""
     # Between a tenth below what is shown and 1: of the whole scale an interval would be a hair.
     lowest = min([at, *([target] if is_number(target) else []), *(spread or ())])

@@ -17,7 +17,6 @@ from study.bundle.evaluation import (
     evaluation_of,
     read_evaluation,
     reliability,
-    wilson,
 )
 from study.machine.files import DamagedFileError
 
@@ -90,15 +89,6 @@ def test_damaged_packed_and_missing_files_are_refused(made: Evaluation, tmp_path
     file.unlink()
     with pytest.raises(DamagedFileError):
         read_evaluation(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("share", "n", "low", "high"),
-    [(0.9, 100, 0.8256, 0.9448), (0.0, 10, 0.0, 0.2775), (1.0, 10, 0.7225, 1.0), (0.915, 10_000, 0.9094, 0.9203)],
-)
-def test_interval(share: float, n: int, low: float, high: float) -> None:
-    """Against Wilson's formula as scipy has it (`binomtest(...).proportion_ci(method="wilson")`)."""
-    assert wilson(share, n) == pytest.approx((low, high), abs=6e-5)
 
 
 def test_calibration_error() -> None:
