@@ -50,7 +50,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
 """What makes each block, from the files in results/."""
 
 PICTURES: dict[str, Callable[[Any, Path], None]] = {
-    "*/study.json": lambda record, file: published.draw_history(record, file.with_name("history.png")),
+    "*/study.json": published.draw,
     "replays/*.json": replays.draw,
     "samplers/*.json": samplers.draw,
     "pruners/*.json": pruners.draw,

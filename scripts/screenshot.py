@@ -1,9 +1,7 @@
 """A picture of the first screen of a report, taken by a headless Chromium.
 
-    python scripts/screenshot.py results/runs/dilated/report.html report.png
-    python scripts/screenshot.py report.html phone.png --size 390x844
-
-Publishing a study takes one, too (scripts/publish.py).
+python scripts/screenshot.py results/runs/dilated/report.html report.png
+python scripts/screenshot.py report.html phone.png --size 390x844
 """
 
 from __future__ import annotations

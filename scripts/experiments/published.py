@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,48 @@ def publish(study: optuna.Study, run: Path, folder: Path) -> None:
         if (run / name / "metrics.json").exists():
             shutil.rmtree(folder / name, ignore_errors=True)
             shutil.copytree(run / name, folder / name)
+
+
+def restored(record: dict[str, Any]) -> optuna.Study:
+    """The study of a study.json, in memory, with its re-ranking: enough for its report where its database is gone.
+
+    Of every hyperparameter only the values that were tried are known, so each is a choice between them.
+    """
+    import optuna
+
+    from study.storage.database import storage_of
+    from study.storage.reranked import origin, rerank_name
+
+    def trial(row: dict[str, Any], choices: dict[str, list[Any]], **more: Any) -> optuna.trial.FrozenTrial:
+        state = optuna.trial.TrialState[row.get("state", "COMPLETE")]
+        return optuna.create_trial(
+            state=state,
+            value=row["val_accuracy"] if state == optuna.trial.TrialState.COMPLETE else None,
+            params=row.get("parameters", {}),
+            distributions={
+                name: optuna.distributions.CategoricalDistribution(choices[name]) for name in row.get("parameters", {})
+            },
+            user_attrs={name: value for name, value in {**row, **more}.items() if value is not None},
+            intermediate_values=dict(enumerate(row["val_accuracy_by_epoch"])),
+        )
+
+    study = optuna.create_study(study_name=record["study"], direction="maximize")
+    for name in ("config", "target_accuracy", "hardware", "versions", "cost_model", "created"):
+        study.set_user_attr(name, record[name])
+    tried = [row["parameters"] for row in record["trials"]]
+    names = {name for each in tried for name in each}
+    choices = {name: list(dict.fromkeys(each[name] for each in tried if name in each)) for name in names}
+    study.add_trials([trial(row, choices) for row in record["trials"]])
+    if longer := record.get("rerank"):
+        again = optuna.create_study(
+            study_name=rerank_name(study.study_name), direction="maximize", storage=storage_of(study)
+        )
+        config = {**record["config"], "epochs": longer["epochs"], "train_images": longer["train_images"]}
+        given = [{"name": f"trial {row['trial']}", "trial": row["trial"]} for row in longer["trials"]]
+        for name, value in {**origin(study), "config": config, "given": given}.items():
+            again.set_user_attr(name, value)
+        again.add_trials([trial(row, {}, slot=slot, candidate={}) for slot, row in enumerate(longer["trials"])])
+    return study
 
 
 def commands_of(study: optuna.Study, run: Path, n_finished: int) -> list[str]:
@@ -141,6 +184,19 @@ def searching_seconds(trials: Sequence[Any]) -> float:
         seconds += max(0.0, end - max(start, reached))
         reached = max(reached, end)
     return seconds
+
+
+def draw(record: dict[str, Any], file: Path) -> None:
+    """The pictures of the study whose record is `file`, beside it: its trials, and its report's first screen."""
+    from study.reporting.report import write_report
+
+    draw_history(record, file.with_name("history.png"))
+    if screenshot.browser() is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            if (best := file.with_name("best")).exists():
+                shutil.copytree(best, Path(folder) / "best")
+            html, _ = write_report(restored(record), Path(folder))
+            screenshot.take(html, file.with_name("report.png"))
 
 
 def draw_history(record: dict[str, Any], file: Path) -> None:

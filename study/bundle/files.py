@@ -215,7 +215,7 @@ def describe_bundle(bundle: Bundle) -> None:
         OSError: They cannot be written.
     """
     classes = bundle.preprocessing.classes
-    confusion = _read(bundle.folder / CONFUSION_CSV, lambda folder: _read_confusion(folder, classes))
+    confusion = _read(bundle.folder / CONFUSION_CSV, lambda folder: read_confusion(folder, classes))
     _describe(bundle.folder, bundle.candidate, bundle.metrics, bundle.preprocessing, confusion)
 
 
@@ -277,7 +277,7 @@ def _write_confusion(file: Path, confusion: np.ndarray, names: Sequence[str]) ->
         writer.writerows((name, *row) for name, row in zip(names, confusion.tolist(), strict=True))
 
 
-def _read_confusion(folder: Path, names: Sequence[str]) -> np.ndarray | None:
+def read_confusion(folder: Path, names: Sequence[str]) -> np.ndarray | None:
     """What `_write_confusion` wrote; None where there is none.
 
     Raises:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from search_spaces.candidate import Candidate
 from search_spaces.fields import DescriptionError
 from study.bundle.evaluation import EVALUATION, Evaluation, read_evaluation
-from study.bundle.files import AUGMENTED, CANDIDATE, CONFUSION_PNG, CURVES, MISSES
+from study.bundle.files import AUGMENTED, CANDIDATE, CONFUSION_CSV, CURVES, MISSES, read_confusion
 from study.bundle.metrics import METRICS, read_metrics
+from study.bundle.preprocessing import CIFAR_10, CONFIG, read_preprocessing
 from study.machine.files import DamagedFileError, is_file, read_json
+
+T = TypeVar("T")
 
 _PICTURES = {
     CURVES: "Loss and accuracy by epoch",
-    CONFUSION_PNG: "Confusion matrix of the test images",
     MISSES: "Misclassified test images",
 }
 """What an older bundle has in place of evaluation.npz."""
@@ -32,6 +36,8 @@ class Trained:
         metrics: Contents of metrics.json; empty if they cannot be read.
         candidate: What was trained.
         evaluation: Its test.
+        classes: Names of the C classes.
+        confusion: Counts [C, C] of the test images: rows are true classes, columns predicted ones.
         augmented: PNG of augmented images.
         pictures: PNGs by what they show, where `evaluation` is missing.
         damaged: What could not be read, each with the cause.
@@ -40,37 +46,46 @@ class Trained:
     metrics: Mapping[str, Any]
     candidate: Candidate | None
     evaluation: Evaluation | None
+    classes: tuple[str, ...]
+    confusion: np.ndarray | None
     augmented: bytes | None
     pictures: Mapping[str, bytes]
     damaged: tuple[str, ...]
+
+    @property
+    def n_test(self) -> int | None:
+        """Test images, if it is known how many."""
+        stored = self.metrics.get("test_images")
+        return int(self.confusion.sum()) if stored is None and self.confusion is not None else stored
 
 
 def read_trained(folder: Path) -> Trained | None:
     """The bundle in `folder`; None if there is none. Whatever of it is damaged is left out."""
     if not is_file(folder / METRICS):
         return None
-    metrics: dict[str, Any] = {}
-    candidate = evaluation = None
-    damaged = []
-    try:
-        metrics = read_metrics(folder)
-    except DamagedFileError as error:
-        damaged.append(f"{METRICS} ({error})")
-    if is_file(folder / CANDIDATE):
+    damaged: list[str] = []
+
+    def known(name: str, read: Callable[[], T], otherwise: T) -> T:
         try:
-            candidate = Candidate.from_json(read_json(folder / CANDIDATE))
+            return read() if is_file(folder / name) else otherwise
         except (DamagedFileError, DescriptionError) as error:
-            damaged.append(f"{CANDIDATE} ({error})")
-    if is_file(folder / EVALUATION):
-        try:
-            evaluation = read_evaluation(folder)
-        except DamagedFileError as error:
-            damaged.append(f"{EVALUATION} ({error})")
+            damaged.append(f"{name} ({error})")
+            return otherwise
+
+    metrics = known(METRICS, lambda: read_metrics(folder), {})
+    candidate = known(CANDIDATE, lambda: Candidate.from_json(read_json(folder / CANDIDATE)), None)
+    evaluation = known(EVALUATION, lambda: read_evaluation(folder), None)
+    classes = known(CONFIG, lambda: read_preprocessing(folder), CIFAR_10).classes
+    confusion = known(CONFUSION_CSV, lambda: read_confusion(folder, classes), None)
+    if evaluation is not None:
+        classes, confusion = evaluation.classes, evaluation.confusion
     pictures = {} if evaluation else {words: _png(folder / name) for name, words in _PICTURES.items()}
     return Trained(
         metrics=metrics,
         candidate=candidate,
         evaluation=evaluation,
+        classes=classes,
+        confusion=confusion,
         augmented=_png(folder / AUGMENTED),
         pictures={words: png for words, png in pictures.items() if png is not None},
         damaged=tuple(damaged),

@@ -37,17 +37,18 @@ def trained_sections(facts: Facts) -> list[Section]:
     sections = []
     if trained is not None:
         sections.append(Section("The retrained network", _summary(trained), _latency(trained)))
-    if trained is not None and trained.evaluation is not None:
         evaluation = trained.evaluation
-        sections += [
-            Section("How it learned", _curves(evaluation, trained.metrics.get("target_accuracy"))),
-            Section("Right and wrong by class", _classes(evaluation)),
-            Section("Calibration", _calibration(evaluation)),
-            Section("Misclassified images", _mistakes(evaluation)),
-        ]
-    elif trained is not None and trained.pictures:
-        pictures = [Picture(png, words) for words, png in trained.pictures.items()]
-        sections.append(Section("Its training and its test", [Pictures(pictures)]))
+        if evaluation is not None:
+            target = trained.metrics.get("target_accuracy")
+            sections.append(Section("How it learned", _curves(evaluation, target)))
+        if trained.confusion is not None:
+            sections.append(Section("Right and wrong by class", _classes(trained.classes, trained.confusion)))
+        if evaluation is not None:
+            sections.append(Section("Calibration", _calibration(evaluation)))
+            sections.append(Section("Misclassified images", _mistakes(evaluation)))
+        elif trained.pictures:
+            pictures = [Picture(png, words) for words, png in trained.pictures.items()]
+            sections.append(Section("Its training and its mistakes", [Pictures(pictures)]))
     if trained is not None and trained.candidate is not None:
         sections.append(_drawing("Its layers", trained.candidate.architecture, facts))
         sections.append(Section("Augmentation", _augmentation(trained, trained.candidate.augmentation)))
@@ -125,8 +126,7 @@ def _curves(evaluation: Evaluation, target: Any) -> Sequence[Block]:
     return Text(words, "note"), Charts(figures, "Loss and accuracy of the retrained network by epoch")
 
 
-def _classes(evaluation: Evaluation) -> Sequence[Block]:
-    confusion, names = evaluation.confusion, evaluation.classes
+def _classes(names: Sequence[str], confusion: np.ndarray) -> Sequence[Block]:
     totals, right = confusion.sum(1), confusion.diagonal()
     order = [c for c in np.argsort(-right / np.maximum(totals, 1), kind="stable") if totals[c]]
     shown = order if len(order) <= MOST_CLASSES else order[-MOST_CLASSES:]

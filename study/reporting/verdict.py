@@ -95,7 +95,7 @@ def gauge_blocks(facts: Facts) -> Sequence[Block]:
 def _accuracy_gauge(facts: Facts, metrics: Mapping[str, Any]) -> Gauge | None:
     """The test accuracy against the target, else the validation accuracy of the best trial, with an interval."""
     at: Any = metrics.get("test_accuracy_mean")
-    n, target = metrics.get("test_images"), None
+    n, target = facts.trained.n_test if facts.trained else None, None
     label, what, required, met = "Test accuracy", "test images", "", None
     if is_number(at):
         target = metrics.get("target_accuracy", facts.target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import shutil
@@ -15,7 +16,8 @@ from PIL import Image
 from test_report import CONFIG, made_study, made_trial, rich_trials, row, section
 
 from study.bundle.evaluation import EVALUATION
-from study.bundle.files import CONFUSION_PNG, CURVES, MISSES
+from study.bundle.files import CONFUSION_CSV, CURVES, MISSES
+from study.data.cifar10 import CLASSES
 from study.reporting import report
 from study.reporting.facts import read_facts
 from study.reporting.figures import pareto_front
@@ -65,12 +67,16 @@ def test_an_older_bundle_shows_what_it_has(out: Path) -> None:
     for name in ("test_images", "latency_ms"):
         del metrics[name]
     (out / "best" / "metrics.json").write_text(json.dumps(metrics))
-    for name in (CURVES, CONFUSION_PNG, MISSES):
+    for name in (CURVES, MISSES):
         Image.new("RGB", (4, 4)).save(out / "best" / name)
+    rows = [(name, *([30 * (name == other) for other in CLASSES])) for name in CLASSES]
+    with (out / "best" / CONFUSION_CSV).open("w", newline="") as stream:
+        csv.writer(stream).writerows([("true \\ predicted", *CLASSES), *rows])
     markdown, html = written(made_study(rich_trials()), out)
-    assert row(section(markdown, "Verdict"), "Test accuracy")[3] == ""
+    assert row(section(markdown, "Verdict"), "Test accuracy")[3].endswith("(Wilson, 300 test images)")
+    assert row(section(markdown, "Right and wrong by class"), "bird")[1:4] == ["·", "·", "30"]
     assert "Retrained is trial 1" in markdown
-    assert html.count('<img src="data:image/png;base64,') == 3
+    assert html.count('<img src="data:image/png;base64,') == 2
     assert "Left out" not in markdown
     assert "## Its layers" not in markdown
 
