@@ -72,7 +72,7 @@ def read_trained(folder: Path) -> Trained | None:
             damaged.append(f"{name} ({error})")
             return otherwise
 
-    metrics = known(METRICS, lambda: read_metrics(folder), {})
+    metrics: dict[str, Any] = known(METRICS, lambda: read_metrics(folder), {})
     candidate = known(CANDIDATE, lambda: Candidate.from_json(read_json(folder / CANDIDATE)), None)
     evaluation = known(EVALUATION, lambda: read_evaluation(folder), None)
     classes = known(CONFIG, lambda: read_preprocessing(folder), CIFAR_10).classes

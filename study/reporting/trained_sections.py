@@ -162,7 +162,7 @@ def _class_bars(classes: Sequence[tuple[str, int, int]]) -> go.Figure:
     figure = base_figure("Share classified correctly", "", height=100 + 26 * len(classes))
     figure.add_bar(
         x=shares,
-        y=[html.escape(name) for name, _, _ in classes],
+        y=[f"{html.escape(name)}  {share:.1%}" for (name, _, _), share in zip(classes, shares, strict=True)],
         orientation="h",
         marker={"color": BLUE},
         error_x={
@@ -170,12 +170,6 @@ def _class_bars(classes: Sequence[tuple[str, int, int]]) -> go.Figure:
             "arrayminus": [share - low for share, (low, _) in zip(shares, bounds, strict=True)],
             "color": GREY, "thickness": 2, "width": 4,
         },
-        text=[f"{share:.1%}" for share in shares],
-        textposition="inside",
-        insidetextanchor="start",
-        textangle=0,
-        constraintext="none",
-        textfont={"color": "white"},
         hovertext=[
             f"{html.escape(name)}: {right:,} of {total:,}, 95% {low:.1%} to {high:.1%}"
             for (name, right, total), (low, high) in zip(classes, bounds, strict=True)

@@ -66,7 +66,7 @@ return {
     empty: box(each.parentElement.parentElement).width - box(each.querySelector(".main-svg")).width,
     scrolls: getComputedStyle(each.parentElement.parentElement).overflowX === "auto",
     drawn: each.querySelectorAll(".trace, .points path, .bars path, canvas, .parcoords").length,
-    words: [...each.querySelectorAll("text:not(.bartext-inside)")].filter(word => word.textContent)
+    words: [...each.querySelectorAll("text")].filter(word => word.textContent)
       .map(word => colour(getComputedStyle(word).fill)),
   })),
   card, ink: colour(getComputedStyle(document.body).color),
