@@ -129,6 +129,7 @@ def write_bundle(
         RuntimeError: The exported program does not compute what the network computes.
     """
     from study.bundle import figures as bundle_figures
+    from study.data.batches import augmented_views
 
     expected = (len(test_images), candidate.architecture.n_classes)
     if test_logits.shape != expected:
@@ -148,7 +149,8 @@ def write_bundle(
         bundle_figures.draw_confusion(confusion, new / CONFUSION_PNG)
         bundle_figures.draw_curves(curves, new / CURVES, metrics.get("target_accuracy"))
         bundle_figures.draw_misses(test_images, test_logits, new / MISSES)
-        bundle_figures.draw_augmented(_augmented(candidate, test_images), new / AUGMENTED)
+        some = test_images.take(np.linspace(0, len(test_images) - 1, min(len(test_images), N_AUGMENTED)).astype(int))
+        bundle_figures.draw_augmented(augmented_views(some, candidate.augmentation, N_VIEWS), new / AUGMENTED)
         missed = bundle_figures.confident_misses(test_images.labels, test_logits)
         kept = evaluation_of(preprocessing.classes, test_images.labels, test_logits, curves, missed, test_images.pixels)
         (new / EVALUATION).write_bytes(evaluation_as_bytes(kept))
@@ -252,22 +254,6 @@ def _read(file: Path, read: Callable[[Path], T]) -> T:
         return read(file.parent)
     except DamagedFileError as error:
         raise UserError(f"{str(file)!r} cannot be read: {error}. {_AGAIN}") from error
-
-
-def _augmented(candidate: Candidate, images: Images) -> np.ndarray:
-    """Some of `images` as they are and as a training would see them: uint8 [R, V, S, S, 3]."""
-    import torch
-
-    from study.data.augmentation import AugmentedBatches, BatchSpec
-    from study.data.batches import place
-
-    some = images.take(np.linspace(0, len(images) - 1, min(len(images), N_AUGMENTED)).astype(int))
-    source, views = AugmentedBatches(some, candidate.augmentation, seed=0), [some.pixels]
-    for epoch in range(N_VIEWS):
-        pixels, _, moves = source[BatchSpec(epoch, 0, np.arange(len(some)))]
-        rows = torch.arange(len(some))
-        views.append(place(torch.from_numpy(pixels), rows, torch.from_numpy(moves)).numpy())
-    return np.stack(views, axis=1)
 
 
 def _write_confusion(file: Path, confusion: np.ndarray, names: Sequence[str]) -> None:
