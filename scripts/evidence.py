@@ -155,6 +155,15 @@ def figure(width: float, height: float, columns: int = 1) -> tuple[Any, list[Any
     return drawn, axes
 
 
+def legend(drawn: Any, *axes: Any, columns: int = 3) -> None:
+    """One legend for all of `axes`, below them, where it hides nothing."""
+    found: dict[str, Any] = {}
+    for each in axes:
+        for handle, label in zip(*each.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    drawn.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+
+
 def save(drawn: Any, file: Path) -> None:
     """As PNG, the same bytes for the same picture."""
     drawn.savefig(file, dpi=130, metadata={"Software": None})

@@ -3,10 +3,12 @@
     python scripts/publish.py                          the default study -> results/dilated/
     python scripts/publish.py --study-name S --name N  another one
     python scripts/publish.py --readme                 only rewrite the result blocks of the README files
+    python scripts/publish.py --pictures               only draw the pictures of all records in results/ again
 
-Published are `study.json` (configuration and every trial), `trials.csv`, `history.png`, `report.md` and
-the bundles of the best trial, the reference network and the yardstick. The figures of README.md, results/README.md
-and search_spaces/README.md come from these files and those of the experiments and benchmarks.
+Published are `study.json` (configuration and every trial), `trials.csv`, `history.png`, `report.md`, `report.png` (its
+first screen, where a Chromium is installed) and the bundles of the best trial, the reference network and the
+yardstick. The figures of README.md, results/README.md and search_spaces/README.md come from these files and those of
+the experiments and benchmarks.
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[0]))
 
 import audit_spaces
 import evidence
-from benchmarks import record
+from benchmarks import memory, record
 from experiments import faults, fidelity, pruners, published, replays, samplers, scaling
 from study.command_line.options import add_study_options
 from study.command_line.parser import run_command
@@ -46,6 +49,15 @@ BLOCKS: dict[str, Callable[[], str]] = {
 }
 """What makes each block, from the files in results/."""
 
+PICTURES: dict[str, Callable[[Any, Path], None]] = {
+    "*/study.json": published.draw,
+    "replays/*.json": replays.draw,
+    "samplers/*.json": samplers.draw,
+    "pruners/*.json": pruners.draw,
+    "benchmarks/**/memory-*.json": memory.draw,
+}
+"""What draws the picture of each record in results/, beside it."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = evidence.parser("publish.py", __doc__)
@@ -55,7 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--results", type=Path, default=RESULTS, metavar="DIR", help="another folder; README files are left alone then"
     )
     parser.add_argument("--readme", action="store_true", help="only rewrite the result blocks of the README files")
+    parser.add_argument("--pictures", action="store_true", help="only draw the pictures of all records again")
     options = parser.parse_args(argv)
+    if options.pictures:
+        draw_pictures(options.results)
+        return 0
     if not options.readme:
         name, study = evidence.named_study(options)
         folder = options.results / (options.name or name)
@@ -70,6 +86,16 @@ def main(argv: Sequence[str] | None = None) -> int:
                 readme.write_text(text)
                 print(f"Rewrote the result blocks of {readme}")
     return 0
+
+
+def draw_pictures(results: Path) -> None:
+    """Draws the picture of every record again, where the scripts that made them would."""
+    for pattern, draw in PICTURES.items():
+        for file in sorted(results.glob(pattern)):
+            if not file.stem.endswith("-table"):
+                draw(evidence.read(file), file.with_suffix(".png"))
+    if found := evidence.records(results / scaling.NAME):
+        scaling.draw(found, results / scaling.NAME / "scaling.png")
 
 
 def rewritten(readme: Path) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 GOAL = "flat: less than 1 MiB a trial"
+NAMES = {"rss_mib": "resident memory", "device_mib": "allocated memory of the GPU"}
 MIN_FITTED = 3
 """A line through fewer trials has no interval."""
 
@@ -50,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     name = f"memory-{options.device}"
     title = f"resident memory of a worker at the beginning of each of {len(rss)} trials"
     write(options, name, title, options.device, "MiB", rss, goal=GOAL, higher_is_better=False, more=more)
-    evidence.save(figure(lines, trends), options.out / f"{name}.png")
+    draw(evidence.read(options.out / f"{name}.json"), options.out / f"{name}.png")
     for name, trend in trends.items():
         print(f"{name}: {_slope(trend)} over trials {trend['first_trial']} to {trend['last_trial']}")
     return 0
@@ -91,15 +93,23 @@ def _slope(trend: Mapping[str, Any]) -> str:
     return f"{trend['slope_mib_per_trial']:+.2f} MiB a trial (95%: {low:+.2f} to {high:+.2f})"
 
 
+def draw(record: dict[str, Any], file: Path) -> None:
+    """The picture of a record."""
+    lines = {"rss_mib": record["ours"]["samples"], "device_mib": record.get("device_mib")}
+    known = {name: values for name, values in lines.items() if values}
+    evidence.save(figure(known, {name: record[f"trend_{name}"] for name in known}), file)
+
+
 def figure(lines: Mapping[str, Sequence[float]], trends: Mapping[str, Mapping[str, Any]]) -> Any:
     """Memory by trial, MiB, with its trend, from 0."""
-    drawn, [axes] = evidence.figure(8, 4)
+    drawn, [axes] = evidence.figure(8, 4.4)
     for (name, values), colour in zip(lines.items(), ("#0b6fb8", "#b3261e"), strict=False):
         trend = trends[name]
-        axes.plot(range(len(values)), values, ".-", color=colour, linewidth=1, label=name)
+        axes.plot(range(len(values)), values, ".-", color=colour, linewidth=1, label=NAMES.get(name, name))
         ends = np.array([trend["first_trial"], trend["last_trial"]])
         fitted = trend["intercept_mib"] + trend["slope_mib_per_trial"] * ends
         axes.plot(ends, fitted, "--", color="#555555", linewidth=1.2, label=_slope(trend))
     axes.set(xlabel="trial", ylabel="MiB when the trial begins", ylim=(0, 1.15 * max(map(max, lines.values()))))
-    axes.legend(fontsize=8, loc="lower right")
+    axes.set_title("Memory of one worker, trial after trial", fontsize=11)
+    evidence.legend(drawn, axes, columns=2)
     return drawn

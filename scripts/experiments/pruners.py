@@ -290,29 +290,40 @@ def markdown(record: dict[str, Any], settings: Sequence[dict[str, Any]]) -> str:
 def named(record: dict[str, Any]) -> list[dict[str, Any]]:
     """The settings that have a name, the former default and the winner."""
     shown = {*PRUNERS, FORMER_DEFAULT, record["winner"]}
-    return [row for row in record["settings"] if shown & {row["name"], *row["same_as"]}]
+    return [row for row in record["settings"] if shown & _names(row)]
 
 
 def draw(record: dict[str, Any], file: Path) -> None:
-    """Epochs spent against points lost, all settings; those of the table by name, the winner as a star."""
-    figure, [axes] = evidence.figure(8, 4.5)
-    told = named(record)
+    """Epochs spent against points lost, all settings; those of the table have a letter, the winner is a star."""
+    figure, [axes] = evidence.figure(8.5, 5.6)
+    told = sorted(named(record), key=lambda row: row["epochs_share"])
     for row in record["settings"]:
-        kind = row["name"].partition(",")[0].split()[0]
+        colour = COLOURS[row["name"].partition(",")[0].split()[0]]
         x, y = 100 * row["epochs_share"], 100 * row["regret"]
         low, high = (100 * bound for bound in row["regret_interval_95"])
-        is_winner = record["winner"] in (row["name"], *row["same_as"])
-        axes.errorbar(x, y, [[max(0, y - low)], [max(0, high - y)]], color=COLOURS[kind], alpha=0.35, linewidth=1)
-        axes.plot(x, y, "*" if is_winner else "o", color=COLOURS[kind], markersize=13 if is_winner else 5)
-        if row in told:
-            style = {"rotation": 35, "fontsize": 8, "color": COLOURS[kind]}
-            axes.annotate(row["name"], (x, y), xytext=(3, 6), textcoords="offset points", **style)
+        axes.errorbar(x, y, [[max(0, y - low)], [max(0, high - y)]], color=colour, alpha=0.35, linewidth=1)
+        if row not in told:
+            axes.plot(x, y, "o", color=colour, markersize=4, alpha=0.5)
+    for letter, row in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", told, strict=False):
+        colour, is_winner = COLOURS[row["name"].partition(",")[0].split()[0]], record["winner"] in _names(row)
+        x, y = 100 * row["epochs_share"], 100 * row["regret"]
+        label = f"{letter}  {row['name']}" + (" (chosen)" if is_winner else "")
+        size = 14 if is_winner else 8
+        axes.plot(x, y, "*" if is_winner else "o", color=colour, markersize=size, label=label, linestyle="none")
+        axes.annotate(letter, (x, y), (0, 8), textcoords="offset points", ha="center", weight="bold", color=colour)
     if axes.get_ylim()[1] > 100 * record["max_regret"]:
-        axes.axhline(100 * record["max_regret"], color="#888888", linestyle=":", linewidth=1)
+        words = f"most that the chosen one may lose, {100 * record['max_regret']:g} points"
+        axes.axhline(100 * record["max_regret"], color="#888888", linestyle=":", linewidth=1, label=words)
     axes.margins(0.08)
-    axes.set(xlabel="epochs spent, % of all", ylabel="points lost, mean (bars: 95%)")
-    axes.set_title(f"{record['n_curves']} curves of {record['study']}, {record['replays']} orders", fontsize=10)
+    axes.set(xlabel="epochs spent, % of all", ylabel="accuracy lost, points, mean (bars: 95%)")
+    which = f"{record['n_curves']} whole curves of {record['epochs']} epochs, {record['replays']} random orders"
+    axes.set_title(f"What pruners save and what they lose; small: other settings of that colour\n{which}", fontsize=11)
+    evidence.legend(figure, axes)
     evidence.save(figure, file)
+
+
+def _names(row: dict[str, Any]) -> set[str]:
+    return {row["name"], *row["same_as"]}
 
 
 def block(results: Path = RESULTS) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import evidence
+import screenshot
 from evidence import percent
 from study.machine.paths import RESULTS
 
@@ -32,7 +33,7 @@ COLUMNS = (
 
 def publish(study: optuna.Study, run: Path, folder: Path) -> None:
     """Writes the record of `study`, whose folder is `run`, into `folder`."""
-    from study.reporting.report import write_report
+    from study.reporting.report import TRIALS, write_report
     from study.storage.database import stored
 
     trials, attrs = study.get_trials(deepcopy=False), study.user_attrs
@@ -56,17 +57,58 @@ def publish(study: optuna.Study, run: Path, folder: Path) -> None:
         ],
     }
     evidence.write(folder / "study.json", record)
-    with (folder / "trials.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, "repairs": "; ".join(row["repairs"] or ())} for row in rows)
-    _, markdown = write_report(study, run)
-    shutil.copyfile(markdown, folder / "report.md")
+    html, markdown = write_report(study, run)
+    for file in (markdown, run / TRIALS):
+        shutil.copyfile(file, folder / file.name)
+    if screenshot.browser() is not None:
+        screenshot.take(html, folder / "report.png")
     draw_history(record, folder / "history.png")
     for name in TITLES:
         if (run / name / "metrics.json").exists():
             shutil.rmtree(folder / name, ignore_errors=True)
             shutil.copytree(run / name, folder / name)
+
+
+def restored(record: dict[str, Any]) -> optuna.Study:
+    """The study of a study.json, in memory, with its re-ranking: enough for its report where its database is gone.
+
+    Of every hyperparameter only the values that were tried are known, so each is a choice between them.
+    """
+    import optuna
+
+    from study.storage.database import storage_of
+    from study.storage.reranked import origin, rerank_name
+
+    def trial(row: dict[str, Any], choices: dict[str, list[Any]], **more: Any) -> optuna.trial.FrozenTrial:
+        state = optuna.trial.TrialState[row.get("state", "COMPLETE")]
+        return optuna.create_trial(
+            state=state,
+            value=row["val_accuracy"] if state == optuna.trial.TrialState.COMPLETE else None,
+            params=row.get("parameters", {}),
+            distributions={
+                name: optuna.distributions.CategoricalDistribution(choices[name]) for name in row.get("parameters", {})
+            },
+            user_attrs={name: value for name, value in {**row, **more}.items() if value is not None},
+            intermediate_values=dict(enumerate(row["val_accuracy_by_epoch"])),
+        )
+
+    study = optuna.create_study(study_name=record["study"], direction="maximize")
+    for name in ("config", "target_accuracy", "hardware", "versions", "cost_model", "created"):
+        study.set_user_attr(name, record[name])
+    tried = [row["parameters"] for row in record["trials"]]
+    names = {name for each in tried for name in each}
+    choices = {name: list(dict.fromkeys(each[name] for each in tried if name in each)) for name in names}
+    study.add_trials([trial(row, choices) for row in record["trials"]])
+    if longer := record.get("rerank"):
+        again = optuna.create_study(
+            study_name=rerank_name(study.study_name), direction="maximize", storage=storage_of(study)
+        )
+        config = {**record["config"], "epochs": longer["epochs"], "train_images": longer["train_images"]}
+        given = [{"name": f"trial {row['trial']}", "trial": row["trial"]} for row in longer["trials"]]
+        for name, value in {**origin(study), "config": config, "given": given}.items():
+            again.set_user_attr(name, value)
+        again.add_trials([trial(row, {}, slot=slot, candidate={}) for slot, row in enumerate(longer["trials"])])
+    return study
 
 
 def commands_of(study: optuna.Study, run: Path, n_finished: int) -> list[str]:
@@ -144,15 +186,28 @@ def searching_seconds(trials: Sequence[Any]) -> float:
     return seconds
 
 
+def draw(record: dict[str, Any], file: Path) -> None:
+    """The pictures of the study whose record is `file`, beside it: its trials, and its report's first screen."""
+    from study.reporting.report import write_report
+
+    draw_history(record, file.with_name("history.png"))
+    if screenshot.browser() is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            if (best := file.with_name("best")).exists():
+                shutil.copytree(best, Path(folder) / "best")
+            html, _ = write_report(restored(record), Path(folder))
+            screenshot.take(html, file.with_name("report.png"))
+
+
 def draw_history(record: dict[str, Any], file: Path) -> None:
     """Trials in order with the best so far, and accuracy against parameters."""
     trials = [trial for trial in record["trials"] if trial["state"] in ("COMPLETE", "PRUNED")]
     best, steps = float("nan"), []
     points: dict[str, list[tuple[int, float, float]]] = {
-        "pruned": [], "complete, strided": [], "complete, dilated reduction": [],
+        "pruned, when stopped": [], "complete, strided": [], "complete, dilated reduction": [],
     }  # fmt: skip
     for number, trial in enumerate(trials, 1):
-        accuracy, kind = 100 * trial["val_accuracy"], "pruned"
+        accuracy, kind = 100 * trial["val_accuracy"], "pruned, when stopped"
         if trial["state"] == "COMPLETE":
             best = accuracy if not accuracy <= best else best
             kind = "complete, dilated reduction" if trial["n_dilated_reductions"] else "complete, strided"
@@ -166,10 +221,11 @@ def draw_history(record: dict[str, Any], file: Path) -> None:
         left.scatter(numbers, accuracies, c=style[0], marker=style[1], s=26, label=label)
         right.scatter(sizes, accuracies, c=style[0], marker=style[1], s=26)
     left.step(range(1, len(trials) + 1), steps, where="post", color="#444444", linewidth=1, label="best so far")
-    left.set(xlabel="finished trial", ylabel="validation accuracy, %", title="Search")
-    left.legend(fontsize=8, loc="lower right")
-    right.set(xlabel="parameters, thousands", title="Size against accuracy")
-    right.axvline(record["config"]["limits"]["max_params"] / 1000, color="#888888", linestyle=":", linewidth=1)
+    left.set(xlabel="finished trial", ylabel="validation accuracy, %", title="Accuracy of the trials, in their order")
+    right.set(xlabel="parameters, thousands", title="Accuracy against size")
+    bound = record["config"]["limits"]["max_params"]
+    right.axvline(bound / 1000, color="#888888", linestyle=":", linewidth=1, label=f"limit, {bound:,}")
+    evidence.legend(figure, left, right)
     evidence.save(figure, file)
 
 

@@ -397,15 +397,18 @@ def markdown(record: dict[str, Any]) -> str:
 
 def draw(record: dict[str, Any], file: Path) -> None:
     """Mean accuracy of the best trial so far against epochs spent."""
-    figure, [axes] = evidence.figure(7, 4)
+    figure, [axes] = evidence.figure(8, 5.6)
     for each, colour in zip(record["settings"], COLOURS, strict=True):
         curve = 100 * np.array(each["mean_curve"])
         first = int(np.argmax(curve > 0))
         epochs = np.arange(1, len(curve) + 1)
-        axes.plot(epochs[first:], curve[first:], color=colour, label=f"{each['title']} ({each['replays']})")
-    axes.set_ylim(bottom=min(100 * each["at_third"] for each in record["settings"]) - 3)
-    axes.set(xlabel="epochs spent on all trials", ylabel="accuracy of the best trial so far, %", title=record["space"])
-    axes.legend(fontsize=8, loc="lower right")
+        axes.plot(epochs[first:], curve[first:], color=colour, label=f"{each['title']} ({each['replays']} replays)")
+    axes.set_ylim(bottom=min(100 * each["at_third"] for each in record["settings"]) - 1)
+    axes.set(xlabel="epochs spent on all trials", ylabel="accuracy of the best trial so far, %, mean")
+    config = record["config"]
+    which = f"space {record['space']}, trials of {config['epochs']} epochs of {config['train_images']:,} images"
+    axes.set_title(f"What ways to choose trials find, replayed on a surrogate\n{which}", fontsize=11)
+    evidence.legend(figure, axes, columns=1)
     evidence.save(figure, file)
 
 

@@ -183,7 +183,7 @@ def _mean(values: Sequence[float | None]) -> str:
 
 def draw(record: dict[str, Any], file: Path) -> None:
     """Best so far against epochs spent: every study thin, the mean of a sampler's studies thick."""
-    figure, [axes] = evidence.figure(7, 4)
+    figure, [axes] = evidence.figure(8, 4.6)
     for sampler, colour in COLOURS.items():
         of = [study for study in record["studies"] if study["sampler"] == sampler]
         if not of:
@@ -198,8 +198,10 @@ def draw(record: dict[str, Any], file: Path) -> None:
         mean = np.mean(curves, axis=0)  # from where all of them have one
         label = f"{SAMPLERS[sampler]} ({len(of)} studies)"
         axes.step(grid, mean, where="post", color=colour, linewidth=2, label=label)
-    axes.set(xlabel="epochs spent on all trials", ylabel="best validation accuracy so far, %", title=record["space"])
-    axes.legend(fontsize=8, loc="lower right")
+    axes.set(xlabel="epochs spent on all trials", ylabel="best validation accuracy so far, %")
+    which = f"space {record['space']}; thick: mean of a sampler's studies, thin: each study"
+    axes.set_title(f"What samplers find in real studies\n{which}", fontsize=11)
+    evidence.legend(figure, axes, columns=1)
     evidence.save(figure, file)
 
 

@@ -104,7 +104,7 @@ def block() -> str:
 
 def draw(found: dict[str, Any], file: Path) -> None:
     """A supervisor's share of busy time by its workers: measured, and beyond that in proportion."""
-    drawn, [axes] = evidence.figure(7.5, 4.2)
+    drawn, [axes] = evidence.figure(8, 5.4)
     sole = [
         (record["storage"], row["recorded"], row["workers"], 100 * row["busy_share"])
         for record in found.values()
@@ -122,11 +122,12 @@ def draw(found: dict[str, Any], file: Path) -> None:
     axes.set(
         xlabel=f"workers, each on trials of {TRIAL_S:.0f} s",
         ylabel="of its time one supervisor is busy (%)",
-        title="When to add a supervisor: measured (points), extrapolated to all of its time (dotted)",
         ylim=(0, 110),
     )
-    axes.title.set_fontsize(9)
-    axes.legend(loc="lower right", fontsize=8)
+    axes.set_title(
+        "When to add a supervisor\npoints: measured; dotted: extrapolated until it is always busy", fontsize=11
+    )
+    evidence.legend(drawn, axes, columns=1)
     evidence.save(drawn, file)
 
 

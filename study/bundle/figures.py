@@ -1,4 +1,4 @@
-"""The figures of a bundle: learning curves, misclassified images, confusion matrix. No torch here.
+"""The figures of a bundle: learning curves, misclassified and augmented images, confusion matrix. No torch here.
 
 Drawn without pyplot, so no display and no global state is needed.
 """
@@ -15,7 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from PIL import Image
 
+from study.bundle.evaluation import softmax
 from study.data.cifar10 import CLASSES, Images
 
 _TRAIN, _TEST, _TARGET, _WRONG, _GREY = "#7a8793", "#0b6fb8", "#2e8b57", "#b3261e", "#555555"
@@ -24,17 +26,11 @@ _MISSES_PER_ROW = 10
 _MISS_ROWS = 6
 _COUNTED_CLASSES = 20
 """More of them leave no room for counts in a confusion matrix."""
-_UPSCALE = 5
-"""Screen pixels per image pixel in the sheet of misses; a whole number keeps every pixel square."""
+_UPSCALE, _AUGMENTED_UPSCALE = 5, 3
+"""Screen pixels per image pixel in the sheets of images; whole numbers keep every pixel square."""
 
 TRAIN_AND_TEST = {"train": "train (augmented images, running mean)", "test": "test (averaged weights)"}
 Curves = Sequence[Mapping[str, Any]]
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities float64 [N, n_classes] of logits [N, n_classes]."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(1, keepdims=True))
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, n_classes: int = len(CLASSES)) -> np.ndarray:
@@ -133,6 +129,22 @@ def draw_misses(images: Images, logits: np.ndarray, file: Path, classes: Sequenc
         text(left, top + side + 4, classes[images.labels[index]], 6.5, "black")
         text(left, top + side + 21, f"{classes[predicted]} {probabilities[index, predicted]:.2f}", 6.5, _WRONG)
     figure.savefig(file, dpi=_DPI)
+
+
+def draw_augmented(rows: np.ndarray, file: Path) -> None:
+    """A sheet of images, one row each, with nothing but room between them.
+
+    Args:
+        rows: uint8 [R, V, S, S, 3]: V views of R images.
+        file: PNG to write.
+    """
+    n_rows, n_views, side = rows.shape[:3]
+    step = side + 2
+    sheet = np.zeros((n_rows * step - 2, n_views * step - 2, 4), dtype=np.uint8)
+    for (row, view), _ in np.ndenumerate(rows[:, :, 0, 0, 0]):
+        place = sheet[row * step : row * step + side, view * step : view * step + side]
+        place[..., :3], place[..., 3] = rows[row, view], 255
+    Image.fromarray(sheet.repeat(_AUGMENTED_UPSCALE, 0).repeat(_AUGMENTED_UPSCALE, 1)).save(file, format="PNG")
 
 
 def draw_confusion(confusion: np.ndarray, file: Path, classes: Sequence[str] = CLASSES) -> None:

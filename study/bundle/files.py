@@ -11,7 +11,9 @@
     |- summary.txt      layer table, key metrics, how to load the files above
     |- curves.png       loss and accuracy by epoch, train and test
     |- misses.png       misclassified test images
-    `- confusion.png, confusion.csv
+    |- augmented.png    test images, augmented as the training images were
+    |- confusion.png, confusion.csv
+    `- evaluation.npz   answers to the test images, curves, mistakes: what the report shows
 
 Torch and matplotlib are imported where they are used: `load_candidate` needs neither.
 """
@@ -33,6 +35,7 @@ import numpy as np
 from search_spaces.candidate import Candidate
 from search_spaces.fields import DescriptionError
 from study.bundle.card import CARD, card
+from study.bundle.evaluation import EVALUATION, evaluation_as_bytes, evaluation_of
 from study.bundle.metrics import METRICS, read_metrics
 from study.bundle.preprocessing import CIFAR_10, CONFIG, Preprocessing, read_preprocessing
 from study.bundle.summary import SUMMARY, summary
@@ -59,11 +62,11 @@ if TYPE_CHECKING:
     from study.model.network import Network
 
 NUMBERS, WEIGHTS, MODEL, CANDIDATE = "weights.safetensors", "weights.pt", "model.pt2", "candidate.json"
-CURVES, MISSES = "curves.png", "misses.png"
+CURVES, MISSES, AUGMENTED = "curves.png", "misses.png", "augmented.png"
 CONFUSION_PNG, CONFUSION_CSV = "confusion.png", "confusion.csv"
 FILES = (
     *(NUMBERS, WEIGHTS, MODEL, CANDIDATE, METRICS, CONFIG, CARD, SUMMARY),
-    *(CURVES, MISSES, CONFUSION_PNG, CONFUSION_CSV),
+    *(CURVES, MISSES, AUGMENTED, CONFUSION_PNG, CONFUSION_CSV, EVALUATION),
 )
 """Every file of a bundle."""
 ONNX, INT8, EXPORTS = "model.onnx", "model.int8.onnx", "exports.json"
@@ -71,6 +74,9 @@ ONNX, INT8, EXPORTS = "model.onnx", "model.int8.onnx", "exports.json"
 T = TypeVar("T")
 _MAKE = "Write one with python -m study.retrain, or name its folder."
 _AGAIN = "Copy the bundle again, or write it again with python -m study.retrain."
+
+N_AUGMENTED, N_VIEWS = 6, 9
+"""Images on the sheet of augmented ones, and how often each is augmented."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,7 @@ def write_bundle(
         RuntimeError: The exported program does not compute what the network computes.
     """
     from study.bundle import figures as bundle_figures
+    from study.data.batches import augmented_views
 
     expected = (len(test_images), candidate.architecture.n_classes)
     if test_logits.shape != expected:
@@ -142,6 +149,11 @@ def write_bundle(
         bundle_figures.draw_confusion(confusion, new / CONFUSION_PNG, preprocessing.classes)
         bundle_figures.draw_curves(curves, new / CURVES, metrics.get("target_accuracy"))
         bundle_figures.draw_misses(test_images, test_logits, new / MISSES, preprocessing.classes)
+        some = test_images.take(np.linspace(0, len(test_images) - 1, min(len(test_images), N_AUGMENTED)).astype(int))
+        bundle_figures.draw_augmented(augmented_views(some, candidate.augmentation, N_VIEWS), new / AUGMENTED)
+        missed = bundle_figures.confident_misses(test_images.labels, test_logits)
+        kept = evaluation_of(preprocessing.classes, test_images.labels, test_logits, curves, missed, test_images.pixels)
+        (new / EVALUATION).write_bytes(evaluation_as_bytes(kept))
 
 
 def load_bundle(folder: Path) -> Bundle:
@@ -205,7 +217,7 @@ def describe_bundle(bundle: Bundle) -> None:
         OSError: They cannot be written.
     """
     classes = bundle.preprocessing.classes
-    confusion = _read(bundle.folder / CONFUSION_CSV, lambda folder: _read_confusion(folder, classes))
+    confusion = _read(bundle.folder / CONFUSION_CSV, lambda folder: read_confusion(folder, classes))
     _describe(bundle.folder, bundle.candidate, bundle.metrics, bundle.preprocessing, confusion)
 
 
@@ -251,7 +263,7 @@ def _write_confusion(file: Path, confusion: np.ndarray, names: Sequence[str]) ->
         writer.writerows((name, *row) for name, row in zip(names, confusion.tolist(), strict=True))
 
 
-def _read_confusion(folder: Path, names: Sequence[str]) -> np.ndarray | None:
+def read_confusion(folder: Path, names: Sequence[str]) -> np.ndarray | None:
     """What `_write_confusion` wrote; None where there is none.
 
     Raises:

@@ -27,6 +27,9 @@ class _Known:
     macs: _Whole | None = None
     epochs: _Whole | None = None
     seeds: tuple[_Whole, ...] | None = None
+    trial: _Whole | None = None
+    reranked_epochs: _Whole | None = None
+    test_images: _Whole | None = None
     test_accuracy: tuple[Fraction, ...] | None = None
     test_accuracy_mean: Fraction | None = None
     test_accuracy_std: Fraction | None = None
@@ -37,6 +40,7 @@ class _Known:
     target_met: bool | None = None
     device: str | None = None
     hardware: dict[str, Any] | None = None
+    latency_ms: dict[str, Any] | None = None
     wall_s: Amount | None = None
     commit: str | None = None
 
@@ -64,4 +68,4 @@ def accuracy_interval(accuracy: float, n_images: int) -> tuple[float, float]:
     spread = _Z**2 / n_images
     centre = (accuracy + spread / 2) / (1 + spread)
     half = _Z / (1 + spread) * (accuracy * (1 - accuracy) / n_images + spread / (4 * n_images)) ** 0.5
-    return centre - half, centre + half
+    return max(0.0, centre - half), min(1.0, centre + half)

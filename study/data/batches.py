@@ -21,8 +21,9 @@ from multiprocessing.connection import Connection
 import numpy as np
 import torch
 
+from search_spaces.candidate import Augmentation
 from study.data.augmentation import AugmentedBatches, BatchSpec, compose, needs_albumentations
-from study.data.cifar10 import CIFAR10
+from study.data.cifar10 import CIFAR10, Images
 from study.data.dataset import Colours, DataSet
 from study.errors import TrialFailed
 
@@ -70,6 +71,16 @@ def place(images: torch.Tensor, rows: torch.Tensor, moves: torch.Tensor) -> torc
 def _mirrored(index: torch.Tensor, side: int) -> torch.Tensor:
     last = side - 1
     return last - (last - index.abs()).abs()
+
+
+def augmented_views(images: Images, augmentation: Augmentation, n: int) -> np.ndarray:
+    """Each of a few images as it is and `n` times as a training sees it: uint8 [N, 1 + n, S, S, 3]."""
+    source, rows = AugmentedBatches(images, augmentation, seed=0), np.arange(len(images))
+    views = [images.pixels]
+    for epoch in range(n):
+        pixels, _, moves = (torch.from_numpy(each) for each in source[BatchSpec(epoch, 0, rows)])
+        views.append(place(pixels, torch.from_numpy(rows), moves).numpy())
+    return np.stack(views, axis=1)
 
 
 def normalise(pixels: torch.Tensor, of: DataSet = CIFAR10) -> torch.Tensor:

@@ -18,16 +18,17 @@ from search_spaces.architecture import Architecture
 from search_spaces.constraints import Clock, LimitRow, limit_rows
 from search_spaces.cost import CostModel
 from search_spaces.fields import Amount, DescriptionError, fitting
-from study.bundle.metrics import METRICS, read_metrics
 from study.command_line.wording import percent
-from study.machine.files import DamagedFileError, is_file
+from study.reporting.trained import Trained, read_trained
 from study.storage.config import StudyConfig
 from study.storage.database import config_of, first_step, is_ours, stored
 from study.storage.outcome import Outcome
+from study.storage.reranked import find_rerank
 
 MIN_FOR_IMPORTANCE = 10
 """Complete trials below which a ranking of parameters would be noise."""
-
+WHEN_STOPPED = "when stopped"
+"""What every accuracy of a pruned trial is marked by."""
 
 _WITHOUT_RESULT = (Outcome.FAILED, Outcome.INTERRUPTED, Outcome.INFEASIBLE)
 """What Optuna does not tell apart."""
@@ -85,11 +86,33 @@ class Record:
 
     @property
     def reached(self) -> str:
-        """`87.34%` if it is complete, else `30.00% (pruned, epoch 3)` or `failed`."""
+        """`87.34%` if it is complete, `30.00% (when stopped, epoch 3)` if it was pruned, else `failed`."""
         if self.outcome == Outcome.COMPLETE:
             return percent(self.accuracy, 2)
-        where = f"{self.outcome}, epoch {len(self.curve)}" if self.curve else str(self.outcome)
+        what = WHEN_STOPPED if self.outcome == Outcome.PRUNED and self.curve else str(self.outcome)
+        where = f"{what}, epoch {len(self.curve)}" if self.curve else what
         return where if self.accuracy is None else f"{percent(self.accuracy, 2)} ({where})"
+
+
+@dataclass(frozen=True)
+class Reranked:
+    """A trial of the search and what its longer training gave.
+
+    Attributes:
+        number: Of the trial in the search.
+        accuracy: EMA validation accuracy after the longer training, in [0, 1].
+    """
+
+    number: int
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Reranking:
+    """The longer training of a search's best trials: how long, and the complete ones, best first."""
+
+    config: StudyConfig
+    ranked: tuple[Reranked, ...]
 
 
 @dataclass(frozen=True)
@@ -101,8 +124,9 @@ class Facts:
         ranked: The complete ones, best first.
         n_foreign: How many somebody else added.
         shares: Importance of the parameters, largest first, adding up to 1; empty with too few trials.
-        metrics: The retrain's figures: None without a retrain of this study, empty if they cannot be read.
-        other_bundle: Whose figures are found in their place, if another study's are.
+        trained: The retrained network; None without a retrain of this study.
+        other_bundle: Whose network is found in its place, if another study's is.
+        reranking: The longer training of the best trials, if there was one.
         target: Test accuracy to pass, in [0, 1].
     """
 
@@ -112,23 +136,37 @@ class Facts:
     ranked: list[Record]
     n_foreign: int
     shares: dict[str, float]
-    metrics: dict[str, Any] | None
+    trained: Trained | None
     other_bundle: str | None
+    reranking: Reranking | None
     target: float | None
 
     @property
     def best(self) -> Record | None:
         return self.ranked[0] if self.ranked else None
 
+    @property
+    def retrained(self) -> Record | None:
+        """The trial whose network was retrained, if it is known."""
+        metrics = self.trained.metrics if self.trained else {}
+        # The retrain may have raised the augmentation, which makes another candidate of the trial's.
+        found = metrics.get("trial_candidate_id", metrics.get("candidate_id"))
+        same = [record for record in self.records if found is not None and record.candidate_id == found]
+        return next((record for record in same if record.number == metrics.get("trial")), same[0] if same else None)
+
     def having(self, *outcomes: Outcome) -> list[Record]:
         return [record for record in self.records if record.outcome in outcomes]
 
-    def limits(self, record: Record | None = None) -> tuple[LimitRow, ...]:
-        """Every limit of the study, held against the candidate of `record` where it can be read."""
-        architecture, clock, cost = None, None, self.study.user_attrs.get("cost_model")
+    def architecture(self, record: Record | None) -> Architecture | None:
+        """Of the candidate of `record`, where it can be read."""
         if record is not None and record.candidate is not None:
             with contextlib.suppress(DescriptionError, KeyError, TypeError):
-                architecture = Architecture.from_json(record.candidate["architecture"])
+                return Architecture.from_json(record.candidate["architecture"])
+        return None
+
+    def limits(self, record: Record | None = None) -> tuple[LimitRow, ...]:
+        """Every limit of the study, held against the candidate of `record` where it can be read."""
+        architecture, clock, cost = self.architecture(record), None, self.study.user_attrs.get("cost_model")
         if isinstance(cost, dict):
             with contextlib.suppress(DescriptionError):
                 clock = Clock(CostModel.from_json(cost), self.config.train_images, self.config.val_images)
@@ -138,7 +176,7 @@ class Facts:
 
 
 def read_facts(study: optuna.Study, out: Path) -> Facts:
-    """Reads `study`, and `out`/best/metrics.json if there is one.
+    """Reads `study`, its re-ranking, and the bundle in `out`/best if there is one.
 
     Raises:
         UserError: The study holds no configuration.
@@ -149,8 +187,8 @@ def read_facts(study: optuna.Study, out: Path) -> Facts:
     records = [record_of(trial, first) for trial in trials if is_ours(trial) or not trial.state.is_finished()]
     ranked = rank(records)
     target = study.user_attrs.get("target_accuracy")
-    metrics = _metrics(out / "best")
-    foreign = metrics is not None and not _are_of(metrics, study, trials)
+    trained = read_trained(out / "best")
+    foreign = trained is not None and not _are_of(trained.metrics, study, trials)
     return Facts(
         study=study,
         config=config,
@@ -158,8 +196,9 @@ def read_facts(study: optuna.Study, out: Path) -> Facts:
         ranked=ranked,
         n_foreign=len(trials) - len(records),
         shares=importances(ranked),
-        metrics=None if foreign else metrics,
-        other_bundle=str((metrics or {}).get("study")) if foreign else None,
+        trained=None if foreign else trained,
+        other_bundle=str(trained.metrics.get("study")) if foreign and trained else None,
+        reranking=_reranking(study),
         target=target if is_number(target) else None,
     )
 
@@ -253,8 +292,14 @@ def _are_of(metrics: Mapping[str, Any], study: optuna.Study, trials: Sequence[Fr
     return all(metrics.get(name, value) == value for name, value in known.items())
 
 
-def _metrics(bundle: Path) -> dict[str, Any] | None:
-    try:
-        return read_metrics(bundle)
-    except DamagedFileError:
-        return {} if is_file(bundle / METRICS) else None
+def _reranking(study: optuna.Study) -> Reranking | None:
+    longer = find_rerank(study)
+    if longer is None:
+        return None
+    given, found = longer.user_attrs["given"], []
+    for record in rank(record_of(trial) for trial in longer.get_trials(deepcopy=False) if is_ours(trial)):
+        with contextlib.suppress(LookupError, TypeError):  # what a stranger stored
+            number = given[record.slot]["trial"]
+            if isinstance(number, int) and record.accuracy is not None:
+                found.append(Reranked(number, record.accuracy))
+    return Reranking(config_of(longer), tuple(found)) if found else None

@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from study.command_line.wording import counted, shown_value
-from study.reporting.facts import MIN_FOR_IMPORTANCE, Facts, Record, rank
+from study.reporting.facts import MIN_FOR_IMPORTANCE, WHEN_STOPPED, Facts, Record, rank
 from study.reporting.page import Block, Charts, Section, Table, Text
 from study.storage.outcome import Outcome
 
@@ -27,11 +27,12 @@ N_BARS = 12
 TRUSTED_FOR_IMPORTANCE = 50
 """PED-ANOVA wants 5 trials in its best tenth (Optuna's documentation)."""
 
-_BLUE, _ORANGE, _GREEN = "#0072B2", "#E69F00", "#009E73"
-_RED, _PURPLE, _GREY = "#D55E00", "#AA4499", "#9AA3AD"
-_ANCHOR_COLOURS = {"reference": _PURPLE, "default": _RED}
-_LIGHT_TO_DARK = ((0.0, "#cfd8e0"), (0.6, "#56A5D8"), (1.0, "#00334d"))
-_INK, _GRID = "#1f2933", "#e4e8ec"
+BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
+RED, PURPLE, GREY = "#D55E00", "#AA4499", "#9AA3AD"
+_ANCHOR_COLOURS = {"reference": PURPLE, "default": RED}
+_DULL_TO_BRIGHT = ((0.0, "#9AA3AD"), (0.6, "#56A5D8"), (1.0, "#E06000"))
+"""Seen on white and on black."""
+INK, GRID = "#1f2933", "#e4e8ec"
 
 
 def figure_sections(facts: Facts) -> list[Section]:
@@ -46,8 +47,10 @@ def figure_sections(facts: Facts) -> list[Section]:
     glance = ""
     if any(r.glanced for r in curves):
         glance = "After epochs at which no trials are compared only a fifth of the validation images is looked at."
-    together = "One line a complete trial; the darker, the more accurate. Drag along an axis to select."
-    apart = "Blue: complete. Orange crosses: pruned, at the accuracy where they were stopped."
+    together = "One line a complete trial; grey, blue, orange: the more accurate. Drag along an axis to select."
+    apart = f"Blue: complete. Orange crosses: pruned, at the accuracy {WHEN_STOPPED}."
+    front = "No complete trial is both smaller and more accurate than one on the Pareto front. "
+    front += f"Pruned trials stand at the accuracy {WHEN_STOPPED}, and on no front."
     slices = {f"slice-{i}": slice_plot(drawn, name) for i, name in enumerate(names)}
     parallel = parallel_coordinates(drawn, names)
     size = size_against_accuracy(sized, facts.config.limits.max_params)
@@ -58,10 +61,9 @@ def figure_sections(facts: Facts) -> list[Section]:
         return Section(heading, [*([Text(words)] if words else []), Charts(figures)])
 
     return [
-        section("History", drawn, none, history=history(drawn)),
         section("Learning curves", curves, none, glance, curves=learning_curves(curves)),
         Section("Importance of parameters", _importance(facts) if names else [Text(few, "note")]),
-        section("Size against accuracy", sized, none, size=size),
+        section("Size against accuracy", sized, none, front, size=size),
         section("The most important parameters together", names, few, together, parallel=parallel),
         section("The most important parameters one by one", names, few, apart, **slices),
     ]
@@ -79,20 +81,26 @@ def _importance(facts: Facts) -> Sequence[Block]:
     )
 
 
+def history_blocks(facts: Facts) -> Sequence[Block]:
+    """What stands beside the verdict."""
+    drawn = [r for r in facts.having(Outcome.COMPLETE, Outcome.PRUNED) if r.accuracy is not None]
+    return [Charts({"history": history(drawn)})] if drawn else []
+
+
 def history(drawn: Sequence[Record]) -> go.Figure:
     """Accuracy by trial number: complete, pruned, anchors, and the best so far."""
     complete = _of(drawn, Outcome.COMPLETE)
     best = list(itertools.accumulate((r.accuracy or 0.0 for r in complete), max))
-    figure = _figure("Trial", "Validation accuracy")
+    figure = base_figure("Trial", "Validation accuracy")
     figure.add_trace(
-        _markers(_of(drawn, Outcome.PRUNED), "pruned, when stopped", attrgetter("number"), _ORANGE, "x-thin-open", 7)
+        _markers(_of(drawn, Outcome.PRUNED), f"pruned, {WHEN_STOPPED}", attrgetter("number"), ORANGE, "x-thin-open", 7)
     )
-    figure.add_trace(_markers(complete, "complete", attrgetter("number"), _BLUE, "circle", 8))
+    figure.add_trace(_markers(complete, "complete", attrgetter("number"), BLUE, "circle", 8))
     figure.add_scatter(
         x=[*(r.number for r in complete), drawn[-1].number] if complete else [],
         y=best + best[-1:],
         mode="lines",
-        line={"color": _GREEN, "width": 2, "shape": "hv"},
+        line={"color": GREEN, "width": 2, "shape": "hv"},
         name="best so far",
         hovertemplate="best so far %{y:.2%}<extra></extra>",
     )
@@ -100,7 +108,7 @@ def history(drawn: Sequence[Record]) -> go.Figure:
         if record.anchor:
             figure.add_annotation(
                 x=record.number, y=record.accuracy, text=html.escape(record.anchor), showarrow=True, arrowhead=0,
-                arrowcolor=_GREY, ax=16, ay=28, xanchor="left", font={"size": 12},
+                arrowcolor=GREY, ax=16, ay=28, xanchor="left", font={"size": 12},
             )  # fmt: skip
     return figure
 
@@ -109,30 +117,31 @@ def learning_curves(curves: Sequence[Record]) -> go.Figure:
     """Validation accuracy by epoch, one line a trial; pruned ones end where they were stopped."""
     best = next(iter(rank(curves)), None)
     special = [r for r in curves if r.anchor or r is best]
-    figure = _figure("Epoch", "Validation accuracy")
-    for outcome, colour in ((Outcome.RUNNING, _GREY), (Outcome.PRUNED, _ORANGE), (Outcome.COMPLETE, _BLUE)):
+    figure = base_figure("Epoch", "Validation accuracy")
+    for outcome, colour in ((Outcome.RUNNING, GREY), (Outcome.PRUNED, ORANGE), (Outcome.COMPLETE, BLUE)):
         group = [r for r in _of(curves, outcome) if r not in special]
         if group:
-            figure.add_trace(_lines(group, outcome, colour, width=1.0, opacity=0.55))
+            name = "pruned, until stopped" if outcome == Outcome.PRUNED else str(outcome)
+            figure.add_trace(_lines(group, name, colour, width=1.0, opacity=0.55))
     ends = _of(curves, Outcome.PRUNED)
     if ends:
-        figure.add_trace(_markers(ends, "stopped here", lambda r: r.curve[-1][0] + 1, _ORANGE, "x-thin-open", 7))
+        figure.add_trace(_markers(ends, WHEN_STOPPED, lambda r: r.curve[-1][0] + 1, ORANGE, "x-thin-open", 7))
     for record in special:
         name = ": ".join(word for word in ("best" if record is best else None, record.anchor) if word)
-        colour = _GREEN if record is best else _ANCHOR_COLOURS.get(record.anchor or "", _PURPLE)
+        colour = GREEN if record is best else _ANCHOR_COLOURS.get(record.anchor or "", PURPLE)
         figure.add_trace(_lines([record], f"{name}, trial {record.number}", colour, width=3.0))
-    figure.update_xaxes(rangemode="tozero")
+    figure.update_xaxes(rangemode="tozero", **whole_ticks(max((r.curve[-1][0] + 1 for r in curves), default=0)))
     return figure
 
 
 def importance_bars(shares: Mapping[str, float]) -> go.Figure:
     """Share of importance per parameter, the first on top."""
-    figure = _figure("Share of importance", "", height=100 + 26 * len(shares))
+    figure = base_figure("Share of importance", "", height=100 + 26 * len(shares))
     figure.add_bar(
         x=[round(share, 6) for share in shares.values()],
         y=[html.escape(name) for name in shares],
         orientation="h",
-        marker={"color": _BLUE},
+        marker={"color": BLUE},
         text=[f"{share:.0%}" for share in shares.values()],
         textposition="outside",
         cliponaxis=False,
@@ -146,18 +155,28 @@ def importance_bars(shares: Mapping[str, float]) -> go.Figure:
 
 def size_against_accuracy(sized: Sequence[Record], max_params: int) -> go.Figure:
     """Parameters against accuracy; colour says how the map is reduced, shape whether it was pruned."""
-    figure = _figure("Parameters", "Validation accuracy")
-    for outcome, open_, suffix in ((Outcome.COMPLETE, "", ""), (Outcome.PRUNED, "-open", ", pruned")):
+    figure = base_figure("Parameters", "Validation accuracy")
+    for outcome, open_, suffix in ((Outcome.COMPLETE, "", ""), (Outcome.PRUNED, "-open", f", {WHEN_STOPPED}")):
         for dilated, name, colour, symbol in (
-            (False, "strided reductions", _BLUE, "circle"),
-            (True, "dilated unpadded reductions", _RED, "diamond"),
+            (False, "strided reductions", BLUE, "circle"),
+            (True, "dilated unpadded reductions", RED, "diamond"),
         ):
             group = [r for r in _of(sized, outcome) if r.reduces_by_dilation == dilated]
             if group:
                 figure.add_trace(_markers(group, name + suffix, attrgetter("params"), colour, symbol + open_, 9))
+    front = pareto_front(sized)
+    if front:
+        figure.add_scatter(
+            x=[r.params for r in front],
+            y=[r.accuracy for r in front],
+            mode="lines",
+            line={"color": GREEN, "width": 2, "shape": "hv"},
+            name="Pareto front",
+            hoverinfo="skip",
+        )
     figure.add_vline(
         x=max_params,
-        line={"color": _GREY, "dash": "dash", "width": 1.5},
+        line={"color": GREY, "dash": "dash", "width": 1.5},
         annotation={
             "text": f"limit {max_params:,}", "xanchor": "right", "yanchor": "bottom", "y": 0, "font": {"size": 12},
         },
@@ -165,6 +184,16 @@ def size_against_accuracy(sized: Sequence[Record], max_params: int) -> go.Figure
     sizes = [max_params, *(r.params or 0 for r in sized)]
     figure.update_xaxes(tickformat=",", range=_wider(min(sizes), max(sizes)))
     return figure
+
+
+def pareto_front(records: Iterable[Record]) -> list[Record]:
+    """The complete trials of which none is at once no larger and more accurate, the smallest first."""
+    front: list[Record] = []
+    sized = [r for r in rank(records) if r.params is not None]
+    for record in sorted(sized, key=lambda r: r.params or 0):  # stable: of one size the most accurate comes first
+        if not front or (record.accuracy or 0.0) > (front[-1].accuracy or 0.0):
+            front.append(record)
+    return front
 
 
 def parallel_coordinates(drawn: Sequence[Record], names: Sequence[str]) -> go.Figure:
@@ -175,12 +204,12 @@ def parallel_coordinates(drawn: Sequence[Record], names: Sequence[str]) -> go.Fi
     for name in names:
         place, axis = _axis(shown[0].distributions[name])
         dimensions.append({"label": html.escape(name), "values": [place(r.sampled[name]) for r in shown], **axis})
-    figure = _figure("", "", height=400)
+    figure = base_figure("", "", height=400)
     figure.add_parcoords(
         dimensions=[*dimensions, {"label": "accuracy", "values": accuracies, "tickformat": ".1%"}],
-        line={"color": accuracies, "colorscale": _LIGHT_TO_DARK, "showscale": False},
-        labelfont={"size": 12, "color": _INK},
-        tickfont={"size": 11, "color": _INK},
+        line={"color": accuracies, "colorscale": _DULL_TO_BRIGHT, "showscale": False},
+        labelfont={"size": 12, "color": INK},
+        tickfont={"size": 11, "color": INK},
         rangefont={"size": 1, "color": "rgba(0,0,0,0)"},
     )
     figure.update_layout(margin={"l": 72, "r": 56, "t": 48, "b": 24})
@@ -191,8 +220,8 @@ def slice_plot(drawn: Sequence[Record], name: str) -> go.Figure:
     """One parameter, over its whole range, against accuracy."""
     shown = [r for r in drawn if name in r.sampled]
     place, axis = _axis(shown[0].distributions[name])
-    figure = _figure("", "", height=250)
-    for outcome, colour, symbol in ((Outcome.PRUNED, _ORANGE, "x-thin-open"), (Outcome.COMPLETE, _BLUE, "circle")):
+    figure = base_figure("", "", height=250)
+    for outcome, colour, symbol in ((Outcome.PRUNED, ORANGE, "x-thin-open"), (Outcome.COMPLETE, BLUE, "circle")):
         figure.add_trace(_markers(_of(shown, outcome), outcome, lambda r: place(r.sampled[name]), colour, symbol, 6))
     figure.update_xaxes(axis | {"range": _wider(*axis["range"])})
     figure.update_layout(
@@ -224,22 +253,29 @@ def _axis(distribution: BaseDistribution) -> tuple[Callable[[Any], float], dict[
     return float, {"range": (low, high), "tickvals": list(range(int(low), int(high) + 1)) if few else None}
 
 
-def _figure(x: str, y: str, height: int = 420) -> go.Figure:
+def base_figure(x: str, y: str, height: int = 420) -> go.Figure:
     """An empty figure with the report's looks; `y` is a share."""
-    common = {"gridcolor": _GRID, "zeroline": False, "linecolor": _GREY, "ticks": "outside", "tickcolor": _GRID}
+    common = {"gridcolor": GRID, "zeroline": False, "linecolor": GREY, "ticks": "outside", "tickcolor": GRID}
     return go.Figure(
         layout={
             "template": "none",
             "height": height,
-            "font": {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 13, "color": _INK},
-            "margin": {"l": 60, "r": 16, "t": 12, "b": 48},
+            "font": {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 13, "color": INK},
+            "margin": {"l": 68, "r": 16, "t": 12, "b": 48},
             "legend": {"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
-            "hoverlabel": {"bgcolor": "white", "font": {"color": _INK}},
+            "hoverlabel": {"bgcolor": "white", "font": {"color": INK}},
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
             "hovermode": "closest",
             "xaxis": {"title": {"text": x, "font": {"size": 13}}, **common},
             "yaxis": {"title": {"text": y, "font": {"size": 13}}, "tickformat": ".0%", **common},
         }
     )
+
+
+def whole_ticks(n: int) -> dict[str, Any]:
+    """Settings of an axis of `n` epochs: none has half a one."""
+    return {"dtick": 1} if n <= 12 else {}
 
 
 def _of(records: Iterable[Record], outcome: str) -> list[Record]:

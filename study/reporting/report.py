@@ -1,33 +1,44 @@
-"""The written report of a study: `report.html` and `report.md`, rebuilt from the storage alone.
+"""The written report of a study: `report.html`, `report.md` and `trials.csv`, rebuilt from the storage alone.
 
 No torch and no GPU: a report can be made on any machine that reads the storage. The same storage
 gives the same bytes; nothing depends on the time or place where the report is written.
 
     study -> Facts -> Page -> report.html   one file that opens offline, figures included
                            -> report.md     the same facts as plain tables for a terminal, without figures
+                           -> trials.csv    every trial with its hyperparameters, for a program
 """
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
 
-from study.reporting import sections
-from study.reporting.facts import read_facts
-from study.reporting.figures import figure_sections
+from study.reporting import sections, verdict
+from study.reporting.facts import Record, read_facts
+from study.reporting.figures import figure_sections, history_blocks
 from study.reporting.page import Page, Section, write_page
+from study.reporting.trained_sections import trained_sections
+
+TRIALS = "trials.csv"
+_COLUMNS = (
+    "trial", "slot", "outcome", "val_accuracy", "epochs", "params", "receptive_field", "receptive_field_with_pool",
+    "macs", "n_dilated_reductions", "wall_s", "anchor", "candidate_id", "repairs", "reason",
+)  # fmt: skip
 
 
 def write_report(study: optuna.Study, out: Path) -> tuple[Path, Path]:
-    """Writes `out`/report.html and `out`/report.md; older ones stay whole if that fails.
+    """Writes `out`/report.html, report.md and trials.csv; older ones stay whole if that fails.
 
     Args:
         study: Any study made by this program, in whatever state.
-        out: The study's folder; the retrained bundle is read from its best/metrics.json, if there is one.
+        out: The study's folder; the retrained network is read from its best/, if there is one.
 
     Returns:
-        The two paths.
+        The paths of the first two.
 
     Raises:
         UserError: The study holds no configuration, or the folder cannot be written.
@@ -38,9 +49,12 @@ def write_report(study: optuna.Study, out: Path) -> tuple[Path, Path]:
 def build_page(study: optuna.Study, out: Path) -> Page:
     """The report of `study` before it is written; the rest is as in `write_report`."""
     facts = read_facts(study, out)
-    verdict = sections.verdict_blocks(facts)
+    lines = verdict.verdict_blocks(facts)
+    reranked = verdict.rerank_blocks(facts)
     parts = (
-        Section("Verdict", (*verdict, *sections.retrained_blocks(facts))),
+        Section("Verdict", (*lines, *verdict.gauge_blocks(facts)), history_blocks(facts)),
+        *([Section("Re-ranking", reranked)] if reranked else []),
+        *trained_sections(facts),
         Section("Key figures", sections.key_figure_blocks(facts)),
         Section("Limits", sections.limit_blocks(facts)),
         Section(f"The {sections.N_BEST} best trials and the anchors", sections.best_trial_blocks(facts)),
@@ -50,4 +64,23 @@ def build_page(study: optuna.Study, out: Path) -> Page:
         *figure_sections(facts),
         Section("Conditions", sections.condition_blocks(facts)),
     )
-    return Page(f"Study {study.study_name}", parts, [text.text for text in verdict])
+    files = {TRIALS: trials_csv(facts.records)}
+    return Page(f"Study {study.study_name}", parts, [text.text for text in lines], files)
+
+
+def trials_csv(records: Sequence[Record]) -> str:
+    """One row a trial: what is known of it, then all its hyperparameters."""
+    names = sorted({name for record in records for name in record.sampled})
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow((*_COLUMNS, *(f"param_{name}" for name in names)))
+    for record in records:
+        known = {
+            **vars(record),
+            "trial": record.number,
+            "val_accuracy": record.accuracy,
+            "epochs": len(record.curve),
+            "repairs": "; ".join(record.repairs or ()),
+        }
+        writer.writerow((*(known[name] for name in _COLUMNS), *(record.sampled.get(name) for name in names)))
+    return stream.getvalue()

@@ -6,13 +6,12 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from search_spaces import SPACES
-from study.command_line.wording import MISSING, counted, duration, millions, percent, shown_value, whole
-from study.reporting.facts import Facts, Record, is_number
+from study.command_line.wording import MISSING, counted, duration, millions, shown_value, whole
+from study.reporting.facts import Facts, Record
 from study.reporting.page import Block, Table, Text, Tiles
 from study.storage.outcome import Outcome
 
@@ -33,81 +32,6 @@ _ATTRIBUTES: dict[str, Callable[[Record], str]] = {
     "Candidate": lambda r: r.candidate_id or MISSING,
 }
 """What tables of trials show of each."""
-
-
-def verdict_blocks(facts: Facts) -> Sequence[Text]:
-    best = facts.best
-    if best is None:
-        return [Text(f"No trial is complete yet; {counted(len(facts.records), 'trial')} recorded.", "note")]
-    size = f", {best.params:,} parameters" if best.params is not None else ""
-    field = f", receptive field {best.receptive_field}" if best.receptive_field is not None else ""
-    broken, unchecked = ([row.label.lower() for row in facts.limits(best) if row.met is met] for met in (False, None))
-    limits = Text("The best trial meets every limit.", "good")
-    if broken:
-        limits = Text(f"The best trial breaks a limit: {', '.join(broken)}.", "bad")
-    elif unchecked:
-        limits = Text(f"Of the best trial these limits cannot be checked: {', '.join(unchecked)}.", "bad")
-    found = f"Best validation accuracy {percent(best.accuracy)}: trial {best.number}{size}{field}."
-    return [Text(found, "good"), _tested(facts, best), limits]
-
-
-def _tested(facts: Facts, best: Record) -> Text:
-    metrics = facts.metrics
-    target: Any = metrics.get("target_accuracy", facts.target) if metrics else facts.target
-    aim = f"the target of {percent(target)}" if is_number(target) else "no target"
-    if facts.other_bundle is not None:
-        return Text(
-            f"best/ holds a network of another study, {facts.other_bundle!r}: its figures are not shown. Retrain this "
-            "one with another --out.",
-            "bad",
-        )
-    if metrics is None:
-        return Text(f"Not retrained yet: no test accuracy to hold against {aim}. Run python -m study.retrain.", "note")
-    mean: Any = metrics.get("test_accuracy_mean")
-    std: Any = metrics.get("test_accuracy_std")
-    if not is_number(mean):
-        return Text("best/metrics.json holds no test accuracy. Run python -m study.retrain again.", "bad")
-    accuracies = metrics.get("test_accuracy")
-    n_seeds = len(accuracies) if isinstance(accuracies, list) else 1
-    seeds = f"mean of {n_seeds} seeds" if n_seeds > 1 else "one seed"
-    spread = f" ± {100 * std:.1f}" if is_number(std) and n_seeds > 1 else ""
-    met = metrics.get("target_met", is_number(target) and mean > target)
-    verdict = f"{aim} is {'met' if met else 'not met'}" if is_number(target) else "no target was set"
-    note = ""
-    # The retrain may have raised the augmentation, which makes another candidate of the trial's.
-    found = metrics.get("trial_candidate_id", metrics.get("candidate_id"))
-    if found not in (None, best.candidate_id):
-        other = next((r for r in facts.records if r.candidate_id == found), None)
-        note = f" That is {f'trial {other.number}' if other else f'candidate {found}'}, not the best trial."
-    text = f"Retrained test accuracy {percent(mean)}{spread} ({seeds}): {verdict}.{note}"
-    return Text(text, "good" if met else "bad")
-
-
-def retrained_blocks(facts: Facts) -> Sequence[Block]:
-    metrics = facts.metrics
-    if not metrics:
-        return ()
-
-    def each(values: Any) -> str:
-        return ", ".join(percent(value, 2) for value in (values if isinstance(values, list) else [values]))
-
-    seed = f" (seed {metrics['shipped_seed']})" if "shipped_seed" in metrics else ""
-    formats: tuple[tuple[str, str, Any], ...] = (
-        ("test_accuracy", "Test accuracy per seed", each),
-        ("seeds", "Seeds", lambda seeds: ", ".join(map(str, seeds))),
-        ("test_accuracy_shipped", "Shipped weights", lambda value: percent(value, 2) + seed),
-        ("train_accuracy", "Train accuracy, augmented", each),
-        ("epochs", "Epochs", whole),
-        ("params", "Parameters", whole),
-        ("receptive_field", "Receptive field", whole),
-        ("macs", "Multiply-accumulates", millions),
-        ("wall_s", "Time", duration),
-        ("device", "Device", str),
-        ("candidate_id", "Candidate", str),
-        ("commit", "Commit", str),
-    )
-    rows = [(label, show(metrics[key])) for key, label, show in formats if metrics.get(key) not in (None, [])]
-    return (Table(("Retrained", ""), rows),)
 
 
 def key_figure_blocks(facts: Facts) -> Sequence[Block]:
@@ -133,13 +57,15 @@ def key_figure_blocks(facts: Facts) -> Sequence[Block]:
 
 
 def limit_blocks(facts: Facts) -> Sequence[Block]:
-    best, found = facts.best, facts.limits(facts.best)
+    best = facts.retrained or facts.best
+    found = facts.limits(best)
     if best is None:
         return (Table(("Limit", "Required"), [(row.label, row.required) for row in found]),)
     met = {True: "yes", False: "no", None: "not checked"}
     rows = [(r.label, r.required, r.value or MISSING, r.distance or MISSING, met[r.met]) for r in found]
     marked = {i for i, row in enumerate(found) if row.met is False}
-    columns = ("Limit", "Required", f"Best (trial {best.number})", "Distance", "Met")
+    whose = "Retrained" if facts.retrained else "Best"
+    columns = ("Limit", "Required", f"{whose} (trial {best.number})", "Distance", "Met")
     table = Table(columns, rows, numeric={2}, marked=marked)
     if best.candidate is None:
         return (table,)
@@ -220,7 +146,9 @@ def best_parameter_blocks(facts: Facts) -> Sequence[Block]:
     if marked:
         at_bounds = ", ".join(rows[i][0] for i in marked)
         text = f"At a bound of the space: {at_bounds}. A better value may lie beyond it, if it can be widened."
-    table = Table(("Parameter", "Best", "Range", "At a bound"), rows, numeric={1}, marked=marked)
+    table = Table(
+        ("Parameter", "Best", "Range", "At a bound"), rows, numeric={1}, marked=marked, folded="All parameters"
+    )
     if not best.repairs:
         return Text(text), table
     return Text(text), table, Text(f"As sampled; repair then changed: {'; '.join(best.repairs)}.", "note")

@@ -26,7 +26,7 @@ from study.retraining.plan import EPOCHS, SEEDS, RetrainPlan
 from study.retraining.seeds import Seed, seeds_at_once, train_all
 from study.retraining.target import Target, find_target
 from study.retraining.teacher import cost_of, teacher_of
-from study.retraining.testing import Tested, test_seed
+from study.retraining.testing import Tested, latencies, test_seed
 from study.storage.config import default_target, refuse_other_data
 from study.storage.folder import claim_folder
 from study.training.records import TrainingConfig
@@ -69,7 +69,15 @@ def retrain(plan: RetrainPlan) -> int:
     test = load_test(seeds[0].data)
     print(f"Testing: {counted(len(seeds), 'seed')} on {len(test):,} images", flush=True)
     results = [test_seed(seed, test) for seed in seeds]
-    shipped, metrics = results[0], {**_metrics(target, seeds, results, place), "command": plan.command}
+    shipped, metrics = (
+        results[0],
+        {
+            **_metrics(target, seeds, results, place),
+            "test_images": len(test),
+            "latency_ms": latencies(results[0].network, seeds[0]),
+            "command": plan.command,
+        },
+    )
     preprocessing = Preprocessing(data.classes, mean=data.mean, std=data.std, data=data.name)
     tested = shipped.network, metrics, shipped.curve, test, shipped.logits
     write_bundle(target.folder, seeds[0].candidate, *tested, preprocessing)

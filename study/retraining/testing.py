@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,9 @@ from study.training.checkpoints import finished
 
 SAME_HARDWARE, OTHER_HARDWARE = 0.0, 0.0005
 """How far a bundle's accuracy may be from the recorded one."""
+LATENCY_BATCHES = (1, 256)
+_LATENCY_S = 0.5
+"""For each batch size."""
 
 
 def evaluate_bundle(folder: Path, data: str | None, device: str) -> int:
@@ -64,7 +69,7 @@ def test_seed(seed: Seed, test: Images) -> Tested:
     from study.training.evaluation import accuracy, evaluate
 
     config, progress = seed.config, finished(seed.file, seed.candidate, seed.config)
-    device = "cpu" if config.device == "cpu" else resolve_device("auto")  # a cluster's GPUs are elsewhere
+    device = _tested_on(seed)
     network = use_native_depthwise(build(seed.candidate.architecture), config.native_depthwise)
     states = {**progress.snapshots, config.epochs - 1: progress.ema}  # the last snapshot is the final state
     epochs, stored = sorted(states), _stored(seed.tested, sorted(states), len(test), network.classifier.out_channels)
@@ -93,6 +98,42 @@ def test_seed(seed: Seed, test: Images) -> Tested:
         wall_s=sum(record.wall_s for record in progress.records),
         compiled=bool(progress.compiled),
     )
+
+
+def _tested_on(seed: Seed) -> str:
+    return "cpu" if seed.config.device == "cpu" else resolve_device("auto")  # a cluster's GPUs are elsewhere
+
+
+def latencies(network: Any, seed: Seed) -> dict[str, dict[str, float]]:
+    """Milliseconds that `network`, of `seed`, takes for one batch in float32: the median of repeated runs.
+
+    Returns:
+        By device (this machine's CPU, and the GPU that a seed of a GPU is tested on), then by images of the batch.
+    """
+    import torch
+
+    from study.model.network import folded
+
+    found: dict[str, dict[str, float]] = {}
+    side = seed.candidate.architecture.image_size
+    for where in dict.fromkeys(("cpu", _tested_on(seed))):
+        model = folded(network).to(where)
+        for n in LATENCY_BATCHES:
+            images = torch.rand(n, 3, side, side, device=where).contiguous(memory_format=torch.channels_last)
+            seconds: list[float] = []
+            with torch.inference_mode():
+                for _ in range(2):
+                    model(images)
+                while len(seconds) < 3 or sum(seconds) < _LATENCY_S:
+                    if where != "cpu":
+                        torch.cuda.synchronize()
+                    start = time.perf_counter()
+                    model(images)
+                    if where != "cpu":
+                        torch.cuda.synchronize()
+                    seconds.append(time.perf_counter() - start)
+            found.setdefault(where, {})[str(n)] = round(1000 * statistics.median(seconds), 4)
+    return found
 
 
 def _stored(file: Path, epochs: list[int], n_images: int, n_classes: int) -> tuple[np.ndarray, np.ndarray] | None:

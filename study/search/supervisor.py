@@ -13,6 +13,7 @@ import optuna
 from study.errors import StudyFailed
 from study.executors.messages import Died, Ended, EpochEnded, Executor, Failed, Message, Work
 from study.machine.interrupts import InterruptFlag
+from study.reporting.optional import LiveReport
 from study.search.asking import Asked, Asker
 from study.search.plan import SearchPlan
 from study.search.progress import Progress
@@ -75,6 +76,7 @@ class Supervisor:
         self._patiently = Patience(self._progress.write, lambda: self.interrupted.raised, slots.refuse_deleted)
         self._judge = Judge(study, known)
         self._teller = Teller(study, storage, slots, known, plan.artifacts, self._patiently)
+        self._report = LiveReport(study, plan.out, self._progress.write)
         self._checkpoints = plan.out.resolve() / "checkpoints" / "trials"
 
     def run(self) -> str:
@@ -203,6 +205,7 @@ class Supervisor:
         reason = self._teller.reason(running) if message.stopped else ""
         slot, number = running.asked.claim.slot, running.asked.trial.number
         self._progress.finished(slot, number, running.accuracy, reason, message.wall_s)
+        self._report.trial_finished()
 
     def _failed(self, running: Running, message: Failed | Died) -> None:
         if isinstance(message, Died) and message.machine_lost:

@@ -9,8 +9,11 @@ from typing import Any
 import optuna
 import pytest
 
+import evidence
 import publish
 from experiments import fidelity, published, replays
+from study.machine.paths import RESULTS
+from study.reporting.facts import read_facts
 from study.storage.config import StudyConfig
 
 
@@ -62,6 +65,19 @@ def test_the_commands_are_those_that_ran(tmp_path: Path) -> None:
     assert published.commands_of(study, tmp_path, 50) == [
         "python -m study.run --trials 20", "python -m study.run", "python -m study.retrain --seeds 3",
     ]  # fmt: skip
+
+
+def test_a_published_study_has_its_report_again(tmp_path: Path) -> None:
+    """Of its record alone: its database is not published."""
+    record = evidence.read(RESULTS / "dilated" / "study.json")
+    facts = read_facts(published.restored(record), tmp_path)
+    assert [r.outcome.name for r in facts.records] == [row["state"] for row in record["trials"]]
+    assert [r.accuracy for r in facts.records] == [row["val_accuracy"] for row in record["trials"]]
+    assert facts.best is not None
+    assert all(row.met for row in facts.limits(facts.best))
+    assert facts.reranking is not None
+    longer = record["rerank"]["trials"]
+    assert [(r.number, r.accuracy) for r in facts.reranking.ranked] == [(t["trial"], t["val_accuracy"]) for t in longer]
 
 
 def test_a_rank_correlation_of_too_few_candidates_is_not_shown(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 
 from search_spaces.candidate import Augmentation
 from study.data.augmentation import AugmentedBatches, training_order
-from study.data.batches import AHEAD, Batch, batches, place
+from study.data.batches import AHEAD, Batch, augmented_views, batches, place
 from study.data.cifar10 import Images
 from study.errors import TrialFailed
 from study.machine.paths import REPOSITORY
@@ -179,3 +179,13 @@ def test_a_small_dev_shm_is_enough() -> None:
     done = subprocess.run(["unshare", "-m", "sh", "-c", command], capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["8192"]
+
+
+def test_views_show_an_image_and_what_a_training_sees_of_it(tiny_images: Images) -> None:
+    few = tiny_images.take(np.arange(3))
+    found = augmented_views(few, ALL, 4)
+    assert (found.shape, found.dtype) == ((3, 5, 32, 32, 3), np.uint8)
+    assert np.array_equal(found[:, 0], few.pixels)
+    assert len({view.tobytes() for view in found[0]}) == 5
+    still = augmented_views(few, Augmentation(flip_p=0.0, crop_padding=0), 2)
+    assert np.array_equal(still, few.pixels[:, None].repeat(3, axis=1))

@@ -524,3 +524,11 @@ def test_a_path_of_the_checkpoint_does_not_depend_on_the_folder_of_the_worker(st
     stage.play(["complete"], trials=1)
     assert stage.executor.works[0].checkpoint.is_absolute()
     assert Path(stage.executor.works[0].checkpoint).is_relative_to(stage.out)
+
+
+def test_a_running_study_has_a_report(stage: Stage) -> None:
+    stage.study.set_user_attr("config", stage.config.to_json())
+    stage.play(["complete"] * 9, trials=9)
+    assert not (stage.out / "report.html").exists()
+    stage.play(["complete"] * 11, trials=20)
+    assert len((stage.out / "trials.csv").read_text().splitlines()) == 1 + 19  # written after ten of the eleven
