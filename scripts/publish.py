@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[0]))
 import audit_spaces
 import evidence
 from benchmarks import memory, record
-from experiments import faults, fidelity, pruners, published, replays, samplers, scaling
+from experiments import faults, fidelity, own_data, pruners, published, replays, samplers, scaling
 from study.command_line.options import add_study_options
 from study.command_line.parser import run_command
 from study.errors import UserError
@@ -46,6 +46,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "whole-studies": replays.whole_studies_block,
     "faults": faults.block,
     "scaling": scaling.block,
+    "own-data": own_data.block,
 }
 """What makes each block, from the files in results/."""
 

@@ -76,6 +76,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def block() -> str:
+    """What results/README.md says of it."""
+    found = evidence.records(RESULTS / "own_data")
+    rows = [
+        (
+            name,
+            f"{len(record['classes'])}",
+            f"{record['train_images']:,} + {record['test_images']:,}",
+            "yes" if record["mirrored"] else "no",
+            f"{record['test_accuracy']:.1%}",
+            f"{record['by_chance']:.1%}",
+            f"{record['predicted_right']} of {record['predicted']}",
+            f"{record['params']:,}",
+            evidence.machine(record["hardware"]),
+            evidence.command_of(record),
+        )
+        for name, record in sorted(found.items())
+    ]
+    head = ("data", "classes", "images", "mirrored", "test accuracy", "by chance", "files predicted right", "parameters",
+            "machine", "command")  # fmt: skip
+    return evidence.table(head, rows) if rows else evidence.NOTHING
+
+
 def _tried(name: str, source: dict[str, Any]) -> dict[str, Any]:
     """What a user sees of the data set `name`, which is made in the working directory."""
     from study import predict, report, rerank, retrain, run
