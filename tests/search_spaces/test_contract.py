@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import sys
 
@@ -11,9 +12,10 @@ import pytest
 
 from search_spaces import DEFAULT_SPACE, SPACES, UnknownSpaceError, get_space
 from search_spaces.candidate import Candidate
-from search_spaces.constraints import Limits
+from search_spaces.constraints import Clock, Limits
+from search_spaces.dilated import DilatedSpace
 from search_spaces.reference import REFERENCE
-from search_spaces.space import SearchSpace
+from search_spaces.space import Decoded, Params, SearchSpace
 from search_spaces.training_dimensions import TRAINING_DIMENSIONS
 from study.machine.paths import REPOSITORY
 from study.model.contract import PROMISES, complaint_of, sampled
@@ -110,3 +112,25 @@ def test_candidates_without_what_came_later_keep_their_ids() -> None:
     assert candidate.candidate_id == json.loads((folder / "metrics.json").read_text())["candidate_id"] == "ce05d1e08130"
     assert set(candidate.to_json()["optimisation"]) == set(stored["optimisation"])
     assert "optimizer" not in stored["optimisation"]
+
+
+class WideSpace(DilatedSpace):
+    """Forgets the limits, and one of its dimensions in the tree."""
+
+    name, tree = "wide", "wide: nothing"
+
+    def decode(self, params: Params, limits: Limits, clock: Clock | None = None) -> Decoded:
+        return super().decode(params, Limits(), clock)
+
+
+@pytest.mark.parametrize(
+    ("promise", "words"),
+    [
+        ("dimensions are fixed and stand in the tree", "budget_frac is not in the tree"),
+        ("anchors decode as they are", r"InfeasibleError: .* parameters, not below 100,000"),
+        ("odd limits are met", r"InfeasibleError: .* parameters, not below 5,000"),
+        ("limits that nothing meets are named", "returns a candidate that breaks parameters"),
+    ],
+)
+def test_a_broken_promise_is_named(promise: str, words: str) -> None:
+    assert re.search(words, complaint_of(WideSpace(), promise))
