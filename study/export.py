@@ -9,7 +9,6 @@ import json
 import shlex
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -27,6 +26,7 @@ from study.data.opening import load_test, load_train, open_data_of
 from study.errors import StudyFailed, UserError
 from study.machine.files import numbers_as_bytes, unwritten, write_atomically
 from study.machine.hardware import hardware, versions
+from study.machine.timing import timed
 
 if TYPE_CHECKING:
     from study.bundle.programs import Run
@@ -35,7 +35,7 @@ FORMATS = ("safetensors", "torch-export", "onnx", "card", "all")
 _EXTRA = ("onnx", "onnxscript", "onnxruntime")
 BATCHES = (1, 256)
 """Sizes of batches whose latency is measured."""
-_SECONDS, _WARM_UP, _FEWEST_RUNS = 1.0, 3, 5
+_SECONDS = 1.0
 N_CALIBRATION, CALIBRATION_SEED = 1_000, 0
 """Training images that give the ranges of 8-bit activations."""
 _TOLERANCE = 1e-3
@@ -237,14 +237,7 @@ def _as_input(pixels: np.ndarray) -> np.ndarray:
 def _latency_ms(run: Run, images: Images, size: int) -> float:
     """The median of at least a second."""
     batch = _as_input(np.resize(images.pixels, (size, *images.pixels.shape[1:])))
-    for _ in range(_WARM_UP):
-        run(batch)
-    seconds: list[float] = []
-    while len(seconds) < _FEWEST_RUNS or sum(seconds) < _SECONDS:
-        start = time.perf_counter()
-        run(batch)
-        seconds.append(time.perf_counter() - start)
-    return 1000 * statistics.median(seconds)
+    return 1000 * statistics.median(timed(lambda: run(batch), _SECONDS, at_least=5))
 
 
 def _table(measured: Sequence[Measured], n_images: int, tested: bool) -> list[str]:

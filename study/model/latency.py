@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 
 from search_spaces.architecture import Architecture
+from study.machine.timing import timed
 from study.model.network import build, folded
 
-N_WARM_UP, N_TIMED, TIMED_S = 3, 60, 1.0
-"""Images that are not counted, then so many, or as many as are done in this time."""
+N_TIMED, TIMED_S = 60, 1.0
+"""So many images, or as many as are done in this time."""
 
 
 def latency_ms(architecture: Architecture) -> float:
@@ -25,13 +24,7 @@ def latency_ms(architecture: Architecture) -> float:
     torch.set_num_threads(1)
     try:
         with torch.inference_mode():
-            for _ in range(N_WARM_UP):
-                network(image)
-            deadline, seconds = time.perf_counter() + TIMED_S, list[float]()
-            while not seconds or (len(seconds) < N_TIMED and time.perf_counter() < deadline):
-                started = time.perf_counter()
-                network(image)
-                seconds.append(time.perf_counter() - started)
+            seconds = timed(lambda: network(image), TIMED_S, at_least=1, at_most=N_TIMED)
     finally:
         torch.set_num_threads(n_threads)
     return 1_000 * min(seconds)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from study.data.opening import load_test, open_data_of
 from study.errors import UserError, first_line
 from study.machine.files import DamagedFileError, read_arrays, replaced, unwritten, what_is
 from study.machine.hardware import hardware, resolve_device
+from study.machine.timing import timed
 from study.retraining.seeds import Seed
 from study.training.checkpoints import finished
 
@@ -120,18 +120,14 @@ def latencies(network: Any, seed: Seed) -> dict[str, dict[str, float]]:
         model = folded(network).to(where)
         for n in LATENCY_BATCHES:
             images = torch.rand(n, 3, side, side, device=where).contiguous(memory_format=torch.channels_last)
-            seconds: list[float] = []
+
+            def run(model: Any = model, images: Any = images, where: str = where) -> None:
+                model(images)
+                if where != "cpu":
+                    torch.cuda.synchronize()
+
             with torch.inference_mode():
-                for _ in range(2):
-                    model(images)
-                while len(seconds) < 3 or sum(seconds) < _LATENCY_S:
-                    if where != "cpu":
-                        torch.cuda.synchronize()
-                    start = time.perf_counter()
-                    model(images)
-                    if where != "cpu":
-                        torch.cuda.synchronize()
-                    seconds.append(time.perf_counter() - start)
+                seconds = timed(run, _LATENCY_S)
             found.setdefault(where, {})[str(n)] = round(1000 * statistics.median(seconds), 4)
     return found
 

@@ -59,19 +59,6 @@ def dashboard(reranked: Path) -> Iterator[str]:
         process.wait()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver")
-    if not shutil.which("chromedriver"):
-        pytest.skip("no chromedriver is installed")
-    options = webdriver.ChromeOptions()
-    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", f"window-size={WIDTH},2400"):
-        options.add_argument(f"--{argument}")
-    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    yield found
-    found.quit()
-
-
 def studies(address: str) -> list[dict[str, Any]]:
     with urlopen(f"{address}/api/studies") as answer:
         ids = [study["study_id"] for study in json.load(answer)["study_summaries"]]
@@ -84,6 +71,7 @@ def studies(address: str) -> list[dict[str, Any]]:
 
 def page(browser: Any, address: str, words: str) -> str:
     """The text of a page once it shows `words`."""
+    browser.set_window_size(WIDTH, 2400)
     browser.get(address)
     deadline = time.monotonic() + PATIENCE_S
     while words not in (text := browser.execute_script("return document.body.innerText")):
