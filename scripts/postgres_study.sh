@@ -117,7 +117,7 @@ def until(condition, process):
 
 
 first = subprocess.Popen(sys.argv[1:], start_new_session=True)
-until(lambda: any(trial.state.name == "RUNNING" and "candidate" in trial.user_attrs for trial in trials()), first)
+until(lambda: any(trial.state.name == "RUNNING" and "candidate_id" in trial.user_attrs for trial in trials()), first)
 os.killpg(first.pid, signal.SIGSTOP)
 n_begun = len(trials())
 second = subprocess.Popen(sys.argv[1:])

@@ -88,7 +88,7 @@ def test_a_step_of_muon_is_few_operations() -> None:
     assert 15 < operations.muon_operations(training) <= operations.GOAL_MUON
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_compiling_fuses_operations(benchmark_options: Options) -> None:
     options = benchmark_options(operations, "--space", "dilated")
     assert operations.run(options) == 0

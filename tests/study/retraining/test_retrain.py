@@ -177,10 +177,13 @@ def test_output_that_nobody_reads_stops_it_where_it_can_go_on(made_cifar10: Path
     assert "Bundle:" in printed.getvalue()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "to_all"),
-    [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGHUP, True)],
+    [
+        pytest.param(signal.SIGINT, True, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, True, marks=pytest.mark.heavy),  # it ends as the others do
+    ],
     ids=["ctrl-c", "kill", "lost terminal"],
 )
 def test_seeds_at_once_are_stopped_and_resumed(number: int, to_all: bool, made_cifar10: Path, tmp_path: Path, capfd):
