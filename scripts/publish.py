@@ -37,6 +37,7 @@ READMES = tuple(REPOSITORY / folder / "README.md" for folder in ("", "results", 
 BLOCKS: dict[str, Callable[[], str]] = {
     "headline": published.headline,
     "study": published.block,
+    "exports": published.exports_block,
     "benchmarks": record.block,
     "fidelity": fidelity.block,
     "pruners": pruners.block,

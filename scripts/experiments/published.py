@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import evidence
 import screenshot
 from evidence import percent
+from study.bundle.files import EXPORTS
 from study.machine.paths import RESULTS
 
 if TYPE_CHECKING:
@@ -254,6 +255,28 @@ def headline(results: Path = RESULTS) -> str:
 
 def _sizes(found: dict[str, Any]) -> tuple[str, str, str]:
     return f"{found['params']:,}", str(found["receptive_field"]), f"{found['macs'] / 1e6:.1f} M"
+
+
+def exports_block(results: Path = RESULTS) -> str:
+    """What results/README.md says of the formats that the best network was exported to."""
+    file = results / lead(results) / "best" / EXPORTS
+    if not file.exists():
+        return evidence.NOTHING
+    record = evidence.read(file)
+    sizes = list(record["formats"][0]["latency_ms"])
+    head = ("format", "size", "test accuracy", "answers as the network", *(f"ms for {n} at once" for n in sizes))
+    rows = [
+        (
+            each["format"],
+            f"{each['size_bytes'] / 2**10:,.0f} KiB",
+            percent(each["accuracy"]),
+            f"{each['same']:,} of {record['test_images']:,}",
+            *(f"{each['latency_ms'][n]:.2f}" for n in sizes),
+        )
+        for each in record["formats"]
+    ]
+    made = f"{evidence.machine(record['hardware'])}, by {evidence.command_of(record)}."
+    return f"{evidence.table(head, rows)}\n\n{made}"
 
 
 def block(results: Path = RESULTS) -> str:
