@@ -120,6 +120,10 @@ def _is_left_out(folder: Path, name: str) -> bool:
     """What was carried here, what can be made again, and snapshots whose answers on the test images are kept."""
     if name.split("/")[0] in ("carried", "site", "data") or name.endswith("results.tar"):
         return True
+    if name.startswith("runs/"):  # the report, also among the dashboard's files, is mostly plotly
+        with (folder / name).open("rb") as file:
+            if file.read(15).lower() == b"<!doctype html>":
+                return True
     if name.startswith("cache/"):  # but for what was measured: the decoded data set and compiled kernels are large
         return not Path(name).match("cache/small-cnn-study/*.json")
     at = name.find(".snapshots/")

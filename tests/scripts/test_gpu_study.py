@@ -348,10 +348,12 @@ def test_only_what_cannot_be_made_again_comes_back(tmp_path: Path) -> None:
         "cache/small-cnn-study/jobs-1.json",
     ]
     left = ["data/x", "site/x", "carried/x", "cache/small-cnn-study/study/decode/x.pkl", "cache/inductor/ab/x"]
+    pages = ["runs/best/report.html", "runs/best/artifacts/d16820d5"]
+    left += pages
     done = ["runs/best/checkpoints/a.npz", "runs/best/checkpoints/a.snapshots/epoch-0001.pt"]
     for name in (*kept, *left, *done):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(name)
+        (folder / name).write_text("<!DOCTYPE html>..." if name in pages else name)
     packing.pack_results(folder, tmp_path / "out", 15)
     assert sorted(contents(folder)) == sorted((*kept, *left, *done))  # as it was
     packing.receive([tmp_path / "out"], tmp_path / "there")
