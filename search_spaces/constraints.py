@@ -231,7 +231,7 @@ def check(
         found.append(_held("macs", macs - limits.max_macs + 1, reason))
     if limits.max_epoch_s is not None and clock is not None:
         seconds = clock.epoch_s(architecture)
-        reason = f"predicted {seconds:.1f} s an epoch, not below {limits.max_epoch_s:g} s"
+        reason = f"predicted {seconds:.3g} s an epoch, not below {limits.max_epoch_s:g} s"
         # Seconds are not whole numbers: a strict limit is met when the difference is negative.
         found.append(_held("epoch_s", (seconds - limits.max_epoch_s) or 1e-9, reason))
     if architecture.n_classes != limits.n_classes:
@@ -319,7 +319,7 @@ def _standing(
         figure, words = counts[name]
         return f"{figure:,}", f"{left:,} {words}", met
     if name == "epoch_s" and clock is not None:
-        return f"{clock.epoch_s(architecture):.1f} s", f"{left:.1f} s left", met
+        return f"{clock.epoch_s(architecture):.3g} s", f"{left:.3g} s left", met
     if bound is not None:
         return f"{bound - left:,.4g}", f"{left:,.4g} left", met
     return constraint.reason or {"dilation_reach": "inside"}.get(name, "no other"), "", met

@@ -20,7 +20,7 @@ from search_spaces.reference import REFERENCE
 from search_spaces.space import SearchSpace
 from study.bundle.files import CANDIDATE, load_candidate
 from study.command_line.options import add_study_options, place_of
-from study.command_line.own import SPACE_FORM, is_own, load_space
+from study.command_line.own import SPACE_FORM, is_own, load_space, own_space
 from study.command_line.parser import EXIT_FAILED, Parser, run_command
 from study.command_line.waiting import say_first
 from study.command_line.wording import aligned, printable
@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif options.target == _REFERENCE:
         facts, text = _candidate(REFERENCE, "The reference network")
     elif is_own(options.target):
+        own_space(options.target)  # refuses what cannot be built
         facts, text = _space(load_space(options.target))
     elif options.target in SPACES:
         facts, text = _space(open_space(options.target))

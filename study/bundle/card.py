@@ -153,8 +153,9 @@ def _weaknesses(confusion: np.ndarray, preprocessing: Preprocessing) -> Iterator
         )
         yield f"Most often taken for one another: {'; '.join(each)}."
     recall = confusion.diagonal() / np.maximum(totals, 1)
-    weak = [place for place in np.argsort(recall, kind="stable") if totals[place]][:_N_WEAK]
-    yield f"Least recognised: {', '.join(f'{_text(names[i])} {percent(float(recall[i]))}' for i in weak)}."
+    weak = [place for place in np.argsort(recall, kind="stable") if totals[place] and recall[place] < 1][:_N_WEAK]
+    if weak:
+        yield f"Least recognised: {', '.join(f'{_text(names[i])} {percent(float(recall[i]))}' for i in weak)}."
     yield from _always(preprocessing)
 
 

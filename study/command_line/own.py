@@ -6,6 +6,7 @@ bundle says.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import math
@@ -19,7 +20,7 @@ from typing import Any
 
 from search_spaces import SPACES, SearchSpace
 from search_spaces.architecture import Architecture
-from search_spaces.constraints import MEASURES, Limits, OwnLimit
+from search_spaces.constraints import MEASURES, InfeasibleError, Limits, OwnLimit
 from search_spaces.fields import DescriptionError
 from search_spaces.reference import REFERENCE_ARCHITECTURE
 from study.errors import UserError, first_line, said, shortened
@@ -74,7 +75,26 @@ def own_space(text: str) -> str:
     Raises:
         UserError: There is no such file or class, or it is no search space.
     """
-    return load_space(text).name if is_own(text) else text
+    if not is_own(text):
+        return text
+    space = load_space(text)
+    _check_anchors(space, text)
+    return space.name
+
+
+def _check_anchors(space: SearchSpace, text: str) -> None:
+    """Refuses a space whose known points cannot be built. `describe --check` looks closer."""
+    try:
+        for anchor, params in space.anchors(Limits()).items():
+            for name, dimension in space.dimensions.items():
+                if not dimension.contains(params[name]):
+                    raise UserError(f"--space {text}: its {anchor} has {name} {params[name]!r}, not of {dimension}.")
+            with contextlib.suppress(InfeasibleError):  # by limits that may be others
+                space.decode(params, Limits())
+    except UserError:
+        raise
+    except Exception as error:  # the user's own, of whatever kind
+        raise UserError(f"--space {text} cannot be used: {first_line(error)}{_where(error)}.") from error
 
 
 def load_space(text: str) -> SearchSpace:

@@ -110,6 +110,7 @@ def history(drawn: Sequence[Record]) -> go.Figure:
                 x=record.number, y=record.accuracy, text=html.escape(record.anchor), showarrow=True, arrowhead=0,
                 arrowcolor=GREY, ax=16, ay=28, xanchor="left", font={"size": 12},
             )  # fmt: skip
+    figure.update_xaxes(whole_ticks(1 + max(r.number for r in drawn)))
     return figure
 
 
@@ -268,13 +269,13 @@ def base_figure(x: str, y: str, height: int = 420) -> go.Figure:
             "plot_bgcolor": "rgba(0,0,0,0)",
             "hovermode": "closest",
             "xaxis": {"title": {"text": x, "font": {"size": 13}}, **common},
-            "yaxis": {"title": {"text": y, "font": {"size": 13}}, "tickformat": ".0%", **common},
+            "yaxis": {"title": {"text": y, "font": {"size": 13}}, "tickformat": ".1~%", **common},
         }
     )
 
 
 def whole_ticks(n: int) -> dict[str, Any]:
-    """Settings of an axis of `n` epochs: none has half a one."""
+    """Settings of an axis of `n` epochs or trials: none has half a one."""
     return {"dtick": 1} if n <= 12 else {}
 
 

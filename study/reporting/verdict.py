@@ -42,11 +42,13 @@ def _tested(facts: Facts) -> Text:
             "bad",
         )
     if metrics is None:
-        return Text(f"Not retrained yet: no test accuracy to hold against {aim}. Run python -m study.retrain.", "note")
+        if "given" in facts.study.user_attrs:
+            return Text("These are candidates of another study, trained longer. Its report shows the retrain.", "note")
+        return Text(f"Not retrained yet: no test accuracy to hold against {aim}. study.retrain makes one.", "note")
     mean: Any = metrics.get("test_accuracy_mean")
     std: Any = metrics.get("test_accuracy_std")
     if not is_number(mean):
-        return Text("best/metrics.json holds no test accuracy. Run python -m study.retrain again.", "bad")
+        return Text("best/metrics.json holds no test accuracy. Retrain it again.", "bad")
     accuracies = metrics.get("test_accuracy")
     n_seeds = len(accuracies) if isinstance(accuracies, list) else 1
     seeds = f"mean of {n_seeds} seeds" if n_seeds > 1 else "one seed"

@@ -13,6 +13,7 @@ from study.machine.interrupts import InterruptFlag
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.trial import FrozenTrial
 
 
 N_BEST = 5
@@ -113,10 +114,17 @@ def outcome(study: optuna.Study) -> list[str]:
     for trial in best:
         attrs = trial.user_attrs
         figures = whole(attrs.get("params")), whole(attrs.get("receptive_field")), millions(attrs.get("macs"))
-        rows.append((str(trial.number), _percent(trial.value), *figures, duration(attrs.get("wall_s"))))
+        rows.append((_number(study, trial), _percent(trial.value), *figures, duration(attrs.get("wall_s"))))
     heading = f"Best {len(best)} of {study.study_name}, by validation accuracy" if len(best) > 1 else "Best trial"
     layers = aligned([UNITS, *units(candidate_of(best[0]).architecture)])
-    return ["", heading, *aligned(rows), "", f"Layers of trial {best[0].number}", *layers, ""]
+    return ["", heading, *aligned(rows), "", f"Layers of trial {_number(study, best[0])}", *layers, ""]
+
+
+def _number(study: optuna.Study, trial: FrozenTrial) -> str:
+    """Its number, in a re-ranking that of the search's trial: the one that people name to other commands."""
+    anchor = str(trial.user_attrs.get("anchor", ""))
+    named = "given" in study.user_attrs and anchor.startswith("trial ")
+    return anchor.removeprefix("trial ") if named else str(trial.number)
 
 
 def _percent(value: float | None) -> str:

@@ -137,7 +137,7 @@ def test_epoch_seconds_stay_strictly_below() -> None:
     for limit in (32.0, 31.999):
         broken = _constraint("epoch_s", REFERENCE_ARCHITECTURE, Limits(max_epoch_s=limit), clock)
         assert not broken.feasible
-        assert broken.reason == f"predicted 32.0 s an epoch, not below {limit:g} s"
+        assert broken.reason == f"predicted 32 s an epoch, not below {limit:g} s"
     assert "epoch_s" not in {c.name for c in check(REFERENCE_ARCHITECTURE, Limits(max_epoch_s=1.0))}
 
 
@@ -203,7 +203,7 @@ def test_limit_rows_say_every_limit_in_force_and_how_far_it_is() -> None:
     assert rows["parameters"].met is False
     assert (rows["receptive_field"].value, rows["receptive_field"].distance) == ("47", "2 pixels to spare")
     assert rows["macs"].met is True
-    assert (rows["epoch_s"].value, rows["epoch_s"].distance) == ("32.0 s", "8.0 s left")
+    assert (rows["epoch_s"].value, rows["epoch_s"].distance) == ("32 s", "8 s left")
     assert limit_rows(limits, REFERENCE_ARCHITECTURE)[-1].met is None  # nobody could predict it
 
 

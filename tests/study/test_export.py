@@ -51,7 +51,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick(monkeypatch: pytest.MonkeyPatch, making: Callable[..., Images]) -> None:
     """Latencies of one run, and made images for the data set's."""
     monkeypatch.setattr(export, "_SECONDS", 0.0)
-    monkeypatch.setattr(export, "_FEWEST_RUNS", 1)
     monkeypatch.setattr(export, "load_test", lambda _: making(60, noise=30, seed=1))
     monkeypatch.setattr("study.data.opening.open_data", lambda _: CIFAR10)
     monkeypatch.setattr(export, "load_train", lambda _: making(200, noise=30, seed=0))

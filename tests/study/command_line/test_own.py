@@ -68,6 +68,35 @@ def test_a_space_is_registered_under_its_name(file: Path) -> None:
     assert (SPACES["mine"].version, load_space(f"{file}:Mine").name) == (2, "mine")
 
 
+SPACE = """
+from search_spaces.architecture import Architecture, Conv
+from search_spaces.simple import SimpleSpace
+from search_spaces.space import Integer
+
+class Broken(SimpleSpace):
+    name, version, wider, smallest = "mine", 1, ("depth",), {"depth": 1}
+    structure = {"depth": (Integer(4, 12), DEFAULT)}
+
+    def build(self, width, depth):
+        return BUILT
+"""
+
+
+@pytest.mark.parametrize(
+    ("default", "built", "words"),
+    [
+        ("60", "Architecture((Conv(width, separable=True, dilation=3),) * depth)", "has depth 60, not of 4 .. 12"),
+        ("6", "undefined_name", r"cannot be used: NameError: .*undefined_name.* \(line 11 of brought.py\)"),
+        ("6", "5", "cannot be used: AttributeError: 'int' object"),
+    ],
+)
+def test_what_a_space_cannot_build_is_a_line(file: Path, default: str, built: str, words: str) -> None:
+    file.write_text(SPACE.replace("DEFAULT", default).replace("BUILT", built))
+    with pytest.raises(UserError, match=words) as caught:
+        own_space(f"{file}:Broken")
+    assert "\n" not in str(caught.value)
+
+
 def test_limits_are_measured_once_on_the_reference(file: Path) -> None:
     own = own_limits(["latency_ms=2", f"{file}:depth", "size_kb=400"])
     latency, depth, size = own.limits
