@@ -24,7 +24,7 @@ from study.command_line.wording import aligned, percent, printable
 from study.data.cifar10 import Images
 from study.data.opening import load_test, load_train, open_data_of
 from study.errors import StudyFailed, UserError
-from study.machine.files import numbers_as_bytes, unwritten, write_atomically
+from study.machine.files import numbers_as_bytes, unwritten, what_is, write_atomically
 from study.machine.hardware import hardware, versions
 from study.machine.timing import timed
 
@@ -155,6 +155,9 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"--int8 is a variant of --format onnx, not of {options.format}.")
     if options.format == "card" and options.out:
         raise UserError("--format card writes into the bundle: leave out --out.")
+    wanted = "a folder" if options.format == "all" else "a file"
+    if options.out and (found := what_is(options.out)) not in (f"is {wanted}", "does not exist"):
+        raise UserError(f"--out must be {wanted}: {options.out!r} {found}.")
     missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
     if missing and options.format in ("onnx", "all"):
         raise UserError(

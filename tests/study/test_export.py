@@ -171,6 +171,8 @@ def test_images_of_other_classes_are_refused(
         (["--format", "safetensors", "--int8"], "--int8 is a variant of --format onnx, not of safetensors"),
         (["--format", "card", "--out", "x"], "leave out --out"),
         (["--format", "onnx", "--images", "-1"], "--images must not be negative"),
+        (["--format", "safetensors", "--out", "."], "--out must be a file: '.' is a folder"),
+        (["--format", "all", "--out", __file__], "--out must be a folder: .* is a file"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(bundle: Path, arguments: list[str], said: str) -> None:
