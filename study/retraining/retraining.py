@@ -69,15 +69,13 @@ def retrain(plan: RetrainPlan) -> int:
     test = load_test(seeds[0].data)
     print(f"Testing: {counted(len(seeds), 'seed')} on {len(test):,} images", flush=True)
     results = [test_seed(seed, test) for seed in seeds]
-    shipped, metrics = (
-        results[0],
-        {
-            **_metrics(target, seeds, results, place),
-            "test_images": len(test),
-            "latency_ms": latencies(results[0].network, seeds[0]),
-            "command": plan.command,
-        },
-    )
+    shipped = results[0]
+    metrics = {
+        **_metrics(target, seeds, results, place),
+        "test_images": len(test),
+        "latency_ms": latencies(shipped.network, seeds[0]),
+        "command": plan.command,
+    }
     preprocessing = Preprocessing(data.classes, mean=data.mean, std=data.std, data=data.name)
     tested = shipped.network, metrics, shipped.curve, test, shipped.logits
     write_bundle(target.folder, seeds[0].candidate, *tested, preprocessing)

@@ -13,10 +13,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from older_bundle import CANDIDATE, write_older_bundle
 from PIL import Image
 
-from search_spaces.architecture import Architecture, Conv
-from search_spaces.candidate import Candidate
 from study import predict
 from study.data.batches import normalise
 from study.data.cifar10 import CLASSES
@@ -25,17 +24,10 @@ from study.machine.paths import REPOSITORY
 from study.model.network import build
 from study.predict import main
 
-CANDIDATE = Candidate(Architecture((Conv(8, stride=2), Conv(8, dilation=2, separable=True))))
-
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What of a bundle a prediction needs."""
-    folder = tmp_path_factory.mktemp("best")
-    (folder / "candidate.json").write_text(json.dumps(CANDIDATE.to_json()))
-    (folder / "metrics.json").write_text("{}")
-    torch.save(build(CANDIDATE.architecture, seed=3).state_dict(), folder / "weights.pt")
-    return folder
+    return write_older_bundle(tmp_path_factory.mktemp("best"))
 
 
 @pytest.fixture

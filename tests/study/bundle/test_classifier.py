@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from older_bundle import CANDIDATE, write_older_bundle
 from PIL import Image
 
 import study
-from search_spaces.architecture import Architecture, Conv
-from search_spaces.candidate import Candidate
 from study.data.batches import normalise
 from study.data.cifar10 import CLASSES
 from study.data.image_files import UnreadableImageError
@@ -24,17 +22,10 @@ from study.errors import UserError
 from study.machine.paths import REPOSITORY
 from study.model.network import build
 
-CANDIDATE = Candidate(Architecture((Conv(8, stride=2), Conv(8, dilation=2, separable=True))))
-
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One of an earlier version, without config.json."""
-    folder = tmp_path_factory.mktemp("best")
-    (folder / "candidate.json").write_text(json.dumps(CANDIDATE.to_json()))
-    (folder / "metrics.json").write_text("{}")
-    torch.save(build(CANDIDATE.architecture, seed=3).state_dict(), folder / "weights.pt")
-    return folder
+    return write_older_bundle(tmp_path_factory.mktemp("best"))
 
 
 def test_it_answers_as_the_trained_network(bundle: Path) -> None:
