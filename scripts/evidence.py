@@ -27,7 +27,7 @@ Integers = npt.NDArray[np.int64]
 
 N_BOOTSTRAP = 2000
 NOTHING = "Not measured yet."
-PLACES = ("--data", "--digits", "--out", "--results", "--runs", "--storage")
+PLACES = ("--checkpoints", "--data", "--digits", "--out", "--results", "--runs", "--storage")
 """Options that name folders of this machine."""
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from search_spaces.architecture import Architecture
+from search_spaces.candidate import Candidate
 from search_spaces.fields import Amount, check_fields, from_fields
 
 
@@ -85,6 +86,10 @@ class CostModel:
         """Seconds for one epoch: training on `n_train` images and evaluating `n_val`."""
         seconds = self.image_seconds(architecture, batch_size)
         return n_train * seconds + n_val * (seconds - self.image_s) * self.EVALUATION_SHARE
+
+    def candidate_seconds(self, candidate: Candidate, n_train: int, n_val: int = 0) -> float:
+        """The same for a candidate, in batches of its own size."""
+        return self.epoch_seconds(candidate.architecture, n_train, n_val, candidate.optimisation.batch_size)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import evidence
 from benchmarks.record import printed_number, write
 from benchmarks.throughput_ours import sample
+from search_spaces.reference import REFERENCE
 from study.calibration.concurrency import best_jobs
 from study.calibration.prices import calibrate
 from study.errors import UserError
@@ -33,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     evidence.at_least(options, samples=1, images=128, jobs=1)
     if options.device != "cpu":
         raise UserError(f"neighbour is about waiting threads on a CPU: --device {options.device}. Add --device cpu.")
-    jobs = options.jobs or best_jobs("cpu", calibrate("cpu").precision)[0]
+    jobs = options.jobs or best_jobs("cpu", calibrate("cpu").precision, REFERENCE)[0]
     ours = sample(options, "--threads", str(max(1, n_cores() // jobs)))
     torchs = sample(options, torch_first=True)
     kinds = {

@@ -1,6 +1,7 @@
 """Images per second of several trainings at once on one device, against one at a time.
 
-`study.run --jobs auto` decides by the same measurement, made once. Every number takes its turn in every round.
+`study.run --jobs auto` decides by the same measurement of its space's default, made once. Every number takes its turn
+in every round.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import statistics
 
 import evidence
 from benchmarks.record import summary, write
+from search_spaces.reference import REFERENCE
 from study.calibration.concurrency import WINDOWS, candidates, choose, trainings
 from study.calibration.prices import calibrate
 from study.machine.hardware import n_cores
@@ -26,13 +28,13 @@ def run(options: argparse.Namespace) -> int:
     device = options.device
     window = dataclasses.replace(WINDOWS[device], watched_s=options.seconds or WINDOWS[device].watched_s)
     found: dict[int, list[float]] = {jobs: [] for jobs in candidates(n_cores(), device)}
-    with trainings(device, calibrate(device).precision, max(found)) as at_once:
+    with trainings(device, calibrate(device).precision, REFERENCE, max(found)) as at_once:
         for _ in range(options.samples):
             for jobs, rates in found.items():
                 rates.append(at_once(jobs, window))
             print(", ".join(f"{jobs} at once: {rates[-1]:,.0f} images/s" for jobs, rates in found.items()), flush=True)
     chosen = choose({jobs: statistics.median(rates) for jobs, rates in found.items()})
-    what = f"{chosen} training{'s' * (chosen > 1)} of the reference network at once (what --jobs auto chooses)"
+    what = f"{chosen} training{'s' * (chosen > 1)} of the reference network at once (chosen as --jobs auto does)"
     title = f"{what}; peer: one at a time"
     more = {"chosen": chosen, "by_number": {str(jobs): summary(rates) for jobs, rates in found.items()}}
     write(

@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import evidence
 from benchmarks.record import seconds, summary, write
+from search_spaces import get_space
+from search_spaces.constraints import Limits
 from study.calibration.concurrency import best_jobs
 from study.calibration.prices import calibrate
 from study.data.cifar10 import check_sizes, load_train
 from study.errors import StudyFailed, UserError
 from study.machine.hardware import n_cores
+from study.search.creation import typical
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -52,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--jobs must be between 1 and the {n_cores()} cores: {options.jobs}.")
     check_sizes(options.train_images, options.val_images)
     precision = calibrate(options.device).precision  # all before any run, so that none pays for them
-    options.jobs = options.jobs or best_jobs(options.device, precision)[0]
+    options.jobs = options.jobs or best_jobs(options.device, precision, typical(get_space(SPACE), Limits()))[0]
     load_train(options.data)
     taken: dict[str, list[float]] = {"ours": [], "peer": []}
     candidates: list[Any] = []

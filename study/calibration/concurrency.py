@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from search_spaces.architecture import identifier
-from search_spaces.reference import REFERENCE
+from search_spaces.candidate import Candidate
+from study.calibration.experience import reached
 from study.calibration.prices import keep_unless
 from study.command_line.waiting import said_while
 from study.data.augmentation import AugmentedBatches, training_order
@@ -73,10 +74,10 @@ CLEAR = 1.2
 """A number that is faster than all others by this factor need not be compared again."""
 
 
-def best_jobs(device: str, precision: str) -> tuple[int, dict[int, float]]:
-    """The number of trials at once, and the images per second of all together for every number tried."""
-    measured = rates(device, precision)
-    return choose(measured), measured
+def best_jobs(device: str, precision: str, candidate: Candidate) -> tuple[int, dict[int, float]]:
+    """The number of trials like `candidate` at once, and the images per second of all together for every number."""
+    measured = rates(device, precision, candidate)
+    return choose(reached(hardware(device), measured)), measured
 
 
 def choose(measured: Mapping[int, float]) -> int:
@@ -88,33 +89,33 @@ def choose(measured: Mapping[int, float]) -> int:
     return best
 
 
-def rates(device: str, precision: str) -> dict[int, float]:
-    """Images per second by number of trainings at once, from the cache or measured now."""
-    known = known_rates(device, precision)
+def rates(device: str, precision: str, candidate: Candidate) -> dict[int, float]:
+    """Images per second by number of trainings of `candidate` at once, from the cache or measured now."""
+    known = known_rates(device, precision, candidate)
     if known:
         return known
     with said_while("Measuring once how many trainings at once are fastest here", ABOUT_S):
         neighbours = Neighbours()
-        measured = _measured(device, precision)
+        measured = _measured(device, precision, candidate)
         others = neighbours.share()
-    keep_unless(others, _name(device, precision), {str(jobs): rate for jobs, rate in measured.items()})
+    keep_unless(others, _name(device, precision, candidate), {str(jobs): rate for jobs, rate in measured.items()})
     return measured
 
 
-def _measured(device: str, precision: str) -> dict[int, float]:
+def _measured(device: str, precision: str, candidate: Candidate) -> dict[int, float]:
     numbers = candidates(n_cores(), device)
     while True:
         try:
-            return measure(device, precision, numbers)
+            return measure(device, precision, candidate, numbers)
         except (BrokenProcessPool, BrokenBarrierError, TrialFailed, CaptureFailed):
             if len(numbers) == 1:
                 raise
             numbers = numbers[:-1]  # most likely too many for the memory
 
 
-def known_rates(device: str, precision: str) -> dict[int, float]:
-    """What was measured on this machine before; empty if nothing was."""
-    return cache.recall(_name(device, precision), _rates) or {}
+def known_rates(device: str, precision: str, candidate: Candidate) -> dict[int, float]:
+    """What was measured of `candidate` on this machine before; empty if nothing was."""
+    return cache.recall(_name(device, precision, candidate), _rates) or {}
 
 
 def _rates(kept: dict[str, Any]) -> dict[int, float]:
@@ -130,7 +131,9 @@ def candidates(cores: int, device: str) -> list[int]:
     return [2**power for power in range(MOST.bit_length()) if 2**power <= most]
 
 
-def measure(device: str, precision: str, numbers: Sequence[int], window: Window | None = None) -> dict[int, float]:
+def measure(
+    device: str, precision: str, candidate: Candidate, numbers: Sequence[int], window: Window | None = None
+) -> dict[int, float]:
     """Images per second by number of trainings at once, each in its turn.
 
     Raises:
@@ -139,7 +142,7 @@ def measure(device: str, precision: str, numbers: Sequence[int], window: Window 
     """
     window = window or WINDOWS[device]
     found, started = dict.fromkeys(numbers, 0.0), time.monotonic()
-    with trainings(device, precision, max(numbers)) as at_once:
+    with trainings(device, precision, candidate, max(numbers)) as at_once:
         for _ in range(window.n_rounds):
             for jobs in numbers:
                 found[jobs] = max(found[jobs], at_once(jobs, window))
@@ -150,8 +153,8 @@ def measure(device: str, precision: str, numbers: Sequence[int], window: Window 
 
 
 @contextlib.contextmanager
-def trainings(device: str, precision: str, most: int) -> Iterator[Any]:
-    """Up to `most` trainings of the reference network, each in a process of its own, started and made ready once.
+def trainings(device: str, precision: str, candidate: Candidate, most: int) -> Iterator[Any]:
+    """Up to `most` trainings of `candidate`, each in a process of its own, started and made ready once.
 
     Yields:
         A function of a number and a window: images per second of so many at once, all together, augmentation
@@ -164,30 +167,30 @@ def trainings(device: str, precision: str, most: int) -> Iterator[Any]:
 
         def at_once(jobs: int, window: Window) -> float:
             barrier = manager.Barrier(jobs)  # a process that waits takes no second task
-            found = [pool.submit(_train, device, precision, jobs, window, barrier) for _ in range(jobs)]
+            found = [pool.submit(_train, device, precision, candidate, jobs, window, barrier) for _ in range(jobs)]
             return sum(future.result() for future in found)
 
         at_once(most, Window(0.0, 0.0, 1))
         yield at_once
 
 
-def _train(device: str, precision: str, jobs: int, window: Window, barrier: Any) -> float:
+def _train(device: str, precision: str, candidate: Candidate, jobs: int, window: Window, barrier: Any) -> float:
     try:
-        return _images_per_second(device, precision, jobs, window, barrier)
+        return _images_per_second(_ready(device, precision, candidate), jobs, window, barrier)
     except BaseException:  # raised again
         barrier.abort()  # the others must not wait for this one
         raise
 
 
-def _images_per_second(device: str, precision: str, jobs: int, window: Window, barrier: Any) -> float:
+def _images_per_second(training: Training, jobs: int, window: Window, barrier: Any) -> float:
     import torch
 
     from study.data.batches import batches
 
     torch.set_num_threads(max(1, n_cores() // jobs))
-    training = _ready(device, precision)
-    size, every = REFERENCE.optimisation.batch_size, 1 if device == "cpu" else 16
-    source = AugmentedBatches(training.images, REFERENCE.augmentation, seed=0)
+    device, candidate = training.config.device, training.candidate
+    size, every = candidate.optimisation.batch_size, 1 if device == "cpu" else 16
+    source = AugmentedBatches(training.images, candidate.augmentation, seed=0)
     order = training_order(N_IMAGES, size, seed=0, epochs=1_000_000)
     with contextlib.closing(batches(source, order, device, n_loaders(device, n_cores() // jobs))) as given:
 
@@ -208,17 +211,18 @@ def _images_per_second(device: str, precision: str, jobs: int, window: Window, b
 
 
 @functools.cache
-def _ready(device: str, precision: str) -> Training:
+def _ready(device: str, precision: str, candidate: Candidate) -> Training:
     """This process's training: a GPU captures it once."""
     from study.training.loop import Training
 
-    rng = np.random.default_rng(0)
-    images = Images(rng.integers(0, 256, (N_IMAGES, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, N_IMAGES))
-    training = Training(REFERENCE, images, TrainingConfig(1, 0, device, precision), None)
+    rng, n_classes = np.random.default_rng(0), candidate.architecture.n_classes
+    images = Images(rng.integers(0, 256, (N_IMAGES, 32, 32, 3), dtype=np.uint8), rng.integers(0, n_classes, N_IMAGES))
+    training = Training(candidate, images, TrainingConfig(1, 0, device, precision), None)
     training.network.train()
     training.prepare()
     return training
 
 
-def _name(device: str, precision: str) -> str:
-    return f"jobs-{identifier([hardware(device), versions(), precision])}"
+def _name(device: str, precision: str, candidate: Candidate) -> str:
+    of = candidate.architecture.architecture_id, candidate.optimisation.batch_size
+    return f"jobs-{identifier([hardware(device), versions(), precision, *of])}"

@@ -6,6 +6,8 @@ Kept in the user's cache beside the calibration, and better with every run. Need
 from __future__ import annotations
 
 import dataclasses
+import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -18,6 +20,10 @@ START_S = 12.0
 """Of a run, before its first trial and after its last: workers that load torch, the report."""
 LONG_S = 10.0
 """Of predicted epochs: beside shorter ones the choice of kernels in the first step weighs too much."""
+ENOUGH = 10
+"""Trials that tell how fast they are."""
+NUMBERS = (1, 2, 4, 8)
+"""Of trials at once that machines have."""
 MEMORY = 50
 """Trials that count as the past: older ones are forgotten as new ones come."""
 
@@ -76,15 +82,40 @@ class Experience:
         )
 
 
-def experience(hardware: dict[str, Any]) -> Experience:
-    """Of the machine with this `hardware`; a guess where nothing was trained yet."""
-    return cache.recall(_name(hardware), lambda kept: from_fields(Experience, kept)) or Experience()
+def experience(hardware: dict[str, Any], jobs: int) -> Experience:
+    """Of the machine with this `hardware` with so many trials at once.
+
+    Where none were, a guess by those of other numbers: prices that were too low for them are too low for these.
+    """
+    own = _recalled(hardware, jobs)
+    if own is not None:
+        return own
+    others = [found.factor for number in NUMBERS if (found := _recalled(hardware, number)) is not None]
+    return Experience(factor=statistics.mean(others)) if others else Experience()
 
 
-def keep(hardware: dict[str, Any], found: Experience) -> None:
+def keep(hardware: dict[str, Any], jobs: int, found: Experience) -> None:
     """Keeps what was found for later runs."""
-    cache.keep(_name(hardware), dataclasses.asdict(found))
+    cache.keep(_name(hardware, jobs), dataclasses.asdict(found))
 
 
-def _name(hardware: dict[str, Any]) -> str:
-    return f"trials-{identifier([hardware, versions()])}"
+def reached(hardware: dict[str, Any], measured: Mapping[int, float]) -> dict[int, float]:
+    """`measured`, images per second by trials at once, as trials really reached them.
+
+    What is unknown of a number is taken to be as the others are: the prices may be wrong, and not the comparison.
+    """
+    known = {jobs: experience(hardware, jobs) for jobs in measured}
+    factors = [found.factor for found in known.values() if found.n_trials >= ENOUGH]
+    other = statistics.mean(factors) if factors else 1.0
+    return {
+        jobs: rate / (known[jobs].factor if known[jobs].n_trials >= ENOUGH else other)
+        for jobs, rate in measured.items()
+    }
+
+
+def _recalled(hardware: dict[str, Any], jobs: int) -> Experience | None:
+    return cache.recall(_name(hardware, jobs), lambda kept: from_fields(Experience, kept))
+
+
+def _name(hardware: dict[str, Any], jobs: int) -> str:
+    return f"trials-{identifier([hardware, versions(), jobs])}"

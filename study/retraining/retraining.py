@@ -119,7 +119,7 @@ def _prepare(plan: RetrainPlan, target: Target, place: Workplace, data: DataSet)
         if cost is None or precision is None or cost.device != device:
             cost, precision = calibration.cost, calibration.precision
     epochs, n_seeds = plan.epochs or EPOCHS[device], plan.n_seeds or SEEDS[device]
-    jobs, gain = seeds_at_once(plan.jobs, n_seeds, place, precision)
+    jobs, gain = seeds_at_once(plan.jobs, n_seeds, place, precision, target.candidate)
     cores = place.cores(jobs)
     candidate = target.candidate
     if plan.lengthens:
@@ -135,7 +135,7 @@ def _prepare(plan: RetrainPlan, target: Target, place: Workplace, data: DataSet)
         native_depthwise=native,
     )
     first = Seed(candidate, config, data.source, n_train, plan.out / "checkpoints", cores, digest=data.digest)
-    seconds = cost.epoch_seconds(candidate.architecture, n_train) * epochs * n_seeds / gain
+    seconds = cost.candidate_seconds(candidate, n_train) * epochs * n_seeds / gain
     if plan.teacher:
         teacher = teacher_of(first, plan.teacher_epochs or epochs, place.cores(1))
         first = dataclasses.replace(first, teacher=teacher)
@@ -144,7 +144,7 @@ def _prepare(plan: RetrainPlan, target: Target, place: Workplace, data: DataSet)
         seconds += lesson * (teacher.config.epochs + epochs * n_seeds / 3 / gain)
     n_tests = min(MAX_SNAPSHOTS, epochs) + n_seeds - 1
     seconds += n_tests * cost.epoch_seconds(candidate.architecture, 0, data.n_test)
-    seconds = START_S + FINISH_S + experience(place.call(hardware, device)).factor * seconds
+    seconds = START_S + FINISH_S + experience(place.call(hardware, device), jobs).factor * seconds
     params, how_many = candidate.architecture.params, counted(n_seeds, "seed") + f" ({jobs} at once)" * (jobs > 1)
     print(f"  retrain  {target.facts['name']}: candidate {candidate.candidate_id}, {params:,} parameters")
     print(f"    train  {n_train:,} images of {data.name}, {epochs} epochs, {how_many}, {precision}, {device}")

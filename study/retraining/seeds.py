@@ -67,8 +67,10 @@ class Seed:
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **config))
 
 
-def seeds_at_once(asked: int | None, n_seeds: int, place: Workplace, precision: str) -> tuple[int, float]:
-    """How many seeds train at once, and how much faster all of them are for it than one after another."""
+def seeds_at_once(
+    asked: int | None, n_seeds: int, place: Workplace, precision: str, candidate: Candidate
+) -> tuple[int, float]:
+    """How many seeds of `candidate` train at once, and how much faster they are for it than one after another."""
 
     def places(jobs: int) -> int:
         """The last round may be a partial one, and takes as long as the others."""
@@ -79,13 +81,13 @@ def seeds_at_once(asked: int | None, n_seeds: int, place: Workplace, precision: 
         jobs = min(asked or room, n_seeds)
         return jobs, n_seeds / places(jobs) * jobs
     if asked is not None:
-        measured = known_rates(device, precision)
+        measured = known_rates(device, precision, candidate)
         jobs = min(asked, n_seeds)
         warn_of_jobs(asked)
     elif n_seeds == 1:
         return 1, 1.0
     else:
-        measured = rates(device, precision)
+        measured = rates(device, precision, candidate)
         possible = [number for number in measured if number <= n_seeds] or [1]
         jobs = min(possible, key=lambda number: (places(number) / measured[number], number))
     if jobs not in measured or 1 not in measured:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import statistics
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from search_spaces import SPACES
 from search_spaces.architecture import Architecture
+from search_spaces.candidate import Candidate
 from search_spaces.constraints import Clock, InfeasibleError, Limits, Measured, certify
 from search_spaces.cost import CostModel
-from search_spaces.reference import REFERENCE_ARCHITECTURE
+from search_spaces.reference import REFERENCE, REFERENCE_ARCHITECTURE
 from search_spaces.space import Params, SearchSpace
 from study.command_line.own import SPACE_FORM
 from study.errors import UserError
@@ -35,6 +37,9 @@ FIDELITY = {
     "cpu": (6, 15_000),
     "cuda": (16, 45_000),
 }
+EPOCHS_SHARE = {"halving": 0.7, "percentile": 0.67, "median": 0.73, "hyperband": 0.82, "none": 1.0}
+"""Of the epochs that trials would have without a pruner: results/pruners; halving's is of two whole studies, whose
+later trials, better ones, are stopped less often than recorded ones in any order."""
 _ATTRIBUTES = frozenset(
     {
         *("cost_model", "hardware", "versions", "created", "target_accuracy", "first_step"),
@@ -233,11 +238,18 @@ def remember_command(study: optuna.Study, command: str) -> None:
         study.set_user_attr("commands", [*known, command])
 
 
-def expected_seconds(config: StudyConfig, cost: CostModel) -> float:
-    """Predicted seconds of an average trial: the reference's time, less what pruning usually saves."""
-    share = 1.0 if config.pruner == "none" else 0.5
-    epoch = cost.epoch_seconds(REFERENCE_ARCHITECTURE, config.train_images, config.val_images)
-    return share * config.epochs * epoch
+def typical(space: SearchSpace, limits: Limits) -> Candidate:
+    """The space's default, which trials cost about as much as; the reference network where `limits` exclude that."""
+    try:
+        return space.decode(space.anchors(limits)["default"], limits.to_decode).candidate
+    except InfeasibleError:
+        return REFERENCE
+
+
+def expected_seconds(config: StudyConfig, cost: CostModel, candidates: Sequence[Candidate]) -> float:
+    """Predicted seconds of an average trial: that of `candidates`, less what pruning usually saves."""
+    epochs_s = [cost.candidate_seconds(each, config.train_images, config.val_images) for each in candidates]
+    return EPOCHS_SHARE[config.pruner] * config.epochs * statistics.mean(epochs_s)
 
 
 def anchors(space: SearchSpace, config: StudyConfig, cost: CostModel) -> list[tuple[str, Params]]:

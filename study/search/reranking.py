@@ -59,7 +59,7 @@ def rerank(plan: RerankPlan) -> int:
     """
     from study.executors.workplace import workplace
     from study.storage.config import refuse_other_data
-    from study.storage.database import config_of, hide_password, open_study
+    from study.storage.database import candidate_of, config_of, hide_password, open_study
 
     source = open_study(plan.search.url, plan.source)
     refuse_other_version(plan.source, config_of(source))
@@ -71,7 +71,9 @@ def rerank(plan: RerankPlan) -> int:
     refuse_foreign(plan.folder, plan.source, source)
     refuse_foreign(plan.search.out, plan.search.name, existing and existing[0], new=existing is None)
     # A single candidate needs no measurement of how many train at once.
-    machine = get_ready(dataclasses.replace(plan.search, trials=len(best)), place)
+    machine = get_ready(
+        dataclasses.replace(plan.search, trials=len(best)), place, [candidate_of(trial) for trial in best]
+    )
     refuse_other_data(plan.source, config_of(source), machine.data)
     if existing is None:
         config = _config(plan.search, config_of(source), machine)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from search_spaces.candidate import Candidate
+from search_spaces.constraints import Limits
 from study.command_line.wording import counted, duration, printable, shown_value
 from study.errors import StudyDeleted, StudyFailed
 from study.reporting.optional import report
@@ -21,8 +23,10 @@ from study.search.creation import (
     refuse_early,
     refuse_untyped,
     remember_command,
+    typical,
 )
 from study.search.plan import Given, SearchPlan
+from study.storage.config import open_space
 from study.storage.folder import claim_folder, refuse_foreign
 
 if TYPE_CHECKING:
@@ -45,6 +49,7 @@ class Machine:
         calibration: What was measured here.
         jobs: Trials at once.
         rates: Images per second by trials at once, as far as they are known.
+        candidates: What trials are like.
     """
 
     place: Workplace
@@ -52,6 +57,7 @@ class Machine:
     calibration: Calibration
     jobs: int
     rates: dict[int, float]
+    candidates: tuple[Candidate, ...]
 
     @property
     def gain(self) -> float:
@@ -73,15 +79,29 @@ def search(plan: SearchPlan) -> int:
     if existing is not None:
         refuse_untyped(plan, existing[0])
     refuse_foreign(plan.out, plan.name, existing and existing[0], new=existing is None)
-    machine = get_ready(plan, workplace(plan.cluster, plan.device))
+    space, limits = (plan.space, Limits(**plan.limits)) if existing is None else _searched(existing[0])
+    machine = get_ready(plan, workplace(plan.cluster, plan.device), [typical(open_space(space), limits)])
     if existing is not None:
         refuse_other_data(plan.name, config_of(existing[0]), machine.data)
     study, storage = existing or create_study(plan, machine.place.device, machine.calibration, machine.data)
     return bring_to_end(plan, machine, study, storage, created=existing is None)
 
 
-def get_ready(plan: SearchPlan, place: Workplace) -> Machine:
+def _searched(study: optuna.Study) -> tuple[str, Limits]:
+    """Its space and limits."""
+    from study.storage.database import config_of
+
+    config = config_of(study)
+    return config.space, config.limits
+
+
+def get_ready(plan: SearchPlan, place: Workplace, candidates: Sequence[Candidate]) -> Machine:
     """Decodes the data and measures this machine, unless both were done before.
+
+    Args:
+        plan: What is wanted.
+        place: Where.
+        candidates: What trials are like; the first is trained to see how many at once are fastest.
 
     Raises:
         UserError: There is no data.
@@ -98,11 +118,13 @@ def get_ready(plan: SearchPlan, place: Workplace) -> Machine:
     data = open_data(plan.data)
     load_train(data.source)  # decoded and checked once, before any worker needs it
     calibration = place.call(calibrate, place.device)
-    jobs, rates = _trials_at_once(plan, place, calibration.precision)
-    return Machine(place, data, calibration, jobs, rates)
+    jobs, rates = _trials_at_once(plan, place, calibration.precision, candidates[0])
+    return Machine(place, data, calibration, jobs, rates, tuple(candidates))
 
 
-def _trials_at_once(plan: SearchPlan, place: Workplace, precision: str) -> tuple[int, dict[int, float]]:
+def _trials_at_once(
+    plan: SearchPlan, place: Workplace, precision: str, candidate: Candidate
+) -> tuple[int, dict[int, float]]:
     from study.calibration.concurrency import best_jobs, known_rates
     from study.machine.hardware import gpus, n_cores
 
@@ -110,8 +132,8 @@ def _trials_at_once(plan: SearchPlan, place: Workplace, precision: str) -> tuple
     if room is not None:
         return plan.jobs or min(room, plan.trials), {}
     if plan.jobs is not None or plan.trials == 1 or n_cores() == 1:
-        return plan.jobs or 1, known_rates(device, precision)
-    jobs, rates = best_jobs(device, precision)
+        return plan.jobs or 1, known_rates(device, precision, candidate)
+    jobs, rates = best_jobs(device, precision, candidate)
     n_gpus = max(1, len(gpus(device)))  # measured on one
     return min(n_cores(), jobs * n_gpus), rates if n_gpus == 1 else {}
 
@@ -220,7 +242,7 @@ def _banner(
     done = slots.n_finished()
     left = max(0, plan.trials - done)
     jobs, rates, hardware = machine.jobs, machine.rates, machine.calibration.hardware
-    known, epochs_s = experience(hardware), expected_seconds(config, machine.calibration.cost)
+    known, epochs_s = experience(hardware, jobs), expected_seconds(config, machine.calibration.cost, machine.candidates)
     seconds = known.seconds(left, epochs_s, jobs, machine.gain)
     basis = f", by {known.n_trials} trials that ran here" if known.n_trials else ""
     limits = {name: value for name, value in config.limits.settings().items() if value is not None}
@@ -275,11 +297,12 @@ def _learn(machine: Machine, config: StudyConfig, study: optuna.Study, begun: da
     ours = [trial for trial in finished_trials(study) if trial.datetime_start and trial.datetime_start >= begun]
     for trial in ours:
         curve = stored(trial, "curve") or []
-        architecture = candidate_of(trial).architecture
-        an_epoch_s = machine.calibration.cost.epoch_seconds(architecture, config.train_images, config.val_images)
+        candidate, sizes = candidate_of(trial), (config.train_images, config.val_images)
+        an_epoch_s = machine.calibration.cost.candidate_seconds(candidate, *sizes)
         epochs_s += sum(epoch["wall_s"] for epoch in curve)
         predicted_s += len(curve) * an_epoch_s * machine.jobs / machine.gain
     if predicted_s > 0:
         hardware = machine.calibration.hardware
-        found = experience(hardware).after(len(ours), elapsed_s, epochs_s, predicted_s, machine.jobs)
-        keep(hardware, found)
+        found = experience(hardware, machine.jobs)
+        found = found.after(len(ours), elapsed_s, epochs_s, predicted_s, machine.jobs)
+        keep(hardware, machine.jobs, found)

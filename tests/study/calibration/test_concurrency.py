@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from search_spaces.candidate import Candidate
+from search_spaces.reference import REFERENCE
 from study.calibration import concurrency
 from study.errors import TrialFailed
 
@@ -47,7 +49,7 @@ def test_it_is_measured_once(user_cache: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(concurrency, "n_cores", lambda: 4)
     asked = []
 
-    def measure(device: str, precision: str, numbers: list[int]) -> dict[int, float]:
+    def measure(device: str, precision: str, candidate: Candidate, numbers: list[int]) -> dict[int, float]:
         asked.append(numbers)
         if 4 in numbers:
             raise BrokenProcessPool("no memory")
@@ -55,25 +57,25 @@ def test_it_is_measured_once(user_cache: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(concurrency, "measure", measure)
     monkeypatch.setattr(concurrency.Neighbours, "share", lambda self: 0.0)
-    assert concurrency.known_rates("cpu", "float32") == {}
-    assert concurrency.best_jobs("cpu", "float32") == (2, {1: 100.0, 2: 200.0})
-    assert concurrency.best_jobs("cpu", "float32") == (2, {1: 100.0, 2: 200.0})
+    assert concurrency.known_rates("cpu", "float32", REFERENCE) == {}
+    assert concurrency.best_jobs("cpu", "float32", REFERENCE) == (2, {1: 100.0, 2: 200.0})
+    assert concurrency.best_jobs("cpu", "float32", REFERENCE) == (2, {1: 100.0, 2: 200.0})
     assert asked == [[1, 2, 4], [1, 2]]
-    assert concurrency.known_rates("cpu", "bfloat16") == {}
+    assert concurrency.known_rates("cpu", "bfloat16", REFERENCE) == {}
     (file,) = user_cache.rglob("jobs-*.json")
     file.write_text("{damaged")
-    assert concurrency.known_rates("cpu", "float32") == {}
+    assert concurrency.known_rates("cpu", "float32", REFERENCE) == {}
     file.write_text(json.dumps([1, 2]))
-    assert concurrency.known_rates("cpu", "float32") == {}
+    assert concurrency.known_rates("cpu", "float32", REFERENCE) == {}
 
 
 def test_a_machine_that_trains_none_says_why(user_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def measure(device: str, precision: str, numbers: list[int]) -> dict[int, float]:
+    def measure(device: str, precision: str, candidate: Candidate, numbers: list[int]) -> dict[int, float]:
         raise TrialFailed("out of memory")
 
     monkeypatch.setattr(concurrency, "measure", measure)
     with pytest.raises(TrialFailed, match="out of memory"):
-        concurrency.rates("cpu", "float32")
+        concurrency.rates("cpu", "float32", REFERENCE)
 
 
 def test_a_gpu_is_watched_for_a_few_seconds() -> None:
@@ -84,6 +86,6 @@ def test_a_gpu_is_watched_for_a_few_seconds() -> None:
 
 @pytest.mark.slow
 def test_trainings_at_once_are_really_run() -> None:
-    found = concurrency.measure("cpu", "float32", [1, 2], concurrency.Window(0.0, 0.1, 1))
+    found = concurrency.measure("cpu", "float32", REFERENCE, [1, 2], concurrency.Window(0.0, 0.1, 1))
     assert set(found) == {1, 2}
     assert min(found.values()) > 0

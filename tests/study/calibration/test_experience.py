@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from study.calibration.experience import MEMORY, START_S, Experience, experience, keep
+from study.calibration.concurrency import choose
+from study.calibration.experience import MEMORY, START_S, Experience, experience, keep, reached
 
 
 @pytest.mark.parametrize(("n_trials", "jobs", "gain"), [(8, 1, 1.0), (8, 2, 1.5), (1, 2, 1.5), (100, 4, 2.0)])
@@ -45,9 +46,22 @@ def test_trials_of_a_moment_tell_only_what_they_cost_beside_their_epochs() -> No
 def test_it_is_kept_for_a_machine(user_cache: Path) -> None:
     here, there = {"cpu": "made"}, {"cpu": "another"}
     found = Experience(1.5, 4.0, 12)
-    keep(here, found)
-    assert experience(here) == found
-    assert experience(there) == Experience()
+    keep(here, 2, found)
+    assert experience(here, 2) == found
+    assert experience(here, 1) == Experience(factor=1.5)  # as the others were, but not by any of its own
+    assert experience(there, 2) == Experience()
     (file,) = user_cache.rglob("trials-*.json")
     file.write_text('{"factor": "much"}')
-    assert experience(here) == Experience()
+    assert experience(here, 2) == Experience()
+
+
+def test_trials_at_once_that_are_slower_than_measured_give_way(user_cache: Path) -> None:
+    here, measured = {"cpu": "made"}, {1: 100.0, 2: 130.0}
+    assert reached(here, measured) == measured
+    keep(here, 2, Experience(2.0, 3.0, 20))
+    assert choose(reached(here, measured)) == 2  # prices may be wrong, and alone trials are as slow
+    keep(here, 1, Experience(1.2, 3.0, 20))
+    assert reached(here, measured) == {1: pytest.approx(100 / 1.2), 2: pytest.approx(65.0)}
+    assert choose(reached(here, measured)) == 1
+    keep(here, 1, Experience(1.2, 3.0, 1))
+    assert choose(reached(here, measured)) == 2

@@ -256,22 +256,22 @@ def test_seeds_in_parallel_equal_seeds_in_turn(made_cifar10: Path, tmp_path: Pat
 def test_seeds_at_once_are_those_that_finish_first(
     monkeypatch: pytest.MonkeyPatch, measured: dict[int, float], n_seeds: int, jobs: int, gain: float
 ):
-    monkeypatch.setattr(seeds, "rates", lambda device, precision: measured)
-    assert seeds.seeds_at_once(None, n_seeds, ThisMachine("cuda"), "bfloat16") == (jobs, pytest.approx(gain))
+    monkeypatch.setattr(seeds, "rates", lambda device, precision, candidate: measured)
+    assert seeds.seeds_at_once(None, n_seeds, ThisMachine("cuda"), "bfloat16", REFERENCE) == (jobs, pytest.approx(gain))
 
 
 def test_seeds_at_once_that_were_not_measured_gain_nothing_on_a_cpu(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(seeds, "known_rates", lambda device, precision: {})
-    assert seeds.seeds_at_once(2, 5, ThisMachine("cpu"), "float32") == (2, 1.0)
-    assert seeds.seeds_at_once(8, 3, ThisMachine("cuda"), "bfloat16") == (3, 3.0)
+    monkeypatch.setattr(seeds, "known_rates", lambda device, precision, candidate: {})
+    assert seeds.seeds_at_once(2, 5, ThisMachine("cpu"), "float32", REFERENCE) == (2, 1.0)
+    assert seeds.seeds_at_once(8, 3, ThisMachine("cuda"), "bfloat16", REFERENCE) == (3, 3.0)
 
 
 def test_more_seeds_at_once_than_cores_are_warned_of(monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr(seeds, "known_rates", lambda device, precision: {})
+    monkeypatch.setattr(seeds, "known_rates", lambda device, precision, candidate: {})
     monkeypatch.setattr(hardware, "n_cores", lambda: 2)
-    assert seeds.seeds_at_once(2, 5, ThisMachine("cpu"), "float32")[0] == 2
+    assert seeds.seeds_at_once(2, 5, ThisMachine("cpu"), "float32", REFERENCE)[0] == 2
     assert capsys.readouterr().err == ""
-    assert seeds.seeds_at_once(4, 5, ThisMachine("cpu"), "float32")[0] == 4
+    assert seeds.seeds_at_once(4, 5, ThisMachine("cpu"), "float32", REFERENCE)[0] == 4
     assert capsys.readouterr().err.startswith("warning: --jobs 4 is more than the 2 cores here")
 
 

@@ -11,12 +11,15 @@ import optuna
 import pytest
 
 from search_spaces import get_space
+from search_spaces.constraints import Limits
+from search_spaces.cost import CostModel
+from search_spaces.reference import REFERENCE
 from study.data.cifar10 import CIFAR10
 from study.errors import UserError
 from study.executors.local import ThisMachine
 from study.machine.hardware import n_loaders
-from study.search.creation import find_study
-from study.search.plan import SearchPlan
+from study.search.creation import EPOCHS_SHARE, expected_seconds, find_study, typical
+from study.search.plan import PRUNERS, SearchPlan
 from study.search.searching import get_ready
 from study.storage.config import StudyConfig
 from study.storage.database import open_storage
@@ -39,7 +42,7 @@ def test_more_trials_at_once_than_cores_are_warned_of(
         monkeypatch.setattr(name, lambda *arguments, found=found: found)
     plan = SearchPlan("", "", tmp_path, "dilated", [], device="cpu")
     for jobs, warning in ((2, ""), (5, "warning: --jobs 5 is more than the 2 cores here")):
-        assert get_ready(dataclasses.replace(plan, jobs=jobs), ThisMachine("cpu")).jobs == jobs
+        assert get_ready(dataclasses.replace(plan, jobs=jobs), ThisMachine("cpu"), [REFERENCE]).jobs == jobs
         assert capsys.readouterr().err.partition(",")[0].strip() == warning
     assert [n_loaders("cpu", ThisMachine("cpu").cores(5)), n_loaders("cuda", 1)] == [0, 1]
 
@@ -83,3 +86,25 @@ def test_a_study_of_another_version_of_the_program_says_what_to_do(tmp_path: Pat
     with pytest.raises(UserError, match=rf"{words}.* Choose another --study-name") as caught:
         existing(tmp_path)
     assert "Leave them out" not in str(caught.value)
+
+
+def test_a_trial_is_expected_to_take_as_long_as_its_kind_and_its_pruner_say():
+    cost = CostModel(1e-12, 1e-11, 1e-11, 1e-9, 1e-5, 1e-5, "cpu")
+    plain = StudyConfig("dilated", get_space("dilated").version, 6, 15_000, 5_000, 0, "none", "anchored", "float32")
+    default = typical(get_space("dilated"), Limits())
+    assert expected_seconds(plain, cost, [default]) == pytest.approx(6 * cost.candidate_seconds(default, 15_000, 5_000))
+    both = expected_seconds(plain, cost, [default, REFERENCE])
+    assert both == pytest.approx(sum(expected_seconds(plain, cost, [each]) for each in (default, REFERENCE)) / 2)
+    pruned = dataclasses.replace(plain, pruner="halving")
+    assert 0.6 < expected_seconds(pruned, cost, [default]) / expected_seconds(plain, cost, [default]) < 0.8
+    assert set(EPOCHS_SHARE) == set(PRUNERS)
+    small = dataclasses.replace(default, optimisation=dataclasses.replace(default.optimisation, batch_size=32))
+    assert expected_seconds(plain, cost, [small]) > expected_seconds(plain, cost, [default])
+
+
+def test_a_typical_trial_meets_the_limits_or_is_the_reference():
+    space = get_space("dilated")
+    default = space.decode(space.anchors(Limits())["default"], Limits()).candidate
+    assert typical(space, Limits()) == default
+    assert typical(space, Limits(max_params=100_000)).architecture.params < 100_000
+    assert typical(space, Limits(max_params=10)) == REFERENCE

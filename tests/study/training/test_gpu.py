@@ -263,5 +263,5 @@ def test_a_gpu_and_a_cpu_learn_alike(cifar10_folder: str) -> None:
 
 
 def test_trainings_share_the_device() -> None:
-    found = measure("cuda", "bfloat16", [1, 2], Window(0.1, 0.2, 1))
+    found = measure("cuda", "bfloat16", REFERENCE, [1, 2], Window(0.1, 0.2, 1))
     assert min(found.values()) > 0
