@@ -1,0 +1,225 @@
+"""What a change of network, augmentation or optimisation is worth, on validation images at equal epochs.
+
+    python scripts/experiments/variants.py reference [--epochs 10] [--seeds 1] [--jobs 2] [--only NAME ...]
+
+A group is one candidate and changes of it, named below. Each is trained on 45,000 images from every seed and validated
+on the other 5,000; trainings at once have one thread each. What is finished is kept in results/variants/<group>.json,
+what is not in --checkpoints: the same command goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import evidence
+from search_spaces import get_space
+from search_spaces.candidate import Augmentation, Candidate, Optimisation
+from search_spaces.constraints import Limits
+from search_spaces.reference import REFERENCE_ARCHITECTURE
+from study.command_line.parser import run_command
+from study.errors import UserError
+from study.machine.paths import RESULTS
+
+SCRIPT = "experiments/variants.py"
+SEARCH_IMAGES, VAL_IMAGES = 45_000, 5_000
+LIGHT = Augmentation(crop_padding=3)
+PUBLISHED = Augmentation(crop_padding=0, affine_p=0.5, shift_frac=0.1, scale_frac=0.1, rotate_deg=10.0, dropout_p=0.25)
+"""The kinds that the reference network was published with."""
+
+
+def changed(candidate: Candidate, augmentation: Augmentation | None = None, **optimisation: Any) -> Candidate:
+    return dataclasses.replace(
+        candidate,
+        augmentation=augmentation or candidate.augmentation,
+        optimisation=dataclasses.replace(candidate.optimisation, **optimisation),
+    )
+
+
+def default_of(space: str, **params: Any) -> Candidate:
+    found = get_space(space)
+    return found.decode({**found.anchors(Limits())["default"], **params}, Limits()).candidate
+
+
+def groups() -> dict[str, dict[str, Candidate]]:
+    """The candidates by group and name; the first of a group is what the others change."""
+    muon: Any = {"optimizer": "muon", "weight_decay": 0.05}
+    published = Candidate(REFERENCE_ARCHITECTURE, PUBLISHED, Optimisation(lr=0.1, batch_size=128, weight_decay=5e-4))
+    return {
+        "reference": {
+            "as published": published,
+            "light augmentation": changed(published, LIGHT),
+            "Muon": changed(published, lr=0.015, **muon),
+            "Muon, light augmentation": changed(published, LIGHT, lr=0.015, **muon),
+            "Muon, light augmentation, rate doubled": changed(published, LIGHT, lr=0.03, **muon),
+            "Muon, light augmentation, batches of 64": changed(published, LIGHT, lr=0.015, batch_size=64, **muon),
+            "Muon, light augmentation, batches of 32": changed(published, LIGHT, lr=0.015, batch_size=32, **muon),
+            "Muon, light augmentation, a tenth of the decay": changed(
+                published, LIGHT, lr=0.015, optimizer="muon", weight_decay=0.005
+            ),
+        },
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    given = list(sys.argv[1:] if argv is None else argv)
+    parser = evidence.parser(SCRIPT, __doc__)
+    known = groups()
+    parser.add_argument("group", choices=sorted(known), help="which candidates")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="of them (default: all)")
+    parser.add_argument("--epochs", type=int, default=10, metavar="N", help="(default: 10)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="(default: 1)")
+    parser.add_argument("--train-images", type=int, default=SEARCH_IMAGES, metavar="N", help="(default: all 45,000)")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="trainings at once (default: 2)")
+    parser.add_argument("--data", metavar="DIR", help="folder with cifar-10-batches-py")
+    parser.add_argument(
+        "--checkpoints", type=Path, default=RESULTS / "runs" / "variants", help="(default: results/runs/variants)"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS / "variants", help="(default: results/variants)")
+    options = parser.parse_args(given)
+    evidence.at_least(options, epochs=1, seeds=1, jobs=1, train_images=10)
+    candidates = known[options.group]
+    chosen = options.only or list(candidates)
+    if unknown := [name for name in chosen if name not in candidates]:
+        raise UserError(f"--only must be of {', '.join(map(repr, candidates))}: {unknown[0]!r}.")
+
+    from joblib import Parallel, delayed
+
+    from study.data.opening import load_train, open_data
+    from study.machine.hardware import hardware, n_cores, versions
+
+    data = open_data(options.data).source
+    load_train(data)  # decoded once, before several processes ask for it
+    file = options.results / f"{options.group}.json"
+    runs = (evidence.read(file) or {"runs": []})["runs"]
+    done = {_key(run) for run in runs}
+    wanted = [
+        (name, seed)
+        for seed in range(options.seeds)
+        for name in chosen
+        if (name, seed, options.epochs, options.train_images, candidates[name].candidate_id) not in done
+    ]
+    threads = max(1, n_cores() // options.jobs)
+    work = (
+        delayed(_run)(
+            name,
+            candidates[name],
+            options.epochs,
+            seed,
+            options.train_images,
+            threads,
+            data,
+            options.checkpoints,
+        )
+        for name, seed in wanted
+    )
+    more = {
+        "hardware": hardware("cpu"),
+        "versions": versions(),
+        "command": evidence.command_line(SCRIPT, given),
+        "jobs": options.jobs,
+    }
+    order = list(candidates)
+    for run in Parallel(options.jobs, return_as="generator_unordered")(work):
+        runs = (evidence.read(file) or {"runs": []})["runs"]
+        options.results.mkdir(parents=True, exist_ok=True)
+        evidence.write(file, {"runs": [*runs, {**run, "order": order.index(run["name"]), **more}]})
+        print(f"{run['name']}, seed {run['seed']}: {run['val_accuracy']:.4f}, {run['wall_s']:.0f} s", flush=True)
+    return 0
+
+
+def block(results: Path = RESULTS) -> str:
+    """What results/README.md says of it: a table per group and length."""
+    parts = []
+    for record in evidence.records(results / "variants").values():
+        lengths = sorted({(run["epochs"], run["train_images"]) for run in record["runs"]})
+        parts += [_table(record["runs"], *length) for length in lengths]
+    return "\n\n".join(parts) or evidence.NOTHING
+
+
+def _table(all_runs: Sequence[Mapping[str, Any]], epochs: int, n_train: int) -> str:
+    runs = [run for run in all_runs if (run["epochs"], run["train_images"]) == (epochs, n_train)]
+    names = list(dict.fromkeys(run["name"] for run in sorted(runs, key=lambda run: run["order"])))
+    by_name = {name: {run["seed"]: run for run in runs if run["name"] == name} for name in names}
+    first = by_name[names[0]]
+    rows = []
+    for name, found in by_name.items():
+        accuracies = [run["val_accuracy"] for run in found.values()]
+        differences = [
+            run["val_accuracy"] - first[seed]["val_accuracy"] for seed, run in found.items() if seed in first
+        ]
+        any_run = next(iter(found.values()))
+        rows.append(
+            (
+                name,
+                f"{any_run['macs'] / 1e6:.1f} M",
+                evidence.percent(statistics.mean(accuracies)),
+                evidence.percent(statistics.mean(run["train_accuracy"] for run in found.values())),
+                "" if found is first or not differences else f"{100 * statistics.mean(differences):+.2f}",
+                str(len(accuracies)),
+            )
+        )
+    head = ("variant", "MACs", "validation accuracy", "training accuracy", f"against {names[0]!r}", "seeds")
+    commands = ", ".join(f"`{command}`" for command in dict.fromkeys(run["command"] for run in runs))
+    told = f"{epochs} epochs of {n_train:,} images, {evidence.machine(runs[0]['hardware'])} ({commands})."
+    return f"{evidence.table(head, rows)}\n\n{told}"
+
+
+def _key(run: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(run[name] for name in ("name", "seed", "epochs", "train_images", "candidate_id"))
+
+
+def _run(
+    name: str, candidate: Candidate, epochs: int, seed: int, n_train: int, threads: int, data: str, folder: Path
+) -> dict[str, Any]:
+    """One training to its end, from its checkpoint if there is one."""
+    import torch
+
+    from study.data.cifar10 import search_split
+    from study.data.opening import load_train
+    from study.training import loop
+    from study.training.checkpoints import checkpoint_name, load_progress, save_progress
+    from study.training.records import Progress, TrainingConfig
+
+    torch.set_num_threads(threads)
+    everything = load_train(data)
+    for_training, for_validation = search_split(everything.labels, n_train, VAL_IMAGES)
+    config = TrainingConfig(epochs, seed, n_loaders=0, whole_validations=(epochs - 1,))
+    file = folder / f"{checkpoint_name(candidate, config, n_train)}.pt"
+    saved = [time.monotonic()]
+
+    def keep(progress: Any) -> None:
+        if time.monotonic() - saved[0] > 60:
+            save_progress(progress(), file)
+            saved[0] = time.monotonic()
+
+    resume: Progress | None = load_progress(file, (candidate, config))
+    images, validation = everything.take(for_training), everything.take(for_validation)
+    records = loop.train(candidate, images, config, validation, None, resume, keep).records
+    file.unlink(missing_ok=True)
+    last = records[-1]
+    return {
+        "name": name,
+        "seed": seed,
+        "epochs": epochs,
+        "train_images": n_train,
+        "candidate_id": candidate.candidate_id,
+        "params": candidate.architecture.params,
+        "macs": candidate.architecture.macs,
+        "val_accuracy": last.val_accuracy,
+        "train_accuracy": last.train_accuracy,
+        "curve": [record.val_accuracy for record in records],
+        "wall_s": sum(record.wall_s for record in records),
+    }
+
+
+if __name__ == "__main__":
+    run_command(main)

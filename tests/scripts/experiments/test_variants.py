@@ -1,0 +1,57 @@
+"""Changes of a candidate against it, at equal epochs: trained once each, told as a table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import variants
+from search_spaces.constraints import Limits, certify
+from study.errors import UserError
+
+
+@pytest.mark.slow
+def test_what_is_trained_is_kept_and_not_trained_again(made_cifar10: Path, tmp_path: Path) -> None:
+    arguments = ["reference", "--epochs", "1", "--train-images", "40", "--jobs", "1", "--data", str(made_cifar10)]
+    arguments += ["--results", str(tmp_path / "results"), "--checkpoints", str(tmp_path / "checkpoints")]
+    assert variants.main([*arguments, "--only", "as published"]) == 0
+    file = tmp_path / "results" / "reference.json"
+    (first,) = json.loads(file.read_text())["runs"]
+    assert variants.main([*arguments, "--only", "as published", "Muon", "--seeds", "2"]) == 0
+    runs = json.loads(file.read_text())["runs"]
+    assert runs[0] == first
+    assert sorted((run["name"], run["seed"]) for run in runs) == [
+        *[("Muon", seed) for seed in (0, 1)],
+        *[("as published", seed) for seed in (0, 1)],
+    ]
+    assert not list((tmp_path / "checkpoints").glob("*.pt"))
+    with pytest.raises(UserError, match=r"--only must be of 'as published', .*: 'another'"):
+        variants.main([*arguments, "--only", "another"])
+
+
+def test_differences_are_of_the_same_seeds(tmp_path: Path) -> None:
+    def run(name: str, seed: int, accuracy: float, order: int) -> dict[str, object]:
+        return {
+            **{"name": name, "seed": seed, "val_accuracy": accuracy, "train_accuracy": 0.9, "order": order},
+            **{"epochs": 2, "train_images": 100, "macs": 5e6, "command": "python x.py", "hardware": HARDWARE},
+        }
+
+    runs = [run("changed", 1, 0.8, 1), run("plain", 0, 0.6, 0), run("plain", 1, 0.7, 0)]
+    (tmp_path / "variants").mkdir()
+    (tmp_path / "variants" / "made.json").write_text(json.dumps({"runs": runs}))
+    lines = variants.block(tmp_path).splitlines()
+    assert lines[2] == "| plain | 5.0 M | 65.00% | 90.00% |  | 2 |"
+    assert lines[3] == "| changed | 5.0 M | 80.00% | 90.00% | +10.00 | 1 |"
+    assert lines[-1] == "2 epochs of 100 images, 2 cores of a CPU (`python x.py`)."
+    assert variants.block(tmp_path / "empty") == "Not measured yet."
+
+
+HARDWARE = {"cpu": "a CPU", "n_cores": 2}
+
+
+def test_every_variant_keeps_the_limits() -> None:
+    for candidates in variants.groups().values():
+        for candidate in candidates.values():
+            certify(candidate.architecture, Limits())
