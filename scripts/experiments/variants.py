@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import evidence
 from search_spaces import get_space
+from search_spaces.architecture import Architecture
 from search_spaces.candidate import Augmentation, Candidate, Optimisation
 from search_spaces.constraints import Limits
 from search_spaces.reference import REFERENCE_ARCHITECTURE
@@ -49,8 +50,24 @@ def default_of(space: str, **params: Any) -> Candidate:
     return found.decode({**found.anchors(Limits())["default"], **params}, Limits()).candidate
 
 
+def _strided(architecture: Architecture) -> Architecture:
+    """Another network than the reference: it reduces as most do, and is dilated where it does not reduce."""
+    layers: list[Any] = list(architecture.layers)
+    layers[3], layers[7] = (dataclasses.replace(layers[i], stride=2, dilation=1, padded=True) for i in (3, 7))
+    layers[9] = dataclasses.replace(layers[9], dilation=2)
+    return Architecture(tuple(layers))
+
+
+def _last_pair_twice(architecture: Architecture) -> Architecture:
+    """The last residual pair that is not separable runs twice, by the same weights."""
+    layers: list[Any] = list(architecture.layers)
+    layers[-2] = dataclasses.replace(layers[-2], times=2)
+    return Architecture(tuple(layers))
+
+
 def groups() -> dict[str, dict[str, Candidate]]:
     """The candidates by group and name; the first of a group is what the others change."""
+    default = default_of("dilated")
     muon: Any = {"optimizer": "muon", "weight_decay": 0.05}
     published = Candidate(REFERENCE_ARCHITECTURE, PUBLISHED, Optimisation(lr=0.1, batch_size=128, weight_decay=5e-4))
     return {
@@ -65,6 +82,25 @@ def groups() -> dict[str, dict[str, Candidate]]:
             "Muon, light augmentation, a tenth of the decay": changed(
                 published, LIGHT, lr=0.015, optimizer="muon", weight_decay=0.005
             ),
+            "Muon, light augmentation, strides in place of dilation": changed(
+                dataclasses.replace(published, architecture=_strided(REFERENCE_ARCHITECTURE)), LIGHT, lr=0.015, **muon
+            ),
+        },
+        "space": {
+            "default": default,
+            "depths 4, 5, 5": default_of("dilated", depth_1=4, depth_2=5, depth_3=5),
+            "depths 1, 5, 5": default_of("dilated", depth_1=1, depth_2=5, depth_3=5),
+            "depths 1, 3, 4": default_of("dilated", depth_1=1, depth_2=3, depth_3=4),
+            "last stage 2.75 times as wide": default_of("dilated", width_ratio_3=2.75),
+            "middle stage separable": default_of("dilated", separable_2="all"),
+            "middle stage separable, last one 2.75 times as wide": default_of(
+                "dilated", separable_2="all", width_ratio_3=2.75
+            ),
+            "last reduction dilated": default_of("dilated", reduction="dilated", dilated_at="second"),
+            "ratios of 1.5": default_of("dilated", width_ratio_2=1.5, width_ratio_3=1.5),
+            "last pair twice": dataclasses.replace(default, architecture=_last_pair_twice(default.architecture)),
+            "batches of 64": changed(default, batch_size=64),
+            "batches of 256": changed(default, batch_size=256),
         },
     }
 
