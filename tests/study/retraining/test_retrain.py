@@ -29,6 +29,7 @@ from study.machine.paths import REPOSITORY
 from study.retraining import retraining, seeds
 from study.retraining.seeds import Seed
 from study.training.checkpoints import finished, load_progress
+from study.training.optimizers import Muon
 from study.training.records import EpochRecord, TrainingConfig
 
 SMALL = ["--reference", "--epochs", "2", "--train-images", "256", "--device", "cpu"]
@@ -111,7 +112,7 @@ def test_no_test_image_before_the_last_step(
     here: type[Here], made_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     events = []
-    step, load = torch.optim.SGD.step, data.load_test
+    step, load = Muon.step, data.load_test
 
     def noted_step(self, *args, **kwargs):
         events.append("step")
@@ -121,7 +122,7 @@ def test_no_test_image_before_the_last_step(
         events.append("test")
         return load(*args)
 
-    monkeypatch.setattr(torch.optim.SGD, "step", noted_step)
+    monkeypatch.setattr(Muon, "step", noted_step)
     for module in (data, retraining):
         monkeypatch.setattr(module, "load_test", noted_load)
     retrain.main([*SMALL, "--seeds", "2", "--jobs", "1", "--out", str(tmp_path)])
