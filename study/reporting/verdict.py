@@ -141,7 +141,7 @@ def rerank_blocks(facts: Facts) -> Sequence[Block]:
     columns = ("Rank", "Trial", *(("Setting",) if several else ()), "Longer training", "Search", "Rank there")
     columns += ("Parameters", "Receptive field", "")
     numeric = [i for i, name in enumerate(columns) if name not in ("Setting", "")]
-    how = " ".join(f"{name.capitalize()} is {words}." for name, words in SETTINGS.items()) + " " if several else ""
+    how = " ".join(f"{name.capitalize()}: {words}." for name, words in SETTINGS.items()) + " " if several else ""
     which = [f"Trial {first.number}", *([first.setting] if several else [])]
     if places.get(first.number) != 1:
         which.append(f"number {places.get(first.number, MISSING)} of the search")

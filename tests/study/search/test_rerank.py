@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from search_spaces.candidate import Candidate
-from search_spaces.training_dimensions import LONG_AUGMENTATION, lengthened, regularised
+from search_spaces.training_dimensions import LONG_AUGMENTATION, LONG_PASSES, lengthened, regularised
 from study import rerank, retrain, run
 from study.errors import UserError
 from study.search.reranking import best_candidates
@@ -157,7 +157,7 @@ def test_longer_trainings_augment_more(
     for trial in found.get_trials()[2:]:
         before = candidate_of(source.get_trials()[found.user_attrs["given"][trial.user_attrs["slot"]]["trial"]])
         after = candidate_of(trial)
-        assert after.augmentation == lengthened(before.augmentation, 5000 * 100 * N_TRAIN)
+        assert after.augmentation == lengthened(before.augmentation, LONG_PASSES * 50_000)
         assert after.augmentation != lengthened(before.augmentation, 5000 * 2 * 200)
         assert (after.architecture, after.optimisation) == (before.architecture, regularised(before.optimisation))
 
