@@ -117,7 +117,7 @@ TINY = Size(
     device="cpu",
     trials=3,
     study="--train-images 300 --val-images 200 --epochs 2 --jobs 1",
-    rerank="--top 2 --train-images 300 --val-images 200 --epochs 1 --jobs 1",
+    rerank="--top 1 --train-images 300 --val-images 200 --epochs 1 --jobs 1",
     retrain="--train-images 300 --epochs 1 --seeds 1",
     throughput="--images 256 --samples 1",
 )

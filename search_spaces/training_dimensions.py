@@ -63,6 +63,10 @@ LONG_AUGMENTATION = Augmentation(
 )
 """What a training of `LONG_PASSES` needs at least: its network would otherwise learn the images by heart."""
 
+LONG_LABEL_SMOOTHING, LONG_DECAY = 0.1, 1.5
+"""Regularisation that a long training may gain from: the usual label smoothing (Szegedy et al. 2016), and half as much
+weight decay again, an eighth of the range that spaces search. Enough to be told apart, too little to spoil anything."""
+
 SHORT_PASSES, LONG_PASSES = 4, 100
 """Passes over 50,000 images: up to the first nothing is raised, from the second on everything is."""
 
@@ -81,6 +85,16 @@ def lengthened(augmentation: Augmentation, n_images: int) -> Augmentation:
     floors["crop_padding"] = round(floors["crop_padding"])
     raised = {name: max(getattr(augmentation, name), floor) for name, floor in floors.items()}
     return dataclasses.replace(augmentation, **raised)
+
+
+def regularised(optimisation: Optimisation) -> Optimisation:
+    """`optimisation` with more label smoothing, where it has less than `LONG_LABEL_SMOOTHING`, and more weight decay.
+
+    Unlike `lengthened` no rule for every long training, but a setting to be tried: some candidates gain, others do not.
+    """
+    smoothing = max(optimisation.label_smoothing, LONG_LABEL_SMOOTHING)
+    decay = LONG_DECAY * optimisation.weight_decay
+    return dataclasses.replace(optimisation, label_smoothing=smoothing, weight_decay=decay)
 
 
 def training_params(augmentation: Augmentation, optimisation: Optimisation) -> dict[str, Any]:

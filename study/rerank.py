@@ -1,10 +1,11 @@
-"""Re-rank: train the best candidates of a study longer, and rank them anew.
+"""Re-rank: train the best candidates of a study longer, each with two settings, and rank them anew.
 
     python -m study.rerank --top 8 --epochs 80
 
-Short trials find good candidates; which of the best is the very best, they cannot tell. The re-ranking is a
-study of its own, `<study-name>-rerank`, in the same storage, and never counts among the trials of the search.
-It is stopped and resumed as a search is. `study.retrain` prefers its winner.
+Short trials find good candidates; which of the best is the very best, they cannot tell, and neither how strongly a
+long training should be augmented and regularised. So each of the best is trained with a light and a strong setting.
+The re-ranking is a study of its own, `<study-name>-rerank`, in the same storage, and never counts among the trials of
+the search. It is stopped and resumed as a search is. `study.retrain` prefers its winner: a candidate and a setting.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from study.command_line.parser import Parser, run_command
 from study.command_line.waiting import say_first
 from study.search.plan import SearchPlan
 from study.search.reranking import FIDELITY, RerankPlan, rerank
-from study.storage.reranked import rerank_name
+from study.storage.reranked import SETTINGS, rerank_name
+
+BOTH = "both"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,18 +61,21 @@ def _plan(options: argparse.Namespace, argv: Sequence[str] | None) -> RerankPlan
         command=command_of("study.rerank", argv, options.storage),
         shared=source.out / "artifacts",
     )
-    return RerankPlan(search, source.name, source.out, options.top)
+    settings = {None: None, BOTH: tuple(SETTINGS)}.get(options.settings, (options.settings,))
+    return RerankPlan(search, source.name, source.out, options.top, settings)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m study.rerank",
-        description="Train the best candidates of a study longer and rank them anew; study.retrain then prefers the "
-        "winner. Omitted options of an existing re-ranking take its stored values.",
+        description="Train the best candidates of a study longer, each with two settings, and rank them anew; "
+        "study.retrain then prefers the winner. Omitted options of an existing re-ranking take its stored values.",
     )
     add_study_options(parser)
     top, epochs = (by_device(*each) for each in zip(FIDELITY["cpu"], FIDELITY["cuda"], strict=True))
     parser.add_argument("--top", action=at_least(1), help=f"candidates (default: {top})")
+    what = "; ".join(f"{name}: {words}" for name, words in SETTINGS.items())
+    parser.add_argument("--settings", choices=(*SETTINGS, BOTH), help=f"how each is trained: {what} (default: {BOTH})")
     add_fidelity_options(parser, epochs, "all that do not validate", VALIDATION)
     add_training_options(parser, "candidates")
     add_stopping_options(parser)

@@ -24,8 +24,8 @@ from study.command_line.options import add_study_options, add_training_options, 
 from study.command_line.parser import Parser, run_command
 from study.command_line.waiting import say_first
 from study.errors import UserError
-from study.retraining.plan import EPOCHS, SEEDS, RetrainPlan
-from study.storage.config import DEFAULT_TARGET
+from study.retraining.plan import SEEDS, RetrainPlan
+from study.storage.config import DEFAULT_TARGET, RETRAIN_EPOCHS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,15 +85,15 @@ def _parser() -> argparse.ArgumentParser:
         "pools, so it is no candidate)",
     )
     what.add_argument("--evaluate", metavar="BUNDLE", help="test a bundle again and compare with its record")
-    parser.add_argument("--epochs", action=at_least(1), help=f"(default: {by_device(**EPOCHS)})")
+    parser.add_argument("--epochs", action=at_least(1), help=f"(default: {by_device(**RETRAIN_EPOCHS)})")
     parser.add_argument("--seeds", action=at_least(1), help=f"(default: {by_device(**SEEDS)})")
     add_training_options(parser, "seeds")
     parser.add_argument("--train-images", action=at_least(1), help="the first N only, for a trial run (default: all)")
     parser.add_argument(
         "--augmentation",
         choices=("lengthened", "stored"),
-        help="raise the trial's strengths for the longer training, or leave them (default: lengthened; stored for the "
-        "reference)",
+        help="raise the strengths of the trial, or of the re-ranking's winner, for the longer training, or leave them "
+        "(default: lengthened; stored for the reference)",
     )
     parser.add_argument(
         "--teacher",

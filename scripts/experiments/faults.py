@@ -123,7 +123,7 @@ def chain(
     fewer = ("--train-images", "180", "--device", "cpu", *place)
     commands = (
         ("-m", "study.run", "--trials", str(n_trials), "--checkpoint-every", str(CHECKPOINT_S), *TINY, *place),
-        ("-m", "study.rerank", "--top", "2", "--epochs", "8", "--val-images", "100", *fewer),
+        ("-m", "study.rerank", "--top", "1", "--epochs", "8", "--val-images", "100", *fewer),
         ("-m", "study.retrain", "--epochs", "6", "--seeds", "2", "--jobs", "2", *fewer),
         ("-m", "study.report", *place),
         ("scripts/publish.py", *place, "--name", "faults", "--results", str(out / "results")),
@@ -140,7 +140,7 @@ def chain(
     bundle = load_bundle(out / "results" / "faults" / "best")
     if len(bundle.metrics["seeds"]) != 2 or {file.name for file in bundle.folder.iterdir()} < set(FILES):
         raise StudyFailed(f"the bundle is not whole: {sorted(file.name for file in bundle.folder.iterdir())}")
-    again = left(out / "study", 2, "dilated-rerank")
+    again = left(out / "study", 2, "dilated-rerank")  # one candidate, two settings
     return {"n_kills": n_kills * len(commands), "reranked": again, **left(out / "study", n_trials)}
 
 

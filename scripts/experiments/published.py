@@ -105,7 +105,7 @@ def restored(record: dict[str, Any]) -> optuna.Study:
             study_name=rerank_name(study.study_name), direction="maximize", storage=storage_of(study)
         )
         config = {**record["config"], "epochs": longer["epochs"], "train_images": longer["train_images"]}
-        given = [{"name": f"trial {row['trial']}", "trial": row["trial"]} for row in longer["trials"]]
+        given = [{name: row[name] for name in ("trial", "setting") if name in row} for row in longer["trials"]]
         for name, value in {**origin(study), "config": config, "given": given}.items():
             again.set_user_attr(name, value)
         again.add_trials([trial(row, {}, slot=slot, candidate={}) for slot, row in enumerate(longer["trials"])])
@@ -135,12 +135,12 @@ def commands_of(study: optuna.Study, run: Path, n_finished: int) -> list[str]:
 def _rerank(study: optuna.Study) -> dict[str, Any] | None:
     """What the longer training of the best trials gave, best first."""
     from study.storage.database import config_of
-    from study.storage.reranked import find_rerank
+    from study.storage.reranked import find_rerank, setting_of
 
     longer = find_rerank(study)
     if longer is None:
         return None
-    config, trials = config_of(longer), longer.get_trials(deepcopy=False)
+    config, trials, given = config_of(longer), longer.get_trials(deepcopy=False), longer.user_attrs["given"]
     complete = sorted((t for t in trials if t.state.name == "COMPLETE"), key=lambda t: (-(t.value or 0.0), t.number))
     return {
         "epochs": config.epochs,
@@ -148,7 +148,8 @@ def _rerank(study: optuna.Study) -> dict[str, Any] | None:
         "searching_s": searching_seconds(trials),
         "trials": [
             {
-                "trial": longer.user_attrs["given"][trial.user_attrs["slot"]]["trial"],
+                "trial": given[trial.user_attrs["slot"]]["trial"],
+                "setting": setting_of(given[trial.user_attrs["slot"]]),
                 "val_accuracy": trial.value,
                 "val_accuracy_by_epoch": _curve(trial),
                 "candidate_id": trial.user_attrs["candidate_id"],
@@ -308,7 +309,12 @@ def block(results: Path = RESULTS) -> str:
     ]
     text += "\n\n" + evidence.table(("trial", "validation accuracy", "parameters", "receptive field", "MACs"), rows)
     if longer := record.get("rerank"):
-        found = ", ".join(f"trial {each['trial']} {percent(each['val_accuracy'])}" for each in longer["trials"])
+        names = [
+            f"trial {each['trial']}" + (f" ({each['setting']})" if "setting" in each else "")
+            for each in longer["trials"]
+        ]
+        accuracies = [percent(each["val_accuracy"]) for each in longer["trials"]]
+        found = ", ".join(map(" ".join, zip(names, accuracies, strict=True)))
         text += (
             f"\n\nThe best of them trained again for {longer['epochs']} epochs of {longer['train_images']:,} images "
             f"({longer['searching_s'] / 60:.0f} minutes), on the same validation images: {found}. The first is "

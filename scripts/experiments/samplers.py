@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS / "samplers", help="(default: results/samplers)")
     options, run_options = parser.parse_args(given[:split]), given[split + 1 :]
     evidence.at_least(options, seeds=1, trials=1, fuller_epochs=1)
-    longer = ["--epochs", str(options.fuller_epochs), "--top", "1"]
+    longer = ["--epochs", str(options.fuller_epochs), "--top", "1", "--settings", "light"]
     longer += ["--train-images", str(options.fuller_images)] if options.fuller_images else []
     for option, value in zip(run_options[::2], run_options[1::2], strict=False):
         longer += [option, value] if option in SHARED else []

@@ -29,6 +29,7 @@ class _Known:
     seeds: tuple[_Whole, ...] | None = None
     trial: _Whole | None = None
     reranked_epochs: _Whole | None = None
+    reranked_setting: str | None = None
     test_images: _Whole | None = None
     test_accuracy: tuple[Fraction, ...] | None = None
     test_accuracy_mean: Fraction | None = None

@@ -23,7 +23,7 @@ from study.reporting.trained import Trained, read_trained
 from study.storage.config import StudyConfig
 from study.storage.database import config_of, first_step, is_ours, stored
 from study.storage.outcome import Outcome
-from study.storage.reranked import find_rerank
+from study.storage.reranked import find_rerank, setting_of
 
 MIN_FOR_IMPORTANCE = 10
 """Complete trials below which a ranking of parameters would be noise."""
@@ -96,14 +96,16 @@ class Record:
 
 @dataclass(frozen=True)
 class Reranked:
-    """A trial of the search and what its longer training gave.
+    """A trial of the search and what one of its longer trainings gave.
 
     Attributes:
         number: Of the trial in the search.
+        setting: One of `SETTINGS`.
         accuracy: EMA validation accuracy after the longer training, in [0, 1].
     """
 
     number: int
+    setting: str
     accuracy: float
 
 
@@ -299,7 +301,7 @@ def _reranking(study: optuna.Study) -> Reranking | None:
     given, found = longer.user_attrs["given"], []
     for record in rank(record_of(trial) for trial in longer.get_trials(deepcopy=False) if is_ours(trial)):
         with contextlib.suppress(LookupError, TypeError):  # what a stranger stored
-            number = given[record.slot]["trial"]
-            if isinstance(number, int) and record.accuracy is not None:
-                found.append(Reranked(number, record.accuracy))
+            entry = given[record.slot]
+            if isinstance(number := entry["trial"], int) and record.accuracy is not None:
+                found.append(Reranked(number, setting_of(entry), record.accuracy))
     return Reranking(config_of(longer), tuple(found)) if found else None

@@ -10,6 +10,7 @@ from study.bundle.metrics import accuracy_interval
 from study.command_line.wording import MISSING, counted, percent, whole
 from study.reporting.facts import Facts, is_number
 from study.reporting.page import Block, Gauge, Gauges, Table, Text
+from study.storage.reranked import LIGHT, SETTINGS
 
 
 def verdict_blocks(facts: Facts) -> Sequence[Text]:
@@ -65,10 +66,11 @@ def why_retrained(facts: Facts) -> str:
     if record is None:
         return f"Retrained is candidate {metrics.get('candidate_id', MISSING)}, which is of none of these trials."
     name, longer = f"Retrained is trial {record.number}", metrics.get("reranked_epochs")
+    setting = f", {metrics['reranked_setting']}" if metrics.get("reranked_setting") else ""
     place = facts.ranked.index(record) + 1 if record in facts.ranked else None
     if longer is not None:
         searched = f"; in the search it was number {place}" if place else ""
-        return f"{name}, the best of those that were trained again for {longer} epochs{searched}."
+        return f"{name}{setting}, the best of those that were trained again for {longer} epochs{searched}."
     if record is best:
         return f"{name}, the best of the search."
     now = f"; the best trial now is {best.number}" if best else ""
@@ -123,20 +125,30 @@ def rerank_blocks(facts: Facts) -> Sequence[Block]:
         return ()
     records, places = {r.number: r for r in facts.records}, {r.number: i + 1 for i, r in enumerate(facts.ranked)}
     config, first, trained = found.config, found.ranked[0], facts.retrained
+    setting = facts.trained.metrics.get("reranked_setting") if facts.trained else None
+    several = any(each.setting != LIGHT for each in found.ranked)  # older ones had no other
     rows, marked = [], set()
     for place, each in enumerate(found.ranked):
         record = records.get(each.number)
-        note = "retrained" if trained is not None and trained.number == each.number else ""
+        is_it = trained is not None and trained.number == each.number and setting in (None, each.setting)
+        note = "retrained" if is_it else ""
         if note:
             marked.add(place)
         size = (whole(record.params), whole(record.receptive_field)) if record else (MISSING, MISSING)
         searched = (percent(record.accuracy, 2) if record else MISSING, whole(places.get(each.number)))
-        rows.append((whole(place + 1), whole(each.number), percent(each.accuracy, 2), *searched, *size, note))
-    columns = ("Rank", "Trial", "Longer training", "Search", "Rank there", "Parameters", "Receptive field", "")
-    changed = "" if places.get(first.number) == 1 else f", number {places.get(first.number, MISSING)} of the search,"
+        shown = (each.setting,) if several else ()
+        rows.append((whole(place + 1), whole(each.number), *shown, percent(each.accuracy, 2), *searched, *size, note))
+    columns = ("Rank", "Trial", *(("Setting",) if several else ()), "Longer training", "Search", "Rank there")
+    columns += ("Parameters", "Receptive field", "")
+    numeric = [i for i, name in enumerate(columns) if name not in ("Setting", "")]
+    how = " ".join(f"{name.capitalize()}: {words}." for name, words in SETTINGS.items()) + " " if several else ""
+    which = [f"Trial {first.number}", *([first.setting] if several else [])]
+    if places.get(first.number) != 1:
+        which.append(f"number {places.get(first.number, MISSING)} of the search")
+    n_candidates = len({each.number for each in found.ranked})
     text = (
-        f"Trials of the search are short, so its {counted(len(found.ranked), 'best candidate')} were trained again for "
-        f"{config.epochs} epochs of {config.train_images:,} images, and validated on {config.val_images:,}. Trial "
-        f"{first.number}{changed} came out first: that is the one to retrain."
+        f"Trials of the search are short, so its {counted(n_candidates, 'best candidate')} were trained again for "
+        f"{config.epochs} epochs of {config.train_images:,} images, and validated on {config.val_images:,}. {how}"
+        f"{', '.join(which)}{',' * (len(which) > 1)} came out first: that is the one to retrain."
     )
-    return Text(text), Table(columns, rows, numeric=range(7), marked=marked)
+    return Text(text), Table(columns, rows, numeric=numeric, marked=marked)

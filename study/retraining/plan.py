@@ -7,7 +7,6 @@ from pathlib import Path
 
 from study.command_line.options import ClusterOptions
 
-EPOCHS = {"cpu": 100, "cuda": 300}
 SEEDS = {"cpu": 1, "cuda": 5}
 
 
@@ -25,7 +24,8 @@ class RetrainPlan:
         device: "auto", "cpu" or "cuda".
         data: Name or folder of the data set; None: CIFAR-10, where it is looked for.
         n_train: The first so many training images only; None: all.
-        augmentation: "lengthened", "stored", or None: stored for the reference alone.
+        augmentation: "lengthened", "stored" (as the search trained it, or the re-ranking, whose winner it is), or None:
+            stored for the reference alone.
         teacher: Whether a larger network is trained first, to learn from.
         teacher_epochs: Its epochs; None: as many as `epochs`.
         target_accuracy: A fraction; None: the study's, or the default.

@@ -22,12 +22,12 @@ from study.machine.hardware import hardware, n_loaders, versions
 from study.machine.paths import REPOSITORY
 from study.model.layers import DepthwiseClass
 from study.reporting.optional import report
-from study.retraining.plan import EPOCHS, SEEDS, RetrainPlan
+from study.retraining.plan import SEEDS, RetrainPlan
 from study.retraining.seeds import Seed, seeds_at_once, train_all
 from study.retraining.target import Target, find_target
 from study.retraining.teacher import cost_of, teacher_of
 from study.retraining.testing import Tested, latencies, test_seed
-from study.storage.config import default_target, refuse_other_data
+from study.storage.config import RETRAIN_EPOCHS, default_target, refuse_other_data
 from study.storage.folder import claim_folder
 from study.training.records import TrainingConfig
 
@@ -118,7 +118,7 @@ def _prepare(plan: RetrainPlan, target: Target, place: Workplace, data: DataSet)
         native = calibration.native_depthwise
         if cost is None or precision is None or cost.device != device:
             cost, precision = calibration.cost, calibration.precision
-    epochs, n_seeds = plan.epochs or EPOCHS[device], plan.n_seeds or SEEDS[device]
+    epochs, n_seeds = plan.epochs or RETRAIN_EPOCHS[device], plan.n_seeds or SEEDS[device]
     jobs, gain = seeds_at_once(plan.jobs, n_seeds, place, precision, target.candidate)
     cores = place.cores(jobs)
     candidate = target.candidate

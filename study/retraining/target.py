@@ -11,9 +11,10 @@ from search_spaces.candidate import Candidate
 from search_spaces.cost import CostModel
 from search_spaces.reference import REFERENCE
 from search_spaces.yardstick import YARDSTICK_ARCHITECTURE
+from study.command_line.wording import counted
 from study.retraining.plan import RetrainPlan
 from study.storage.folder import refuse_foreign
-from study.storage.reranked import find_rerank
+from study.storage.reranked import find_rerank, setting_of
 
 if TYPE_CHECKING:
     import optuna
@@ -25,7 +26,7 @@ class Target:
     """What is retrained, and where its bundle goes.
 
     Attributes:
-        candidate: As it was trained in the search.
+        candidate: As the search trained it, or the re-ranking with the setting that won.
         folder: Of the bundle.
         facts: What the bundle says of its origin.
         target_accuracy: To pass, a fraction; None: that of the data set, if it has one.
@@ -63,7 +64,8 @@ def find_target(plan: RetrainPlan) -> Target:
     candidate = candidate_of(trial)
     if plan.what == "yardstick":
         title, candidate = "yardstick", dataclasses.replace(candidate, architecture=YARDSTICK_ARCHITECTURE)
-        facts = {"recipe_of_trial": facts["trial"], "broken_limits": ["pooling"]}
+        setting = {"recipe_setting": facts["reranked_setting"]} if "reranked_setting" in facts else {}
+        facts = {"recipe_of_trial": facts["trial"], **setting, "broken_limits": ["pooling"]}
     else:
         facts["val_accuracy"] = trial.value
         facts["trial_candidate_id"] = get_trial(study, facts["trial"]).user_attrs["candidate_id"]
@@ -80,7 +82,7 @@ def find_target(plan: RetrainPlan) -> Target:
 
 def _chosen(plan: RetrainPlan, study: optuna.Study) -> tuple[FrozenTrial, str, dict[str, Any]]:
     """The trial to retrain, what its bundle is called, and where it comes from."""
-    from study.storage.database import best_trial, config_of, get_trial
+    from study.storage.database import best_trial, config_of, get_trial, ranked_trials
 
     if plan.trial is not None:
         trial = get_trial(study, plan.trial)
@@ -88,10 +90,11 @@ def _chosen(plan: RetrainPlan, study: optuna.Study) -> tuple[FrozenTrial, str, d
     trial, rerank = best_trial(study), find_rerank(study)
     if rerank is None:
         return trial, "best", {"trial": trial.number}
-    winner, given, epochs = best_trial(rerank), rerank.user_attrs["given"], config_of(rerank).epochs
-    number = given[winner.user_attrs["slot"]]["trial"]
+    winner, epochs, n = best_trial(rerank), config_of(rerank).epochs, len(ranked_trials(rerank))
+    given = rerank.user_attrs["given"][winner.user_attrs["slot"]]
+    number, setting = given["trial"], setting_of(given)
     print(
-        f"  reranked  trial {number} is the best of {len(given)} after {epochs} epochs; that of the search is trial "
-        f"{trial.number} (--trial N retrains another)"
+        f"  reranked  trial {number}, {setting}: the best of {counted(n, 'training')} of {epochs} epochs; the best "
+        f"of the search is trial {trial.number} (--trial N retrains another)"
     )
-    return winner, "best", {"trial": number, "reranked_epochs": epochs}
+    return winner, "best", {"trial": number, "reranked_epochs": epochs, "reranked_setting": setting}

@@ -1,10 +1,10 @@
-"""The best candidates of a study, trained longer in a study of their own."""
+"""The best candidates of a study, each trained longer with two settings, in a study of their own."""
 
 from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from search_spaces import SPACES
 from search_spaces.constraints import Clock, Limits
 from search_spaces.space import Decoded, Params, SearchSpace
-from search_spaces.training_dimensions import lengthened
+from search_spaces.training_dimensions import lengthened, regularised
 from study.command_line.own import SPACE_FORM
 from study.errors import UserError
 from study.search.creation import find_study, new_study, refuse_early, refuse_other_version
 from study.search.plan import Given, SearchPlan
 from study.search.searching import Machine, bring_to_end, get_ready
 from study.storage.folder import refuse_foreign
-from study.storage.reranked import is_rerank, origin
+from study.storage.reranked import SETTINGS, STRONG, is_rerank, origin, setting_of
 
 if TYPE_CHECKING:
     import optuna
@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 
 FIDELITY = {
     # device: (candidates, epochs); on all images that are not for validation
-    "cpu": (4, 8),
-    "cuda": (8, 80),
+    "cpu": (3, 8),
+    "cuda": (4, 80),
 }
+"""Each is trained with every setting. Few, since the search's best differ by little more than luck, while a setting can
+decide points of a long training."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,14 @@ class RerankPlan:
         source: Name of the study whose candidates they are, in the same storage.
         folder: Of that study.
         top: How many; None: as many as the device affords.
+        settings: Names of `SETTINGS`; None: all, or those that the re-ranking was begun with.
     """
 
     search: SearchPlan
     source: str
     folder: Path
     top: int | None
+    settings: tuple[str, ...] | None
 
 
 def rerank(plan: RerankPlan) -> int:
@@ -58,8 +62,8 @@ def rerank(plan: RerankPlan) -> int:
         UserError: There is no such study, or it has not so many complete trials.
     """
     from study.executors.workplace import workplace
-    from study.storage.config import refuse_other_data
-    from study.storage.database import candidate_of, config_of, hide_password, open_study
+    from study.storage.config import RETRAIN_EPOCHS, refuse_other_data
+    from study.storage.database import candidate_of, config_of, get_trial, hide_password, open_study
 
     source = open_study(plan.search.url, plan.source)
     refuse_other_version(plan.source, config_of(source))
@@ -70,14 +74,17 @@ def rerank(plan: RerankPlan) -> int:
     existing = find_study(plan.search)
     refuse_foreign(plan.folder, plan.source, source)
     refuse_foreign(plan.search.out, plan.search.name, existing and existing[0], new=existing is None)
-    # A single candidate needs no measurement of how many train at once.
-    machine = get_ready(
-        dataclasses.replace(plan.search, trials=len(best)), place, [candidate_of(trial) for trial in best]
-    )
+    known: list[dict[str, Any]] = existing[0].user_attrs.get("given", []) if existing else []
+    settings = plan.settings or tuple(dict.fromkeys(map(setting_of, known))) or tuple(SETTINGS)
+    # A single training needs no measurement of how many run at once.
+    search = dataclasses.replace(plan.search, trials=len(best) * len(settings))
+    machine = get_ready(search, place, [candidate_of(trial) for trial in best])
     refuse_other_data(plan.source, config_of(source), machine.data)
+    retrained = RETRAIN_EPOCHS[place.device] * machine.data.n_train
     if existing is None:
         config = _config(plan.search, config_of(source), machine)
-        more = {**origin(source), "given": _descriptions(best, config)}
+        given = [_description(trial, setting, config, retrained) for trial in best for setting in settings]
+        more = {**origin(source), "given": given}
         target = source.user_attrs["target_accuracy"]
         study, storage = new_study(plan.search.url, plan.search.name, config, machine.calibration, target, **more)
     else:
@@ -88,8 +95,12 @@ def rerank(plan: RerankPlan) -> int:
                 f"Delete it: optuna delete-study --study-name {shlex.quote(study.study_name)} "
                 f"--storage {shlex.quote(hide_password(plan.search.url))}"
             )
-        _add_next_best(study, best, plan.top or 0)
-    given: list[dict[str, Any]] = study.user_attrs["given"]
+        wanted = _more_wanted(known, [trial.number for trial in best], plan.top or 0, settings)
+        config = config_of(study)
+        added = [_description(get_trial(source, number), setting, config, retrained) for number, setting in wanted]
+        given = known + added
+        if added:
+            study.set_user_attr("given", given)
     candidates = [Given(each["name"], each["params"], each["candidate"], each.get("measured", {})) for each in given]
     search = dataclasses.replace(plan.search, trials=len(candidates))
     return bring_to_end(search, machine, study, storage, existing is None, candidates)
@@ -151,28 +162,39 @@ def _config(plan: SearchPlan, source: StudyConfig, machine: Machine) -> StudyCon
     )
 
 
-def _descriptions(best: Sequence[FrozenTrial], config: StudyConfig) -> list[dict[str, Any]]:
-    """The candidates, augmented as all images of a training, counting repetitions, ask for."""
+def _description(trial: FrozenTrial, setting: str, config: StudyConfig, retrained: int) -> dict[str, Any]:
+    """The candidate of `trial` as it is trained with `setting`.
+
+    Args:
+        trial: Of the search.
+        setting: One of `SETTINGS`.
+        config: Of the re-ranking.
+        retrained: Images that a retrain sees in all, counting repetitions.
+    """
     from study.storage.database import candidate_of
 
-    found = []
-    for trial in best:
-        candidate = candidate_of(trial)
-        longer = lengthened(candidate.augmentation, config.epochs * config.train_images)
-        candidate = dataclasses.replace(candidate, augmentation=longer)
-        description = {"name": f"trial {trial.number}", "trial": trial.number, "params": trial.params}
-        measured = {"measured": trial.user_attrs["measured"]} if "measured" in trial.user_attrs else {}
-        found.append({**description, "candidate": candidate.to_json(), **measured})
-    return found
+    candidate, n_images = candidate_of(trial), config.epochs * config.train_images
+    if setting == STRONG:
+        n_images = max(n_images, retrained)
+        candidate = dataclasses.replace(candidate, optimisation=regularised(candidate.optimisation))
+    candidate = dataclasses.replace(candidate, augmentation=lengthened(candidate.augmentation, n_images))
+    measured = {"measured": trial.user_attrs["measured"]} if "measured" in trial.user_attrs else {}
+    return {
+        "name": f"trial {trial.number}, {setting}",
+        "trial": trial.number,
+        "setting": setting,
+        "params": trial.params,
+        "candidate": candidate.to_json(),
+        **measured,
+    }
 
 
-def _add_next_best(study: optuna.Study, best: Sequence[FrozenTrial], top: int) -> None:
-    """What was begun stays; a larger `top` adds the next best."""
-    from study.storage.database import config_of
-
-    known: list[dict[str, Any]] = study.user_attrs["given"]
-    numbers = {given["trial"] for given in known}
-    others = [given for given in _descriptions(best, config_of(study)) if given["trial"] not in numbers]
-    added = others[: max(0, top - len(known))]
-    if added:
-        study.set_user_attr("given", known + added)
+def _more_wanted(
+    known: Sequence[Mapping[str, Any]], best: Iterable[int], top: int, settings: Sequence[str]
+) -> list[tuple[int, str]]:
+    """(trial, setting) of what is to be added to `known`: what was begun stays; a larger `top` adds the next `best`,
+    and another setting trains all of them with it, too."""
+    there = {(given["trial"], setting_of(given)) for given in known}
+    numbers = list(dict.fromkeys(given["trial"] for given in known))
+    numbers += [number for number in best if number not in numbers][: max(0, top - len(numbers))]
+    return [(number, setting) for number in numbers for setting in settings if (number, setting) not in there]

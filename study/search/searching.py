@@ -262,7 +262,7 @@ def _banner(
         "watch": dashboard_command(plan.url, plan.artifacts),
     }
     if candidates:
-        lines["candidates"] = ", ".join(candidates)
+        lines["candidates"] = "; ".join(candidates)
     if freed:
         lines["recovered"] = f"slots {', '.join(map(str, freed))} of an interrupted run are run again"
     for name, value in lines.items():

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from search_spaces.training_dimensions import LONG_DECAY, LONG_LABEL_SMOOTHING
 
 if TYPE_CHECKING:
     import optuna
+
+LIGHT, STRONG = "light", "strong"
+SETTINGS = {
+    LIGHT: "augmentation as a training of this length needs it",
+    STRONG: f"augmentation as a retrain of the default length needs it, label smoothing of at least "
+    f"{LONG_LABEL_SMOOTHING:g} and {LONG_DECAY:g} times the weight decay",
+}
+"""How a re-ranking trains each of its candidates, in words."""
+
+
+def setting_of(given: Mapping[str, Any]) -> str:
+    """The setting of an entry of a re-ranking's `given`. Older re-rankings name none: theirs was what is now light."""
+    return STRONG if given.get("setting") == STRONG else LIGHT
 
 
 def rerank_name(study_name: str) -> str:

@@ -79,6 +79,14 @@ def test_a_published_study_has_its_report_again(tmp_path: Path) -> None:
     longer = record["rerank"]["trials"]
     assert [(r.number, r.accuracy) for r in facts.reranking.ranked] == [(t["trial"], t["val_accuracy"]) for t in longer]
 
+    # A newer one names settings.
+    longer[0]["setting"], longer[1]["setting"] = "strong", "light"
+    facts = read_facts(published.restored(record), tmp_path)
+    assert facts.reranking is not None
+    assert [r.setting for r in facts.reranking.ranked[:2]] == ["strong", "light"]
+    evidence.write(tmp_path / "dilated" / "study.json", record)
+    assert "trial 39 (strong) 87.38%, trial 14 (light) 87.22%, trial 20 87.02%" in published.block(tmp_path)
+
 
 def test_a_rank_correlation_of_too_few_candidates_is_not_shown(tmp_path: Path) -> None:
     assert fidelity.block(tmp_path) == "Not measured yet."

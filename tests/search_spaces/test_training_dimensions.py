@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
@@ -14,6 +15,7 @@ from search_spaces.training_dimensions import (
     decode_augmentation,
     decode_optimisation,
     lengthened,
+    regularised,
     training_params,
 )
 
@@ -61,6 +63,14 @@ def test_strengths_grow_with_the_length() -> None:
     assert len(set(found)) == 5
     # Half way on the logarithm from 4 to 100 passes.
     assert lengthened(NONE, 20 * 50_000).dropout_p == pytest.approx(LONG_AUGMENTATION.dropout_p / 2)
+
+
+def test_regularisation_only_grows() -> None:
+    for smoothing, after in ((0.0, 0.1), (0.15, 0.15)):
+        before = Optimisation(label_smoothing=smoothing, weight_decay=0.02, optimizer="muon")
+        more = regularised(before)
+        assert (more.label_smoothing, more.weight_decay) == (after, pytest.approx(0.03))
+        assert dataclasses.replace(more, label_smoothing=smoothing, weight_decay=0.02) == before
 
 
 def test_published_optimisations_are_plain_sgd() -> None:

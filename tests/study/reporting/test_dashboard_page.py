@@ -27,10 +27,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def reranked(made_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished study whose best two were trained again."""
+    """The folder of a finished study whose best was trained again, with two settings."""
     out = tmp_path_factory.mktemp("dashboard") / "study"
     shutil.copytree(made_study, out)
-    assert rerank.main([*TINY, "--top", "2", "--out", str(out)]) == 0
+    assert rerank.main([*TINY, "--top", "1", "--out", str(out)]) == 0
     return out
 
 

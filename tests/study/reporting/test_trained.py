@@ -112,6 +112,9 @@ def test_it_says_which_network_was_retrained_and_why(out: Path) -> None:
     text = verdict(**second, reranked_epochs=8)
     assert "Retrained is trial 2, the best of those that were trained again for 8 epochs; in the search it was" in text
     assert "number 2." in text
+    assert "Retrained is trial 2, strong, the best of those" in verdict(
+        **second, reranked_epochs=8, reranked_setting="strong"
+    )
     assert "Retrained is trial 2, which was the best when it was retrained; the best trial now is 1." in verdict(
         **second
     )
@@ -134,6 +137,22 @@ def test_the_re_ranking_is_a_table_of_its_own(out: Path) -> None:
     assert "Trial 2, number 2 of the search, came out first" in text
     assert row(text, "1")[1:5] == ["2", "91.00%", "81.00%", "2"]
     assert row(text, "2")[-1] == "retrained"
+    assert "strong" not in text  # there were no settings
+
+    settings = [(2, "light"), (1, "light"), (2, "strong"), (1, "strong")]
+    longer.set_user_attr("given", [{"name": "any", "trial": n, "setting": setting} for n, setting in settings])
+    for slot, accuracy in ((2, 0.93), (3, 0.9)):
+        longer.add_trial(made_trial(slot, accuracy))
+    metrics = json.loads((out / "best" / "metrics.json").read_text())
+    (out / "best" / "metrics.json").write_text(json.dumps({**metrics, "reranked_setting": "light"}))
+    text = section(written(study, out)[0], "Re-ranking")
+    assert "its 2 best candidates were trained again" in text
+    assert "Trial 2, strong, number 2 of the search, came out first" in text
+    ranked = [row(text, str(rank)) for rank in (1, 2, 3, 4)]
+    assert [each[1:4] for each in ranked] == [
+        ["2", "strong", "93.00%"], ["1", "light", "91.00%"], ["1", "strong", "90.00%"], ["2", "light", "88.00%"],
+    ]  # fmt: skip
+    assert [each[-1] for each in ranked] == ["", "retrained", "", ""]
 
 
 def test_the_pareto_front(out: Path) -> None:

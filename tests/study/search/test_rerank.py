@@ -1,4 +1,4 @@
-"""Re-ranking: the best candidates, exactly as they were, in a study of their own; its winner is retrained."""
+"""Re-ranking: the best candidates, each with two settings, in a study of their own; its winner is retrained."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from search_spaces.candidate import Candidate
-from search_spaces.training_dimensions import LONG_AUGMENTATION, lengthened
+from search_spaces.training_dimensions import LONG_AUGMENTATION, LONG_PASSES, lengthened, regularised
 from study import rerank, retrain, run
 from study.errors import UserError
 from study.search.reranking import best_candidates
@@ -42,42 +42,76 @@ def test_the_best_are_trained_again_as_they_were(searched: Path, capsys: pytest.
     assert rerank.main(command) == 0
     source, found = opened(searched), opened(searched, "dilated-rerank")
     best = sorted(source.get_trials(), key=lambda trial: (-trial.value, trial.number))
-    assert ids(found) == [trial.user_attrs["candidate_id"] for trial in best[:2]]
-    assert [trial.user_attrs["anchor"] for trial in found.trials] == [f"trial {trial.number}" for trial in best[:2]]
-    assert [len(trial.intermediate_values) for trial in found.trials] == [2, 2]
+    names = [f"trial {trial.number}, {setting}" for trial in best[:2] for setting in ("light", "strong")]
+    assert [trial.user_attrs["anchor"] for trial in found.trials] == names
+    assert ids(found)[::2] == [trial.user_attrs["candidate_id"] for trial in best[:2]]
+    assert ids(found, "architecture_id") == [t.user_attrs["architecture_id"] for t in best[:2] for _ in range(2)]
+    assert [len(trial.intermediate_values) for trial in found.trials] == [2, 2, 2, 2]
     assert len(source.trials) == 4  # not counted among them
     config = config_of(found)
     assert (config.epochs, config.pruner, config.limits.max_epoch_s) == (2, "none", None)
     assert (searched / "rerank" / "report.html").exists()
     shown = capsys.readouterr().out
     assert f"Next:   python -m study.retrain --device cpu --out {searched}" in shown
-    assert f"candidates  trial {best[0].number}, trial {best[1].number}" in shown
+    assert f"candidates  {'; '.join(names)}" in shown
+    assert "for 4 more trials" in shown
+    assert (
+        f"Layers of {dict(zip(ids(found), names, strict=True))[best_trial(found).user_attrs['candidate_id']]}" in shown
+    )
 
     # The same command has nothing left to do; a larger --top adds the next best.
     assert rerank.main(command) == 0
-    assert len(opened(searched, "dilated-rerank").trials) == 2
+    assert len(opened(searched, "dilated-rerank").trials) == 4
     assert rerank.main([*TINY, "--top", "3", "--out", str(searched)]) == 0
-    assert ids(opened(searched, "dilated-rerank")) == [trial.user_attrs["candidate_id"] for trial in best[:3]]
+    assert ids(opened(searched, "dilated-rerank"))[::2] == [trial.user_attrs["candidate_id"] for trial in best[:3]]
+
+
+def test_one_from_before_there_were_settings_goes_on(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its trainings are light ones, and so are those that a larger --top adds; --settings adds the others."""
+    command = [*TINY, "--epochs", "1", "--out", str(searched)]
+    assert rerank.main([*command, "--top", "1", "--settings", "light"]) == 0
+    found = opened(searched, "dilated-rerank")
+    number = found.user_attrs["given"][0]["trial"]
+    older = [{**given, "name": f"trial {number}"} for given in found.user_attrs["given"]]
+    older[0].pop("setting")
+    storage = open_storage(f"sqlite:///{searched / 'study.db'}")
+    optuna.load_study(study_name=found.study_name, storage=storage).set_user_attr("given", older)
+    for more, n, settings in (
+        ((), 1, []),
+        (("--top", "2"), 2, ["light"]),
+        (("--settings", "strong"), 4, ["light", "strong", "strong"]),
+        (("--settings", "light"), 4, ["light", "strong", "strong"]),
+    ):
+        assert rerank.main([*command, *more]) == 0
+        found = opened(searched, "dilated-rerank")
+        assert len(found.trials) == n
+        assert [given["setting"] for given in found.user_attrs["given"][1:]] == settings
+    assert len(set(ids(found))) == 4
+    assert len(set(ids(found, "architecture_id"))) == 2
 
 
 def test_retrain_prefers_the_winner_and_says_so(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert rerank.main([*TINY, "--top", "4", "--epochs", "1", "--out", str(searched)]) == 0
+    assert rerank.main([*TINY, "--top", "4", "--settings", "strong", "--epochs", "1", "--out", str(searched)]) == 0
     # What the search had as its last is made the winner.
     source, found = opened(searched), opened(searched, "dilated-rerank")
     last = min(source.get_trials(), key=lambda trial: (trial.value, -trial.number))
     slot = [given["trial"] for given in found.user_attrs["given"]].index(last.number)
-    winner = optuna.trial.create_trial(
-        value=1.0, user_attrs={**last.user_attrs, "slot": slot}, system_attrs=last.system_attrs
-    )
+    [again] = [trial for trial in found.get_trials() if trial.user_attrs["slot"] == slot]
+    winner = optuna.trial.create_trial(value=1.0, user_attrs=again.user_attrs, system_attrs=again.system_attrs)
     storage = open_storage(f"sqlite:///{searched / 'study.db'}")
     optuna.load_study(study_name=found.study_name, storage=storage).add_trial(winner)
     capsys.readouterr()
     assert retrain.main(["--epochs", "1", "--train-images", "200", "--out", str(searched)]) == 0
     shown = capsys.readouterr().out
-    assert f"reranked  trial {last.number} is the best of 4 after 1 epochs" in shown
+    assert f"reranked  trial {last.number}, strong: the best of 4 trainings of 1 epochs" in shown
+    assert "raised   " not in shown  # a strong setting is that of a longer training
     metrics = json.loads((searched / "best" / "metrics.json").read_text())
-    assert (metrics["trial"], metrics["candidate_id"]) == (last.number, last.user_attrs["candidate_id"])
-    assert (metrics["val_accuracy"], metrics["reranked_epochs"]) == (1.0, 1)
+    assert (metrics["trial"], metrics["candidate_id"]) == (last.number, winner.user_attrs["candidate_id"])
+    assert (metrics["val_accuracy"], metrics["reranked_epochs"], metrics["reranked_setting"]) == (1.0, 1, "strong")
+    report = (searched / "report.md").read_text()
+    assert f"Retrained is trial {last.number}, strong, the best of those that were trained again" in report
+    trained = Candidate.from_json(json.loads((searched / "best" / "candidate.json").read_text()))
+    assert trained.optimisation == regularised(candidate_of(last).optimisation)
     assert retrain.main(["--trial", "0", "--epochs", "1", "--train-images", "200", "--out", str(searched)]) == 0
     assert "reranked" not in capsys.readouterr().out
 
@@ -90,7 +124,8 @@ def test_longer_trainings_augment_more(
     monkeypatch.setattr(
         "study.retraining.retraining.lengthened", lambda augmentation, n: lengthened(augmentation, 10**5 * n)
     )
-    assert rerank.main([*TINY, "--top", "2", "--epochs", "2", "--out", str(searched)]) == 0
+    again = [*TINY, "--top", "2", "--epochs", "2", "--out", str(searched)]
+    assert rerank.main([*again, "--settings", "light"]) == 0
     source, found = opened(searched), opened(searched, "dilated-rerank")
     given = found.user_attrs["given"]
     for trial in found.get_trials():
@@ -115,6 +150,16 @@ def test_longer_trainings_augment_more(
     assert "raised   " not in capsys.readouterr().out
     kept = json.loads((searched / "trial-0" / "metrics.json").read_text())
     assert kept["candidate_id"] == kept["trial_candidate_id"] == source.get_trials()[0].user_attrs["candidate_id"]
+
+    # The strong setting: augmented as a retrain of the default length, regularised more besides.
+    assert rerank.main([*again, "--settings", "both"]) == 0
+    found = opened(searched, "dilated-rerank")
+    for trial in found.get_trials()[2:]:
+        before = candidate_of(source.get_trials()[found.user_attrs["given"][trial.user_attrs["slot"]]["trial"]])
+        after = candidate_of(trial)
+        assert after.augmentation == lengthened(before.augmentation, LONG_PASSES * 50_000)
+        assert after.augmentation != lengthened(before.augmentation, 5000 * 2 * 200)
+        assert (after.architecture, after.optimisation) == (before.architecture, regularised(before.optimisation))
 
 
 def test_equal_candidates_count_once() -> None:
