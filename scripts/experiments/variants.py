@@ -4,7 +4,8 @@
 
 A group is one candidate and changes of it, named below. Each is trained on 45,000 images from every seed and validated
 on the other 5,000; trainings at once have one thread each. What is finished is kept in results/variants/<group>.json,
-what is not in --checkpoints: the same command goes on.
+what is not in --checkpoints: the same command goes on. `--time`, on an otherwise idle machine, trains nothing and
+measures how fast each one trains, in turns.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from search_spaces.constraints import Limits
 from search_spaces.reference import REFERENCE_ARCHITECTURE
 from study.command_line.parser import run_command
 from study.errors import UserError
+from study.machine.hardware import hardware
 from study.machine.paths import RESULTS
 
 SCRIPT = "experiments/variants.py"
+N_TURNS = 5
 SEARCH_IMAGES, VAL_IMAGES = 45_000, 5_000
 LIGHT = Augmentation(crop_padding=3)
 PUBLISHED = Augmentation(crop_padding=0, affine_p=0.5, shift_frac=0.1, scale_frac=0.1, rotate_deg=10.0, dropout_p=0.25)
@@ -115,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="(default: 1)")
     parser.add_argument("--train-images", type=int, default=SEARCH_IMAGES, metavar="N", help="(default: all 45,000)")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="trainings at once (default: 2)")
+    parser.add_argument("--time", action="store_true", help="measure images per second instead, with one thread")
     parser.add_argument("--data", metavar="DIR", help="folder with cifar-10-batches-py")
     parser.add_argument(
         "--checkpoints", type=Path, default=RESULTS / "runs" / "variants", help="(default: results/runs/variants)"
@@ -127,16 +131,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := [name for name in chosen if name not in candidates]:
         raise UserError(f"--only must be of {', '.join(map(repr, candidates))}: {unknown[0]!r}.")
 
+    file = options.results / f"{options.group}.json"
+    command = evidence.command_line(SCRIPT, given)
+    if options.time:
+        rates = {
+            "rates": _rates({name: candidates[name] for name in chosen}),
+            "command": command,
+            "hardware": hardware("cpu"),
+        }
+        evidence.write(file, {**_read(file), "speed": rates})
+        return 0
+
     from joblib import Parallel, delayed
 
     from study.data.opening import load_train, open_data
-    from study.machine.hardware import hardware, n_cores, versions
+    from study.machine.hardware import n_cores, versions
 
     data = open_data(options.data).source
     load_train(data)  # decoded once, before several processes ask for it
-    file = options.results / f"{options.group}.json"
-    runs = (evidence.read(file) or {"runs": []})["runs"]
-    done = {_key(run) for run in runs}
+    done = {_key(run) for run in _read(file)["runs"]}
     wanted = [
         (name, seed)
         for seed in range(options.seeds)
@@ -160,16 +173,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     more = {
         "hardware": hardware("cpu"),
         "versions": versions(),
-        "command": evidence.command_line(SCRIPT, given),
+        "command": command,
         "jobs": options.jobs,
     }
     order = list(candidates)
     for run in Parallel(options.jobs, return_as="generator_unordered")(work):
-        runs = (evidence.read(file) or {"runs": []})["runs"]
+        found = _read(file)
         options.results.mkdir(parents=True, exist_ok=True)
-        evidence.write(file, {"runs": [*runs, {**run, "order": order.index(run["name"]), **more}]})
+        evidence.write(file, {**found, "runs": [*found["runs"], {**run, "order": order.index(run["name"]), **more}]})
         print(f"{run['name']}, seed {run['seed']}: {run['val_accuracy']:.4f}, {run['wall_s']:.0f} s", flush=True)
     return 0
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return evidence.read(file) or {"runs": []}
+
+
+def _rates(candidates: Mapping[str, Candidate]) -> dict[str, float]:
+    """Images per second of each on one thread, augmentation left out: the median of several turns."""
+    import numpy as np
+    import torch
+
+    from study.data.cifar10 import Images
+    from study.training.loop import Training
+    from study.training.records import TrainingConfig
+
+    torch.set_num_threads(1)
+    images = Images(np.zeros((512, 32, 32, 3), np.uint8), np.arange(512) % 10)
+    ready = {name: Training(each, images, TrainingConfig(1, 0)) for name, each in candidates.items()}
+    found: dict[str, list[float]] = {name: [] for name in ready}
+    for _ in range(N_TURNS):
+        for name, training in ready.items():
+            training.network.train()
+            found[name].append(training.candidate.optimisation.batch_size / training.seconds_a_step())
+    return {name: round(statistics.median(rates), 1) for name, rates in found.items()}
 
 
 def block(results: Path = RESULTS) -> str:
@@ -177,12 +214,13 @@ def block(results: Path = RESULTS) -> str:
     parts = []
     for record in evidence.records(results / "variants").values():
         lengths = sorted({(run["epochs"], run["train_images"]) for run in record["runs"]})
-        parts += [_table(record["runs"], *length) for length in lengths]
+        parts += [_table(record, *length) for length in lengths]
     return "\n\n".join(parts) or evidence.NOTHING
 
 
-def _table(all_runs: Sequence[Mapping[str, Any]], epochs: int, n_train: int) -> str:
-    runs = [run for run in all_runs if (run["epochs"], run["train_images"]) == (epochs, n_train)]
+def _table(record: Mapping[str, Any], epochs: int, n_train: int) -> str:
+    runs, speed = record["runs"], record.get("speed", {"rates": {}})
+    runs = [run for run in runs if (run["epochs"], run["train_images"]) == (epochs, n_train)]
     names = list(dict.fromkeys(run["name"] for run in sorted(runs, key=lambda run: run["order"])))
     by_name = {name: {run["seed"]: run for run in runs if run["name"] == name} for name in names}
     first = by_name[names[0]]
@@ -197,14 +235,16 @@ def _table(all_runs: Sequence[Mapping[str, Any]], epochs: int, n_train: int) -> 
             (
                 name,
                 f"{any_run['macs'] / 1e6:.1f} M",
+                f"{speed['rates'][name]:,.0f}" if name in speed["rates"] else "",
                 evidence.percent(statistics.mean(accuracies)),
                 evidence.percent(statistics.mean(run["train_accuracy"] for run in found.values())),
                 "" if found is first or not differences else f"{100 * statistics.mean(differences):+.2f}",
                 str(len(accuracies)),
             )
         )
-    head = ("variant", "MACs", "validation accuracy", "training accuracy", f"against {names[0]!r}", "seeds")
+    head = ("variant", "MACs", "images/s", "validation accuracy", "training accuracy", f"against {names[0]!r}", "seeds")
     commands = ", ".join(f"`{command}`" for command in dict.fromkeys(run["command"] for run in runs))
+    commands += f"; images per second of one thread by `{speed['command']}`" if speed["rates"] else ""
     told = f"{epochs} epochs of {n_train:,} images, {evidence.machine(runs[0]['hardware'])} ({commands})."
     return f"{evidence.table(head, rows)}\n\n{told}"
 

@@ -26,6 +26,10 @@ def test_what_is_trained_is_kept_and_not_trained_again(made_cifar10: Path, tmp_p
         *[("Muon", seed) for seed in (0, 1)],
         *[("as published", seed) for seed in (0, 1)],
     ]
+    assert variants.main([*arguments, "--time"]) == 0
+    timed = json.loads(file.read_text())
+    assert timed["runs"] == runs
+    assert set(timed["speed"]["rates"]) == set(variants.groups()["reference"])
     assert not list((tmp_path / "checkpoints").glob("*.pt"))
     with pytest.raises(UserError, match=r"--only must be of 'as published', .*: 'another'"):
         variants.main([*arguments, "--only", "another"])
@@ -39,12 +43,16 @@ def test_differences_are_of_the_same_seeds(tmp_path: Path) -> None:
         }
 
     runs = [run("changed", 1, 0.8, 1), run("plain", 0, 0.6, 0), run("plain", 1, 0.7, 0)]
+    speed = {"rates": {"plain": 1234.0}, "command": "python x.py --time"}
     (tmp_path / "variants").mkdir()
-    (tmp_path / "variants" / "made.json").write_text(json.dumps({"runs": runs}))
+    (tmp_path / "variants" / "made.json").write_text(json.dumps({"runs": runs, "speed": speed}))
     lines = variants.block(tmp_path).splitlines()
-    assert lines[2] == "| plain | 5.0 M | 65.00% | 90.00% |  | 2 |"
-    assert lines[3] == "| changed | 5.0 M | 80.00% | 90.00% | +10.00 | 1 |"
-    assert lines[-1] == "2 epochs of 100 images, 2 cores of a CPU (`python x.py`)."
+    assert lines[2] == "| plain | 5.0 M | 1,234 | 65.00% | 90.00% |  | 2 |"
+    assert lines[3] == "| changed | 5.0 M |  | 80.00% | 90.00% | +10.00 | 1 |"
+    assert (
+        lines[-1]
+        == "2 epochs of 100 images, 2 cores of a CPU (`python x.py`; images per second of one thread by `python x.py --time`)."
+    )
     assert variants.block(tmp_path / "empty") == "Not measured yet."
 
 
