@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from search_spaces.candidate import Candidate
 from search_spaces.constraints import Clock, Limits
@@ -97,6 +97,17 @@ class Decoded:
 
     candidate: Candidate
     repairs: tuple[str, ...] = ()
+
+
+class Domain(Protocol):
+    """What samplers see of a space."""
+
+    @property
+    def dimensions(self) -> Mapping[str, Dimension]:
+        """Every parameter and its fixed distribution, in the order in which they are sampled."""
+
+    def sample(self, rng: random.Random) -> dict[str, Any]:
+        """One uniform draw from every dimension."""
 
 
 class SearchSpace(abc.ABC):

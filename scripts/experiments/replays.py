@@ -30,11 +30,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import joblib
 import numpy as np
 import optuna
+from optuna.trial import TrialState
 from scipy import special  # its functions, imported by name, would not reach other processes
 from scipy.interpolate import RBFInterpolator
 from scipy.stats import spearmanr
@@ -48,7 +49,7 @@ from experiments import samplers
 from search_spaces import DEFAULT_SPACE, get_space
 from search_spaces.constraints import Clock, InfeasibleError
 from search_spaces.cost import CostModel
-from search_spaces.space import Choice, Params
+from search_spaces.space import Choice, Domain, Params
 from search_spaces.training_dimensions import OF_OPTIMIZER
 from study.command_line.parser import run_command
 from study.errors import UserError
@@ -68,6 +69,7 @@ FIGURES = ("params", "macs", "receptive_field")
 WIDTH, SMOOTHING = 0.3, 0.1
 """Of the basis functions, with inputs from 0 to 1: chosen by cross-validation on the published table."""
 FIT = partial(RBFInterpolator, kernel="gaussian", epsilon=WIDTH, smoothing=SMOOTHING, degree=0)
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 COLOURS = ("#d95f02", "#e7298a", "#66a61e", "#7570b3", "#7f7f7f", "#1b9e77", "#000000")
 
 
@@ -218,6 +220,8 @@ class Surrogate:
         self.config = StudyConfig.from_json(table["config"])
         self.space, self.epochs = get_space(self.config.space), self.config.epochs
         self.clock = Clock(CostModel.from_json(table["cost_model"]), self.config.train_images, self.config.val_images)
+        self.starts = [params for _, params in anchors(self.space, self.config, self.clock.cost)]
+        self.default = self.space.anchors(self.config.limits)["default"]
         trained = {(trial["candidate_id"], trial["training_seed"]): trial for trial in table["trials"]}
         by_candidate = defaultdict(list)
         for (candidate, _), trial in trained.items():
@@ -267,6 +271,10 @@ class Surrogate:
         found: Floats = special.expit(special.logit(curve) + noise)
         return found
 
+    def train(self, params: Params, seed: int) -> tuple[Floats, float]:
+        curve = self.curve(params)
+        return self.noisy(curve, seed), float(curve[-1])
+
     def quality(self) -> dict[str, Any]:
         """How the surrogate does on candidates that it was not fitted to (cross-validation).
 
@@ -315,15 +323,36 @@ Steps = list[tuple[int, float]]
 """Pairs of epochs spent and the accuracy, without noise, of the trial that looks best so far."""
 
 
-def replay(setting: Setting, surrogate: Surrogate, seed: int, budget: int) -> Steps:
-    """One study on the surrogate."""
+class Problem(Protocol):
+    """What is searched in a replay.
+
+    Attributes:
+        space: What samplers see.
+        epochs: Of a whole trial.
+        starts: What the first trials are; they are never pruned.
+        default: Neighbours of the start-up are of this one.
+    """
+
+    space: Domain
+    epochs: int
+    starts: Sequence[Params]
+    default: Params
+
+    def train(self, params: Params, seed: int) -> tuple[Floats, float]:
+        """Accuracies after every epoch, as one training would have them, and the last one without noise.
+
+        Raises:
+            InfeasibleError: They decode to nothing within the limits.
+        """
+
+
+def replay(setting: Setting, problem: Problem, seed: int, budget: int) -> Steps:
+    """One study of the problem."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    pruner = make_pruner(default_pruner(setting.sampler), surrogate.epochs)
+    pruner = make_pruner(default_pruner(setting.sampler), problem.epochs)
     study = optuna.create_study(direction="maximize", pruner=pruner)
-    space = surrogate.space
-    starts = [params for _, params in anchors(space, surrogate.config, surrogate.clock.cost)]
-    default = space.anchors(surrogate.config.limits)["default"]
-    spent, slot, attempt, best, true_of_best = 0, 0, 0, 0.0, 0.0
+    space, starts = problem.space, problem.starts
+    spent, slot, attempt, best, true_of_best = 0, 0, 0, -math.inf, 0.0
     steps: Steps = []
     while spent < budget:
         finished, chosen = len(steps), search.sampler_seed(seed, slot, attempt)
@@ -333,26 +362,26 @@ def replay(setting: Setting, surrogate: Surrogate, seed: int, budget: int) -> St
         elif setting.sampler == NO_SEARCH:
             break
         elif setting.near(slot, finished):
-            centre = default if finished < search.N_STARTUP_TRIALS else study.best_trial.params
+            centre = search.centre(study.get_trials(deepcopy=False, states=FINISHED), problem.default)
             fixed = search.neighbour(space, centre, chosen)
         study.sampler = search.fixed_sampler(fixed) if fixed else search.make_sampler(setting.sampler, chosen)
         trial = study.ask(search.distributions(space))
         try:
-            true = surrogate.curve(trial.params)
+            curve, true = problem.train(trial.params, search.training_seed(seed, slot))
         except InfeasibleError:  # drawn anew
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            study.tell(trial, state=TrialState.FAIL)
             attempt += 1
             continue
-        for epoch, accuracy in enumerate(surrogate.noisy(true, search.training_seed(seed, slot)).tolist()):
+        for epoch, accuracy in enumerate(curve.tolist()):
             trial.report(accuracy, epoch)
             spent += 1
-            if slot >= len(starts) and epoch + 1 < surrogate.epochs and trial.should_prune():
-                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            if slot >= len(starts) and epoch + 1 < problem.epochs and trial.should_prune():
+                study.tell(trial, state=TrialState.PRUNED)
                 break
         else:
             study.tell(trial, accuracy)
             if accuracy > best and spent <= budget:
-                best, true_of_best = accuracy, float(true[-1])
+                best, true_of_best = accuracy, true
         steps.append((spent, true_of_best))
         slot, attempt = slot + 1, 0
     return steps

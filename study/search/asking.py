@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from search_spaces.candidate import Candidate
 from search_spaces.constraints import Clock, Constraint, InfeasibleError, certify
@@ -23,8 +23,8 @@ from study.search.creation import anchors
 from study.search.measuring import Measuring
 from study.search.plan import Given
 from study.search.sampling import (
-    N_STARTUP_TRIALS,
     Draws,
+    centre,
     fixed_sampler,
     is_neighbour,
     neighbour,
@@ -32,7 +32,7 @@ from study.search.sampling import (
     training_seed,
 )
 from study.storage.config import StudyConfig, open_space
-from study.storage.database import HIDDEN, best_of, cost_model_of, storage_of
+from study.storage.database import HIDDEN, cost_model_of, storage_of
 from study.storage.known import KnownTrials
 from study.storage.outcome import Outcome
 from study.storage.slots import Claim, SlotTable, fail_trial
@@ -176,15 +176,9 @@ class Asker:
         seed = sampler_seed(self._config.seed, claim.slot, claim.attempt, redraw)
         finished = self._known.finished()
         if self._config.sampler == "anchored" and is_neighbour(claim.slot, len(finished)):
-            return neighbour(self._space, self._centre(finished), seed)
+            default = self._space.anchors(self._config.limits.to_decode)["default"]
+            return neighbour(self._space, centre(finished, default), seed)
         return self._draws.draw(finished, seed)
-
-    def _centre(self, finished: Sequence[FrozenTrial]) -> dict[str, Any]:
-        """The point whose neighbour is drawn: the default during the start-up, then the best trial."""
-        best = best_of(finished)
-        if len(finished) >= N_STARTUP_TRIALS and best is not None:
-            return best.params
-        return dict(self._space.anchors(self._config.limits.to_decode)["default"])
 
     def _from_queue(self, claim: Claim) -> tuple[Claim, optuna.Trial | None]:
         """The next trial in Optuna's queue with all its parameters; None if somebody else took it."""

@@ -14,9 +14,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import FrozenTrial, TrialState
 
-from search_spaces import SearchSpace
-from search_spaces.space import Choice, Dimension, Integer, Params, Real
+from search_spaces.space import Choice, Dimension, Domain, Integer, Params, Real
 from study.errors import UserError
+from study.storage.database import best_of
 
 N_STARTUP_TRIALS = 10
 """Finished trials before TPE stops sampling at random."""
@@ -53,7 +53,7 @@ def is_neighbour(slot: int, n_finished: int) -> bool:
     return n_finished < N_STARTUP_TRIALS or slot % 2 == 0
 
 
-def neighbour(space: SearchSpace, centre: Params, seed: int) -> dict[str, Any]:
+def neighbour(space: Domain, centre: Params, seed: int) -> dict[str, Any]:
     """`centre` with a fifth of its dimensions drawn anew.
 
     A space has some thirty dimensions, and its default is good in most of them. A uniform sample is bad in some, so
@@ -65,6 +65,12 @@ def neighbour(space: SearchSpace, centre: Params, seed: int) -> dict[str, Any]:
     drawn = space.sample(rng)
     changed = set(rng.sample(list(drawn), math.ceil(CHANGED_SHARE * len(drawn))))
     return {name: value if name in changed else centre[name] for name, value in drawn.items()}
+
+
+def centre(finished: Sequence[FrozenTrial], default: Params) -> dict[str, Any]:
+    """The point whose neighbour is drawn: the default during the start-up, then the best trial."""
+    best = best_of(finished)
+    return dict(default if len(finished) < N_STARTUP_TRIALS or best is None else best.params)
 
 
 class _Tpe(optuna.samplers.TPESampler):
@@ -111,7 +117,7 @@ class Draws:
     of more than MAX_COMPARED trials the copy holds the best, and the newest, which a sampler weighs most anyway.
     """
 
-    def __init__(self, space: SearchSpace, sampler: str) -> None:
+    def __init__(self, space: Domain, sampler: str) -> None:
         self.distributions = distributions(space)
         self._sampler = sampler
         self._known: set[int] = set()
@@ -169,7 +175,7 @@ def check_names(sampler: str, pruner: str) -> None:
         raise UserError(f"--sampler gp ignores pruned trials, so it needs --pruner none: --pruner {pruner}.")
 
 
-def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
+def distributions(space: Domain) -> dict[str, BaseDistribution]:
     """The dimensions of `space` as Optuna takes them; one name, one fixed distribution."""
     return {name: _distribution(dimension) for name, dimension in space.dimensions.items()}
 
