@@ -220,7 +220,7 @@ class Surrogate:
         self.config = StudyConfig.from_json(table["config"])
         self.space, self.epochs = get_space(self.config.space), self.config.epochs
         self.clock = Clock(CostModel.from_json(table["cost_model"]), self.config.train_images, self.config.val_images)
-        self.starts = [params for _, params in anchors(self.space, self.config, self.clock.cost)]
+        self.starts: Sequence[Params] = [params for _, params in anchors(self.space, self.config, self.clock.cost)]
         self.default = self.space.anchors(self.config.limits)["default"]
         trained = {(trial["candidate_id"], trial["training_seed"]): trial for trial in table["trials"]}
         by_candidate = defaultdict(list)
@@ -333,10 +333,12 @@ class Problem(Protocol):
         default: Neighbours of the start-up are of this one.
     """
 
-    space: Domain
     epochs: int
     starts: Sequence[Params]
     default: Params
+
+    @property
+    def space(self) -> Domain: ...
 
     def train(self, params: Params, seed: int) -> tuple[Floats, float]:
         """Accuracies after every epoch, as one training would have them, and the last one without noise.

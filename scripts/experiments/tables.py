@@ -238,7 +238,8 @@ def searched(
 
 def starts(problem: replays.Problem, seed: int) -> dict[str, Params]:
     """The starting points of a seed, by name."""
-    rng, drawn = random.Random(seed), []
+    rng = random.Random(seed)
+    drawn: list[tuple[float, Params]] = []
     while len(drawn) < N_DRAWS:
         params = problem.space.sample(rng)
         try:
@@ -349,7 +350,14 @@ def summary(values: Sequence[float], ours: Sequence[float]) -> dict[str, Any]:
 def markdown(found: Mapping[str, dict[str, Any]]) -> str:
     """One row a table and start."""
     others = [each for each in COMPARED if each != OURS]
-    head = ("table", "start", "of", "ours (95%)", *(f"points ahead of {SAMPLERS[each]} (95%)" for each in others))
+    head = (
+        "table",
+        "start",
+        "of",
+        "seeds",
+        "ours (95%)",
+        *(f"points ahead of {SAMPLERS[each]} (95%)" for each in others),
+    )
     rows = []
     for name, record in found.items():
         cells = {(each["start"], each["sampler"]): each for each in record["cells"]}
@@ -360,8 +368,16 @@ def markdown(found: Mapping[str, dict[str, Any]]) -> str:
             ours = cells[start, OURS]
             reached = evidence.points(sign * ours["iqm"], sorted(sign * bound for bound in ours["interval"]))
             ahead = [_ahead(cells.get((start, each))) for each in others]
-            rows.append((name, start, f"{100 * sign * record['starts'][start]:.2f}", reached, *ahead))
+            quality = f"{100 * sign * record['starts'][start]:.2f}"
+            rows.append((name, start, quality, _seeds(cells, start), reached, *ahead))
     return evidence.table(head, rows)
+
+
+def _seeds(cells: Mapping[tuple[str, str], dict[str, Any]], start: str) -> str:
+    """How many, and of which samplers fewer."""
+    counts = {name: len(cells[start, name]["values"]) for name in COMPARED if (start, name) in cells}
+    fewer = (f"{SAMPLERS[name]} {count}" for name, count in counts.items() if count < counts[OURS])
+    return ", ".join([str(counts[OURS]), *fewer])
 
 
 def _ahead(cell: dict[str, Any] | None) -> str:
@@ -385,16 +401,15 @@ def block(results: Path = RESULTS) -> str:
     found = evidence.records(results / "tables")
     if not found:
         return evidence.NOTHING
-    counts = {len(cell["values"]) for record in found.values() for cell in record["cells"]}
-    seeds = " or ".join(str(count) for count in sorted(counts, reverse=True))
     [trials] = {record["trials"] for record in found.values()}
-    of_losses = ", ".join(name for name, record in found.items() if record["measure"] == LOSS)
+    losses = ", ".join(name for name, record in found.items() if record["measure"] == LOSS)
+    what = "Validation accuracy in per cent" + (f" (of {losses}: 100 times the loss)" if losses else "")
     commands = dict.fromkeys(f"`{command}`" for record in found.values() for command in record["commands"])
     return (
-        f"{markdown(found)}\n\nValidation accuracy in per cent (of {of_losses} 100 times the loss), without noise, of "
-        f"what looks best when the epochs of {trials} whole trials are spent: interquartile means over {seeds} seeds "
-        f"with 95% bootstrap intervals, and of the differences seed by seed, positive where ours is better, in bold "
-        f"where the interval leaves out zero. A start is the best, the first or the worst of {N_DRAWS} uniform draws "
+        f"{markdown(found)}\n\n{what}, without noise, of what looks best when the epochs of {trials} whole trials are "
+        f"spent: interquartile means over seeds with 95% bootstrap intervals, and of the differences seed by seed, "
+        f"positive where ours is better, in bold where the interval leaves out zero. A start (with the quality that it "
+        f"has of its own) is the best, the first or the worst of {N_DRAWS} uniform draws "
         f"of the seed. Ours against TPE: {verdict(found, 'tpe')}; against random search: {verdict(found, 'random')}; "
         f"against PriorBand from a good start: {verdict(found, PRIORBAND, 'good')}, from all: "
         f"{verdict(found, PRIORBAND)} ({', '.join(commands)})."

@@ -108,7 +108,8 @@ def test_the_command_goes_on_where_it_stopped(
     )
     text = tables.block(tmp_path)
     assert text in capsys.readouterr().out
-    assert "over 12 seeds" in text
+    assert text.count(" | 12 | ") == 3
+    assert "of hpolib-protein: 100 times the loss" in text
     assert text.count("| hpolib-protein |") == 3
     assert f"{-100 * ours['iqm']:.2f} (" in text  # losses are shown as they are
     assert "`python scripts/experiments/tables.py --tables hpolib-protein --trials 12 --jobs 1 --samplers" in text
