@@ -84,6 +84,7 @@ def test_the_command_goes_on_where_it_stopped(
     about = {"measure": tables.LOSS, **table.quality(), "dimensions": 3}
     searched: list[tuple[str, int]] = []
     search = tables.search
+    monkeypatch.setattr(tables.evidence, "N_BOOTSTRAP", 100)
     monkeypatch.setattr(tables, "need", lambda *_: None)
     monkeypatch.setattr(tables, "opened", lambda *_: (table, about))
     monkeypatch.setattr(
