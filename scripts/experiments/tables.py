@@ -219,7 +219,8 @@ def searched(
 ) -> Iterator[None]:
     """Adds the seeds that are missing to the cells of `record`, some at once; yields after each time."""
     parallel, budget = joblib.Parallel(jobs), record["trials"] * problem.epochs
-    of_seed = [starts(problem, seed) for seed in range(seeds)]
+    n_known = max((len(each["values"]) for each in record["cells"]), default=0)
+    of_seed = [starts(problem, seed) for seed in range(max(seeds, n_known))]
     record["starts"] = {
         name: round(iqm(np.array([problem.train(found[name], 0)[1] for found in of_seed])), 6) for name in STARTS
     }
