@@ -223,7 +223,7 @@ def check(
         _held("dilated_convolution", 1 - architecture.n_dilated, "no dilated convolution"),
         _held("depthwise_separable_convolution", 1 - architecture.n_separable, "no depthwise separable convolution"),
         _dilation_reach(architecture),
-        _held("pooling", n_pools, f"{n_pools} poolings before the global average"),
+        _held("pooling", n_pools, f"{n_pools} pooling{'s' * (n_pools > 1)} before the global average"),
     ]
     if limits.max_macs is not None:
         macs = architecture.macs
@@ -309,7 +309,7 @@ def _standing(
     """(figure, what it may still lose, whether it is met) of one limit; an own one has a `bound`."""
     counts = {
         "parameters": (architecture.params, "left"),
-        "receptive_field": (architecture.receptive_field, "pixels to spare"),
+        "receptive_field": (architecture.receptive_field, f"pixel{'s' * (-constraint.value != 1)} to spare"),
         "dilated_convolution": (architecture.n_dilated, "to spare"),
         "depthwise_separable_convolution": (architecture.n_separable, "to spare"),
         "macs": (architecture.macs, "left"),

@@ -23,7 +23,7 @@ from study.command_line.options import add_study_options, place_of
 from study.command_line.own import SPACE_FORM, is_own, load_space, own_space
 from study.command_line.parser import EXIT_FAILED, Parser, run_command
 from study.command_line.waiting import say_first
-from study.command_line.wording import aligned, printable
+from study.command_line.wording import aligned, counted, printable
 from study.errors import UserError
 from study.machine.files import what_is
 from study.storage.config import open_space
@@ -178,7 +178,7 @@ def _space(space: SearchSpace) -> tuple[dict[str, Any], str]:
     rows = [(name, str(dimension), _number(values[name])) for name, dimension in dimensions.items()]
     head, *lines = aligned([("parameter", "range", "default"), *rows])
     parts = (
-        f"Search space {space.name}, version {space.version}, {len(dimensions)} parameters",
+        f"Search space {space.name}, version {space.version}, {counted(len(dimensions), 'parameter')}",
         textwrap.dedent(space.tree),
         "\n".join((head, "-" * len(head), *lines)),
         "\n  ".join(

@@ -20,7 +20,7 @@ import numpy as np
 from study.bundle.files import EXPORTS, INT8, MODEL, NUMBERS, ONNX, Bundle, describe_bundle, load_bundle
 from study.command_line.numbers import at_least
 from study.command_line.parser import Parser, run_command
-from study.command_line.wording import aligned, percent, printable
+from study.command_line.wording import aligned, counted, percent, printable
 from study.data.cifar10 import Images
 from study.data.opening import load_test, load_train, open_data_of
 from study.errors import StudyFailed, UserError
@@ -252,8 +252,8 @@ def _table(measured: Sequence[Measured], n_images: int, tested: bool) -> list[st
         rows.append(
             (each.format, size, percent(each.accuracy, 2), same, *(f"{t:.2f}" for t in each.latency_ms.values()))
         )
-    what = f"{n_images:,} test images" if tested else f"{n_images:,} random images, so that no accuracy is known"
-    return [f"On {what}; {machine['cpu']}, {machine['n_cores']} cores:", "", *aligned(rows), ""]
+    what = counted(n_images, "test image") if tested else f"{n_images:,} random images, so that no accuracy is known"
+    return [f"On {what}; {machine['cpu']}, {counted(machine['n_cores'], 'core')}:", "", *aligned(rows), ""]
 
 
 def _record(

@@ -42,9 +42,12 @@ def duration(seconds: float | None) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-def counted(n: int, noun: str) -> str:
-    """(1, "trial") -> 1 trial; (1200, "trial") -> 1,200 trials."""
-    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+def counted(n: int, noun: str, verb: str = "") -> str:
+    """(1, "trial") -> 1 trial; (1200, "trial") -> 1,200 trials; (2, "class") -> 2 classes; (3, "trial", "are") -> 3
+    trials are."""
+    one = n == 1
+    plural = "" if one else "es" if noun.endswith("s") else "s"
+    return f"{n:,} {noun}{plural}" + f" {'is' if one else verb}" * bool(verb)
 
 
 _OF_USER = re.compile(r"(://[^\s:/@]*|\b[\w.+-]+):(?![\s/])\S+@(?=[\w\[])")

@@ -70,7 +70,7 @@ def why_retrained(facts: Facts) -> str:
     place = facts.ranked.index(record) + 1 if record in facts.ranked else None
     if longer is not None:
         searched = f"; in the search it was number {place}" if place else ""
-        return f"{name}{setting}, the best of those that were trained again for {longer} epochs{searched}."
+        return f"{name}{setting}, the best of those that were trained again for {counted(longer, 'epoch')}{searched}."
     if record is best:
         return f"{name}, the best of the search."
     now = f"; the best trial now is {best.number}" if best else ""
@@ -148,7 +148,7 @@ def rerank_blocks(facts: Facts) -> Sequence[Block]:
     n_candidates = len({each.number for each in found.ranked})
     text = (
         f"Trials of the search are short, so its {counted(n_candidates, 'best candidate')} were trained again for "
-        f"{config.epochs} epochs of {config.train_images:,} images, and validated on {config.val_images:,}. {how}"
+        f"{counted(config.epochs, 'epoch')} of {config.train_images:,} images, and validated on {config.val_images:,}. {how}"
         f"{', '.join(which)}{',' * (len(which) > 1)} came out first: that is the one to retrain."
     )
     return Text(text), Table(columns, rows, numeric=numeric, marked=marked)

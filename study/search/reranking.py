@@ -14,6 +14,7 @@ from search_spaces.constraints import Clock, Limits
 from search_spaces.space import Decoded, Params, SearchSpace
 from search_spaces.training_dimensions import lengthened, regularised
 from study.command_line.own import SPACE_FORM
+from study.command_line.wording import counted
 from study.errors import UserError
 from study.search.creation import find_study, new_study, refuse_early, refuse_other_version
 from study.search.plan import Given, SearchPlan
@@ -139,7 +140,9 @@ def best_candidates(study: optuna.Study, asked: int | None, default: int) -> lis
     best_trial(study)  # refuses a study without any
     different = ranked_trials(study)
     if asked is not None and asked > len(different):
-        raise UserError(f"--top must not exceed the {len(different)} complete trials of {study.study_name!r}: {asked}.")
+        raise UserError(
+            f"--top must not exceed the {counted(len(different), 'complete trial')} of {study.study_name!r}: {asked}."
+        )
     return different[: asked or default]
 
 
