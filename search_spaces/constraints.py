@@ -236,7 +236,7 @@ def check(
         found.append(_held("epoch_s", (seconds - limits.max_epoch_s) or 1e-9, reason))
     if architecture.n_classes != limits.n_classes:
         found.append(_held("classes", 1, f"{architecture.n_classes} outputs, not {limits.n_classes}"))
-    figures = {SIZE: size_kb(architecture), **(measured or {})}
+    figures = {SIZE: size_kb(architecture.params), **(measured or {})}
     for limit in limits.own:
         if limit.name in figures:
             figure = figures[limit.name]
@@ -245,9 +245,9 @@ def check(
     return tuple(found)
 
 
-def size_kb(architecture: Architecture) -> float:
-    """Kilobytes (1,000 bytes) of the parameters in float32."""
-    return architecture.params * BYTES_PER_PARAM / BYTES_PER_KB
+def size_kb(params: int) -> float:
+    """Kilobytes (1,000 bytes) of so many parameters in float32."""
+    return params * BYTES_PER_PARAM / BYTES_PER_KB
 
 
 def certify(

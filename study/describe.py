@@ -151,7 +151,9 @@ def _trial(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     with contextlib.suppress(UserError):  # of a study that others made
         config = config_of(study)
         clock = Clock(cost_model_of(study), config.train_images, config.val_images)
-        rows = limit_rows(config.limits, candidate.architecture, clock, record.measured)
+        measured = record_of(trial, own=config.limits.own).measured
+        facts |= {"measured": measured} if measured else {}
+        rows = limit_rows(config.limits, candidate.architecture, clock, measured)
         lines = aligned([(row.label, row.required, row.value, row.distance) for row in rows])
         text = "\n  ".join((f"{text}\n\nLimits of the study", *lines))
     facts |= {"trial": trial.number, "slot": record.slot, "state": trial.state.name, "outcome": record.outcome}

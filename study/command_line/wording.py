@@ -25,6 +25,13 @@ def millions(value: int | None) -> str:
     return MISSING if value is None else f"{value / 1e6:,.1f}M"
 
 
+def rounded(value: float | None) -> str:
+    """2.34567 -> 2.346; 123456.7 -> 123,457."""
+    if value is None:
+        return MISSING
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:,.4g}"
+
+
 def duration(seconds: float | None) -> str:
     """4325 -> 1 h 12 min."""
     if seconds is None:

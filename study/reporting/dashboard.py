@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial
 
 from search_spaces.architecture import ACTIVATION_NAMES, Architecture, ArchitectureError
 from search_spaces.constraints import limit_rows
-from study.command_line.wording import markdown_table, markdown_text
+from study.command_line.wording import markdown_table, markdown_text, rounded
 from study.machine.files import write_atomically
 from study.reporting.pictures import curve_png, layers_csv, shape_text
 from study.storage.database import METRIC, config_of, is_ours, storage_of, stored
@@ -175,7 +175,7 @@ def trial_note(trial: optuna.Trial | FrozenTrial, architecture: Architecture) ->
         f"{attrs['params']:,} parameters",
         f"receptive field {attrs['receptive_field']}",
         f"{attrs['macs'] / 1e6:,.1f}M multiply-accumulates",
-        *(f"{name} {figure:,.4g}" for name, figure in attrs.get("measured", {}).items()),
+        *(f"{name} {rounded(value)}" for name, value in attrs.get("measured", {}).items()),
     ]
     anchor = f" Anchor: **{markdown_text(attrs['anchor'])}**." if attrs.get("anchor") else ""
     queued = " From the queue." if attrs.get("queued") else ""
