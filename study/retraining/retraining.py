@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import statistics
 import subprocess
 from typing import Any
@@ -87,6 +88,8 @@ def retrain(plan: RetrainPlan) -> int:
         page = report(study, plan.out, tell=False)
         if page is not None:
             publish_report(study, plan.out / "artifacts", page, add=False)
+    command = shlex.join(["python", "-m", "study.predict", str(target.folder), "--serve"])
+    print(f"Next:   {printable(command)}", flush=True)
     return 0
 
 
@@ -110,7 +113,10 @@ def _prepare(plan: RetrainPlan, target: Target, place: Workplace, data: DataSet)
     n_images, n_classes = len(load_train(data.source)), len(data.classes)
     n_train = plan.n_train or n_images
     if not n_classes <= n_train <= n_images:
-        raise UserError(f"--train-images must be between {n_classes} and {n_images:,}: {n_train:,}.")
+        raise UserError(
+            f"--train-images must be between {n_classes} (one per class) and all {n_images:,}: {n_train:,}. Name one "
+            "of these, or leave it out."
+        )
     cost, precision = target.cost, target.precision
     native: frozenset[DepthwiseClass] = frozenset()
     if device == "cuda" or cost is None or precision is None or cost.device != device:
