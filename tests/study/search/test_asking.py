@@ -58,6 +58,29 @@ def test_tight_limits_are_either_refused_or_leave_anchors(max_params: int) -> No
     anchors(SPACE, config, COST)
 
 
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ([OwnLimit("size_kb", 1.0)], r"meets --limit size_kb=1: the smallest has [\d.]+\. Name a larger bound"),
+        (
+            [OwnLimit("size_kb", 800.0), OwnLimit("wide", 5.0, "mine.py:f 12")],
+            r"meets --limit mine\.py:f \(wide < 5\): the smallest has 7\. Name a larger bound",
+        ),
+        ([OwnLimit("turns", 5.0, "mine.py:f 12"), OwnLimit("size_kb", 1e-3)], r"meets --limit size_kb=0\.001: "),
+        ([OwnLimit("turns", 5.0, "mine.py:f 12"), OwnLimit("other", 5.0, "mine.py:g 12")], "meets all limits at once"),
+    ],
+)
+def test_the_own_limit_that_nothing_meets_is_named_with_the_smallest_figure(own: list[OwnLimit], said: str) -> None:
+    config, turns = dataclasses.replace(CONFIG, limits=Limits(own=tuple(own))), itertools.cycle((4.0, 6.0))
+
+    def measure(architecture: Any) -> dict[str, float]:
+        turn = next(turns)
+        return {"wide": 3 + turn, "turns": turn, "other": 10 - turn}
+
+    with pytest.raises(UserError, match=rf"None of 10\d networks of the space 'dilated' {said}"):
+        refuse_impossible(SPACE, config, COST, measure)
+
+
 def test_an_anchored_study_starts_near_the_default_and_returns_to_the_best(empty_study: Path, tmp_path: Path) -> None:
     stage = Stage(Path(shutil.copy(empty_study, tmp_path)), dataclasses.replace(CONFIG, sampler="anchored"))
     # The last neighbour of the default fails twice and is drawn anew, still near it.
