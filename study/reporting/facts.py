@@ -231,11 +231,12 @@ def record_of(trial: FrozenTrial, first_step: int = 0, own: Sequence[OwnLimit] =
     accuracy = curve[-1][1] if curve else None
     if trial.state == TrialState.COMPLETE and trial.value is not None:
         accuracy = trial.value if math.isfinite(trial.value) else None
-    repairs, epochs = attrs.get("repairs"), stored(trial, "curve")
+    repairs, epochs = stored(trial, "repairs"), stored(trial, "curve")
     kept = {
         **attrs,
         "repairs": tuple(map(str, repairs)) if isinstance(repairs, list) else None,
         "candidate": stored(trial, "candidate"),
+        "reason": stored(trial, "reason"),
     }
     known = dict.fromkeys(_STORED) | fitting(Record, {name: kept.get(name) for name in _STORED})
     wall_s = known.pop("wall_s")

@@ -18,7 +18,7 @@ from study.command_line.own import OwnLimits
 from study.machine.hardware import versions
 from study.model.certificate import certify_module
 from study.model.network import build
-from study.reporting.dashboard import publish_trial
+from study.reporting.dashboard import publish_trial, trial_note
 from study.search.creation import anchors
 from study.search.measuring import Measuring
 from study.search.plan import Given
@@ -121,8 +121,8 @@ class Asker:
         hidden: dict[str, Any] = {"versions": self._versions}
         while True:
             try:
-                candidate, constraints = self._decoded(params, given, attributes)
-                hidden["candidate"], reason = candidate.to_json(), ""  # a trial that has it can be run again
+                candidate, constraints = self._decoded(params, given, attributes, hidden)
+                reason = ""
                 break
             except InfeasibleError as error:
                 candidate, reason, constraints = None, f"infeasible: {error}", error.broken
@@ -153,7 +153,8 @@ class Asker:
             for name, value in hidden.items():
                 self._known.hide(trial.number, name, value)
         if candidate is not None:
-            publish_trial(self._study, self._storage, trial, candidate.architecture, self._artifacts)
+            note = trial_note(trial, candidate.architecture, hidden["repairs"])
+            publish_trial(self._study, self._storage, trial, candidate.architecture, note, self._artifacts)
         return Asked(claim, trial, seed, anchor, candidate, reason)
 
     def _prescribed(self, claim: Claim) -> tuple[dict[str, Any], str | None, dict[str, Any] | None]:
@@ -222,9 +223,13 @@ class Asker:
         return refused
 
     def _decoded(
-        self, params: Mapping[str, Any], given: dict[str, Any] | None, attributes: dict[str, Any]
+        self,
+        params: Mapping[str, Any],
+        given: dict[str, Any] | None,
+        attributes: dict[str, Any],
+        hidden: dict[str, Any],
     ) -> tuple[Candidate, Sequence[Constraint]]:
-        """The candidate, certified, and what its limits say of it; `attributes` gets what is known of it.
+        """The candidate, certified, and what its limits say of it; `attributes` and `hidden` get what is known of it.
 
         Raises:
             InfeasibleError: It breaks a limit.
@@ -251,7 +256,7 @@ class Asker:
             "n_dilated_reductions": architecture.n_dilated_reductions,
             "candidate_id": candidate.candidate_id,
             "architecture_id": architecture.architecture_id,
-            "repairs": list(decoded.repairs),
             "predicted_s": config.epochs * clock.epoch_s(architecture),
         }
+        hidden |= {"candidate": candidate.to_json(), "repairs": list(decoded.repairs)}  # so it can be run again
         return candidate, certified

@@ -107,7 +107,7 @@ def test_a_trial_stores_all_that_the_report_and_the_retrain_read(stage: Stage) -
     attrs = asked.trial.user_attrs
     assert set(attrs) == {
         "slot", "attempt", "fence", "anchor", "params", "receptive_field", "receptive_field_with_pool", "macs",
-        "n_dilated_reductions", "candidate_id", "architecture_id", "repairs", "training_seed",
+        "n_dilated_reductions", "candidate_id", "architecture_id", "training_seed",
         "sampler_seed", "predicted_s",
     }  # fmt: skip
     assert (attrs["slot"], attrs["attempt"]) == (0, 0)
@@ -116,6 +116,7 @@ def test_a_trial_stores_all_that_the_report_and_the_retrain_read(stage: Stage) -
     assert asked.candidate is not None
     assert attrs["candidate_id"] == asked.candidate.candidate_id
     assert candidate_of(stage.trials()[0]) == asked.candidate
+    assert isinstance(stored(stage.trials()[0], "repairs"), list)
     assert all(len(json.dumps(value)) < 100 for value in attrs.values())  # the dashboard prints each on one line
     assert asked.trial.constraints
     assert all(value <= 0 for value in asked.trial.constraints.values())
