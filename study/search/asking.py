@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.candidate import Candidate
 from search_spaces.constraints import Clock, Constraint, InfeasibleError, certify
-from search_spaces.space import Decoded
+from search_spaces.space import Decoded, SearchSpace
 from study.command_line.own import OwnLimits
 from study.machine.hardware import versions
 from study.model.certificate import certify_module
@@ -35,7 +35,7 @@ from study.storage.config import StudyConfig, open_space
 from study.storage.database import HIDDEN, best_of, cost_model_of, storage_of
 from study.storage.known import KnownTrials
 from study.storage.outcome import Outcome
-from study.storage.slots import Claim, SlotTable, fail_trial
+from study.storage.slots import Claim, fail_trial
 
 N_REDRAWS = 20
 """Samples more for a slot whose first one breaks a limit of the user's own, which no space repairs."""
@@ -67,26 +67,27 @@ class Asker:
 
     Args:
         study: Where trials are written.
-        slots, known: Of the study.
+        known: Of the study.
         config: Of the study.
         artifacts: Folder of the dashboard's files.
         given: The candidates of a study that samples none, one for every slot.
         own: Limits of the user's own, as typed.
+        space: Where it is none that is registered.
     """
 
     def __init__(
         self,
         study: optuna.Study,
-        slots: SlotTable,
         known: KnownTrials,
         config: StudyConfig,
         artifacts: Path,
         given: Sequence[Given] | None = None,
         own: OwnLimits | None = None,
+        space: SearchSpace | None = None,
     ) -> None:
-        self._study, self._storage, self._slots, self._known = study, storage_of(study), slots, known
+        self._study, self._storage, self._slots, self._known = study, storage_of(study), known.slots, known
         self._config, self._artifacts, self._given = config, artifacts, given
-        self._space = open_space(config.space)
+        self._space = space or open_space(config.space)
         cost = cost_model_of(study)
         self._clock = Clock(cost, config.train_images, config.val_images)
         self._anchors = anchors(self._space, config, cost)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from search_spaces import SearchSpace
 from search_spaces.candidate import Candidate
 from search_spaces.constraints import Limits
 from study.command_line.wording import counted, duration, printable, shown_value
@@ -145,6 +146,7 @@ def bring_to_end(
     storage: optuna.storages.RDBStorage,
     created: bool,
     given: Sequence[Given] | None = None,
+    space: SearchSpace | None = None,
 ) -> int:
     """Runs what is left of `study`, and writes its report. Returns the exit code.
 
@@ -154,6 +156,7 @@ def bring_to_end(
         study, storage: Of the plan.
         created: Whether the study is new.
         given: The candidates of a study that samples none, one for every slot.
+        space: What they are of, where it is none that is registered.
 
     Raises:
         StudyFailed: Several trials failed in a row.
@@ -202,7 +205,7 @@ def bring_to_end(
 
     known = KnownTrials(study, storage, slots)
     gather(plan.artifacts)
-    asker = Asker(study, slots, known, config, plan.artifacts, given, plan.own)
+    asker = Asker(study, known, config, plan.artifacts, given, plan.own, space)
     supervisor = Supervisor(plan, study, storage, slots, known, config, asker, place.executor(setup), training)
     try:
         stopped = supervisor.run()

@@ -82,9 +82,11 @@ def test_own_images_space_and_limits(folder: Path, capsys: pytest.CaptureFixture
     # Whoever trains stored candidates needs no file.
     SPACES.pop("mine")
     assert rerank.main(["--top", "1", *TINY, *out, "--data", "data"]) == 0
-    SPACES.pop("mine")
+    assert "mine" not in SPACES
     assert retrain.main(["--epochs", "1", "--device", "cpu", *out, "--data", "data"]) == 0
-    assert "passes" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "passes" not in shown
+    assert shown.endswith("Next:   python -m study.predict out/best --serve\n")
     bundle = load_bundle(Path("out/best"))
     assert bundle.preprocessing.classes == ("dark", "light", "mixed")
     assert bundle.preprocessing.mean != (0.4914, 0.4822, 0.4465)
