@@ -27,6 +27,7 @@ from search_spaces.candidate import Augmentation, Candidate, Optimisation
 from search_spaces.constraints import Limits
 from search_spaces.reference import REFERENCE_ARCHITECTURE
 from study.command_line.parser import run_command
+from study.command_line.wording import counted
 from study.errors import UserError
 from study.machine.paths import RESULTS
 
@@ -205,7 +206,7 @@ def _table(all_runs: Sequence[Mapping[str, Any]], epochs: int, n_train: int) -> 
         )
     head = ("variant", "MACs", "validation accuracy", "training accuracy", f"against {names[0]!r}", "seeds")
     commands = ", ".join(f"`{command}`" for command in dict.fromkeys(run["command"] for run in runs))
-    told = f"{epochs} epochs of {n_train:,} images, {evidence.machine(runs[0]['hardware'])} ({commands})."
+    told = f"{counted(epochs, 'epoch')} of {n_train:,} images, {evidence.machine(runs[0]['hardware'])} ({commands})."
     return f"{evidence.table(head, rows)}\n\n{told}"
 
 

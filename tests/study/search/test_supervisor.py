@@ -23,6 +23,7 @@ from study.search import telling
 from study.search.supervisor import MAX_FAILURES_IN_A_ROW, MAX_INFEASIBLE_IN_A_ROW, Supervisor
 from study.storage import patience
 from study.storage.database import MOST_SHOWN, open_storage, stored
+from study.storage.known import KnownTrials
 from study.storage.slots import LEASE_S, SlotTable
 
 
@@ -194,6 +195,7 @@ def test_a_study_that_is_deleted_ends_it_and_the_next_one_stays_clean(
     """The next study gets the same numbers, and so do its trials."""
     stage.study.set_user_attr("created", "before")
     stage.slots = SlotTable(stage.study, stage.storage)
+    stage.known = KnownTrials(stage.study, stage.storage, stage.slots)
     stage.skip_anchors()
     monkeypatch.setattr(module, "RENEW_S", 0.0)
     supervisor = stage.supervisor(["hangs", "complete"], trials=stage.n_anchors + 2, jobs=2)
