@@ -136,10 +136,11 @@ def rerank_blocks(facts: Facts) -> Sequence[Block]:
         if note:
             marked.add(place)
         size = (whole(record.params), whole(record.receptive_field)) if record else (MISSING, MISSING)
-        size += tuple(rounded(record.measured.get(name) if record else None) for name in own)
+        measured = [rounded(record.measured.get(name) if record else None) for name in own]
         searched = (percent(record.accuracy, 2) if record else MISSING, whole(places.get(each.number)))
         shown = (each.setting,) if several else ()
-        rows.append((whole(place + 1), whole(each.number), *shown, percent(each.accuracy, 2), *searched, *size, note))
+        figures = (*searched, *size, *measured)
+        rows.append((whole(place + 1), whole(each.number), *shown, percent(each.accuracy, 2), *figures, note))
     columns = ("Rank", "Trial", *(("Setting",) if several else ()), "Longer training", "Search", "Rank there")
     columns += ("Parameters", "Receptive field", *own, "")
     numeric = [i for i, name in enumerate(columns) if name not in ("Setting", "")]
