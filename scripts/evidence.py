@@ -16,6 +16,7 @@ from scipy import stats
 
 from study.command_line.options import storage_url, study_name
 from study.command_line.parser import Parser
+from study.command_line.wording import counted
 from study.errors import UserError
 from study.machine.files import write_atomically
 
@@ -114,7 +115,7 @@ def points(value: float, bounds: Sequence[float]) -> str:
 
 
 def machine(hardware: dict[str, Any]) -> str:
-    return str(hardware.get("gpu") or f"{hardware['n_cores']} cores of {hardware['cpu']}")
+    return str(hardware.get("gpu") or f"{counted(hardware['n_cores'], 'core')} of {hardware['cpu']}")
 
 
 def folded(parts: Sequence[str], summary: str = "") -> str:

@@ -223,7 +223,7 @@ def check(
         _held("dilated_convolution", 1 - architecture.n_dilated, "no dilated convolution"),
         _held("depthwise_separable_convolution", 1 - architecture.n_separable, "no depthwise separable convolution"),
         _dilation_reach(architecture),
-        _held("pooling", n_pools, f"{n_pools} poolings before the global average"),
+        _held("pooling", n_pools, f"{n_pools} pooling{'s' * (n_pools > 1)} before the global average"),
     ]
     if limits.max_macs is not None:
         macs = architecture.macs
@@ -236,7 +236,7 @@ def check(
         found.append(_held("epoch_s", (seconds - limits.max_epoch_s) or 1e-9, reason))
     if architecture.n_classes != limits.n_classes:
         found.append(_held("classes", 1, f"{architecture.n_classes} outputs, not {limits.n_classes}"))
-    figures = {SIZE: size_kb(architecture), **(measured or {})}
+    figures = {SIZE: size_kb(architecture.params), **(measured or {})}
     for limit in limits.own:
         if limit.name in figures:
             figure = figures[limit.name]
@@ -245,9 +245,9 @@ def check(
     return tuple(found)
 
 
-def size_kb(architecture: Architecture) -> float:
-    """Kilobytes (1,000 bytes) of the parameters in float32."""
-    return architecture.params * BYTES_PER_PARAM / BYTES_PER_KB
+def size_kb(params: int) -> float:
+    """Kilobytes (1,000 bytes) of so many parameters in float32."""
+    return params * BYTES_PER_PARAM / BYTES_PER_KB
 
 
 def certify(
@@ -309,7 +309,7 @@ def _standing(
     """(figure, what it may still lose, whether it is met) of one limit; an own one has a `bound`."""
     counts = {
         "parameters": (architecture.params, "left"),
-        "receptive_field": (architecture.receptive_field, "pixels to spare"),
+        "receptive_field": (architecture.receptive_field, f"pixel{'s' * (-constraint.value != 1)} to spare"),
         "dilated_convolution": (architecture.n_dilated, "to spare"),
         "depthwise_separable_convolution": (architecture.n_separable, "to spare"),
         "macs": (architecture.macs, "left"),

@@ -23,7 +23,7 @@ from study.command_line.options import add_study_options, place_of
 from study.command_line.own import SPACE_FORM, is_own, load_space, own_space
 from study.command_line.parser import EXIT_FAILED, Parser, run_command
 from study.command_line.waiting import say_first
-from study.command_line.wording import aligned, printable
+from study.command_line.wording import aligned, counted, printable
 from study.errors import UserError
 from study.machine.files import what_is
 from study.storage.config import open_space
@@ -151,7 +151,9 @@ def _trial(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     with contextlib.suppress(UserError):  # of a study that others made
         config = config_of(study)
         clock = Clock(cost_model_of(study), config.train_images, config.val_images)
-        rows = limit_rows(config.limits, candidate.architecture, clock, record.measured)
+        measured = record_of(trial, own=config.limits.own).measured
+        facts |= {"measured": measured} if measured else {}
+        rows = limit_rows(config.limits, candidate.architecture, clock, measured)
         lines = aligned([(row.label, row.required, row.value, row.distance) for row in rows])
         text = "\n  ".join((f"{text}\n\nLimits of the study", *lines))
     facts |= {"trial": trial.number, "slot": record.slot, "state": trial.state.name, "outcome": record.outcome}
@@ -178,7 +180,7 @@ def _space(space: SearchSpace) -> tuple[dict[str, Any], str]:
     rows = [(name, str(dimension), _number(values[name])) for name, dimension in dimensions.items()]
     head, *lines = aligned([("parameter", "range", "default"), *rows])
     parts = (
-        f"Search space {space.name}, version {space.version}, {len(dimensions)} parameters",
+        f"Search space {space.name}, version {space.version}, {counted(len(dimensions), 'parameter')}",
         textwrap.dedent(space.tree),
         "\n".join((head, "-" * len(head), *lines)),
         "\n  ".join(

@@ -9,7 +9,7 @@ import json
 import shlex
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 from study.bundle.files import EXPORTS, INT8, MODEL, NUMBERS, ONNX, Bundle, describe_bundle, load_bundle
 from study.command_line.numbers import at_least
 from study.command_line.parser import Parser, run_command
-from study.command_line.wording import aligned, percent, printable
+from study.command_line.wording import aligned, counted, percent, printable
 from study.data.cifar10 import Images
 from study.data.opening import load_test, load_train, open_data_of
 from study.errors import StudyFailed, UserError
@@ -114,10 +114,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     images = _images(options, bundle)
     exports = _exports(bundle, options)
     measured = _measure(exports, images, tested=options.images != 0)
-    print("\n".join(_table(measured, len(images), tested=options.images != 0)))
+    written = exports if options.format == "all" else exports[-1:]
+    print("\n".join(_table(measured, {each.name for each in written}, len(images), tested=options.images != 0)))
     if options.format == "all":
         out = Path(options.out) if options.out else folder
-        _write({out / export.file: export.content for export in exports})
+        _write({out / export.file: export.content for export in written})
         _write({out / EXPORTS: _record(bundle, options, measured, len(images), argv)})
     else:
         _write({Path(options.out) if options.out else folder / exports[-1].file: exports[-1].content})
@@ -243,17 +244,19 @@ def _latency_ms(run: Run, images: Images, size: int) -> float:
     return 1000 * statistics.median(timed(lambda: run(batch), _SECONDS, at_least=5))
 
 
-def _table(measured: Sequence[Measured], n_images: int, tested: bool) -> list[str]:
+def _table(measured: Sequence[Measured], written: Collection[str], n_images: int, tested: bool) -> list[str]:
+    """What was measured, for people; of what is not `written` too, since the rest is compared with it."""
     machine = hardware("cpu")
     latencies = [f"ms for {size}" for size in BATCHES]
     rows = [("format", "size", "accuracy", "same class", *latencies)]
     for each in measured:
         size, same = f"{each.size_bytes / 2**10:,.0f} KiB", f"{each.same:,} of {n_images:,}"
-        rows.append(
-            (each.format, size, percent(each.accuracy, 2), same, *(f"{t:.2f}" for t in each.latency_ms.values()))
-        )
-    what = f"{n_images:,} test images" if tested else f"{n_images:,} random images, so that no accuracy is known"
-    return [f"On {what}; {machine['cpu']}, {machine['n_cores']} cores:", "", *aligned(rows), ""]
+        name = each.format if each.format in written else f"{each.format} (not written)"
+        if each is measured[0] and each.format not in written:
+            name = "the bundle itself"
+        rows.append((name, size, percent(each.accuracy, 2), same, *(f"{t:.2f}" for t in each.latency_ms.values())))
+    what = counted(n_images, "test image") if tested else f"{n_images:,} random images, so that no accuracy is known"
+    return [f"On {what}; {machine['cpu']}, {counted(machine['n_cores'], 'core')}:", "", *aligned(rows), ""]
 
 
 def _record(

@@ -56,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "Name images, or --serve alone for a page that takes them: "
             f"{'both are' if options.images else 'neither is'} given."
         )
+    if options.images.count(_STDIN) > 1:
+        times = options.images.count(_STDIN)
+        raise UserError(f"Standard input can be read once, and {_STDIN} names it {times} times: name it once.")
     say_first(f"Loading {options.bundle}", sys.stderr)
     bundle = load_bundle(Path(options.bundle))
     from study.bundle.classifier import Classifier

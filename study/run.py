@@ -28,6 +28,7 @@ from study.command_line.options import (
 from study.command_line.own import LIMIT_FORM, own_limits
 from study.command_line.parser import Parser, run_command
 from study.command_line.waiting import say_first
+from study.command_line.wording import counted
 from study.search.creation import FIDELITY
 from study.search.plan import DEFAULT_PRUNER, DEFAULT_SAMPLER, PRUNERS, SAMPLERS, SearchPlan
 from study.search.searching import search
@@ -41,7 +42,7 @@ LIMITS = ("max_params", "min_receptive_field", "max_macs", "max_epoch_s")
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     place = place_of(options)
-    say_first(f"Searching: {options.trials} trials of the study {place.name!r}, in {place.out}")
+    say_first(f"Searching: {counted(options.trials, 'trial')} of the study {place.name!r}, in {place.out}")
     return search(_plan(options, argv))
 
 

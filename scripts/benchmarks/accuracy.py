@@ -24,6 +24,7 @@ from pathlib import Path
 import evidence
 from benchmarks.record import printed, write
 from study.calibration.prices import calibrate
+from study.command_line.wording import counted
 from study.errors import UserError
 from study.machine.paths import REPOSITORY
 
@@ -93,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     loss, (low, high) = statistics.mean(losses), evidence.t_interval(losses)
     lost = f"{100 * loss:+.2f} points lost ({100 * low:+.2f} to {100 * high:+.2f})"
     print(lost)
-    fidelity = f"{options.epochs} epochs of {options.train_images:,} images"
+    fidelity = f"{counted(options.epochs, 'epoch')} of {options.train_images:,} images"
     title = f"validation accuracy after {fidelity}; peer: {before}; {lost}"
     name = f"accuracy-{device}" + ("-against-cpu" if before == "cpu" else "")
     goal = f"at most {100 * MARGIN:g} points lost, with 95% confidence"

@@ -18,6 +18,7 @@ import evidence
 from benchmarks.record import write
 from search_spaces.reference import REFERENCE
 from study.calibration.prices import calibrate
+from study.command_line.wording import counted
 from study.data.cifar10 import load_train, search_split
 from study.machine.hardware import n_cores, n_loaders
 from study.search.plan import DEFAULT_PRUNER
@@ -58,7 +59,8 @@ def run(options: argparse.Namespace) -> int:
     }
     title = (
         f"an epoch of the reference network, {options.images:,} images, validated on {options.val_images:,} as a trial "
-        f"of {options.epochs} epochs is; validation and averages take {validation_share + ema_share:.1%} of it"
+        f"of {counted(options.epochs, 'epoch')} is; validation and averages take "
+        f"{validation_share + ema_share:.1%} of it"
     )
     goal = "at most 0.5 s, 5%" if device == "cuda" else "at most 5%"
     name = f"epoch-{device}-{options.images}"

@@ -16,6 +16,7 @@ import evidence
 from benchmarks.record import printed_number, write
 from benchmarks.throughput_ours import CANDIDATE, sample
 from study.calibration.prices import calibrate
+from study.command_line.wording import counted
 
 GOAL = {"cpu": "2.3 times", "cuda": "10 times"}
 PEER = Path(__file__).parent / "peers" / "notebook_peer.py"
@@ -40,7 +41,8 @@ def run(options: argparse.Namespace) -> int:
             for name, command in (("ours", sample(options)), ("peer", peer)):
                 samples[name].append(printed_number(command))
                 print(f"{name}: {samples[name][-1]:,.0f} images/s", flush=True)
-    title = f"training the reference network with augmentation; peer: notebook way, {options.workers} workers"
+    workers = counted(options.workers, "worker")
+    title = f"training the reference network with augmentation; peer: notebook way, {workers}"
     name = f"throughput-{options.device}-{options.workers}-workers"
     write(options, name, title, options.device, "images/s", samples["ours"], samples["peer"], GOAL[options.device])
     return 0

@@ -22,6 +22,7 @@ from search_spaces import get_space
 from search_spaces.constraints import Limits
 from study.calibration.concurrency import best_jobs
 from study.calibration.prices import calibrate
+from study.command_line.wording import counted
 from study.data.cifar10 import check_sizes, load_train
 from study.errors import StudyFailed, UserError
 from study.machine.hardware import n_cores
@@ -73,10 +74,10 @@ def run(options: argparse.Namespace) -> int:
             _must_be_complete(peer, options.trials, PEER.name)
             _must_be_equal(ours, peer)
         print(f"repeat {repeat + 1}: {taken['ours'][-1]:,.1f} s, peer {taken['peer'][-1]:,.1f} s", flush=True)
-    fidelity = f"{options.epochs} epochs of {options.train_images:,} images"
+    fidelity = f"{counted(options.epochs, 'epoch')} of {options.train_images:,} images"
     title = (
         f"{options.trials} whole trials of {fidelity}, {options.jobs} at once; peer: plain Optuna script, "
-        f"{options.workers} workers"
+        f"{counted(options.workers, 'worker')}"
     )
     our_rates, rates = ([3600 * options.trials / value for value in values] for values in taken.values())
     shown = ("candidate_id", "params", "macs")

@@ -160,9 +160,11 @@ def _rerank(study: optuna.Study) -> dict[str, Any] | None:
 
 
 def _row(trial: Any) -> dict[str, Any]:
+    from study.storage.database import stored
+
     curve = _curve(trial)
     return {
-        **{name: trial.user_attrs.get(name) for name in COLUMNS},
+        **{name: stored(trial, name) for name in COLUMNS},
         "trial": trial.number,
         "state": trial.state.name,
         "val_accuracy": trial.value if trial.value is not None else (curve[-1] if curve else None),

@@ -325,7 +325,7 @@ def simulate(url: str, out: Path, n_workers: int, trial_s: float, seconds: float
     plan = SearchPlan(url, NAME, out, config.space, "", trials=n_trials, jobs=n_workers)
     executor = Simulated(n_workers, trial_s, seconds, seed)
     known = KnownTrials(study, storage, slots)
-    asker = Asker(study, slots, known, config, out / "artifacts")
+    asker = Asker(study, known, config, out / "artifacts")
     supervisor = Supervisor(
         plan, study, storage, slots, known, config, asker, executor, lambda seed: TrainingConfig(config.epochs, seed)
     )

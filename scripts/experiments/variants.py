@@ -28,6 +28,7 @@ from search_spaces.candidate import Augmentation, Candidate, Optimisation
 from search_spaces.constraints import Limits
 from search_spaces.reference import REFERENCE_ARCHITECTURE
 from study.command_line.parser import run_command
+from study.command_line.wording import counted
 from study.errors import UserError
 from study.machine.hardware import hardware
 from study.machine.paths import RESULTS
@@ -245,7 +246,7 @@ def _table(record: Mapping[str, Any], epochs: int, n_train: int) -> str:
     head = ("variant", "MACs", "images/s", "validation accuracy", "training accuracy", f"against {names[0]!r}", "seeds")
     commands = ", ".join(f"`{command}`" for command in dict.fromkeys(run["command"] for run in runs))
     commands += f"; images per second of one thread by `{speed['command']}`" if speed["rates"] else ""
-    told = f"{epochs} epochs of {n_train:,} images, {evidence.machine(runs[0]['hardware'])} ({commands})."
+    told = f"{counted(epochs, 'epoch')} of {n_train:,} images, {evidence.machine(runs[0]['hardware'])} ({commands})."
     return f"{evidence.table(head, rows)}\n\n{told}"
 
 

@@ -181,7 +181,7 @@ def _recipe(candidate: Candidate, known: Mapping[str, Any]) -> Iterator[str]:
         yield f"{label}: {', '.join(f'{name} {shown_value(value)}' for name, value in settings)}"
     if known["epochs"] is not None:
         spent = "" if known["wall_s"] is None else f" in {duration(known['wall_s'])}"
-        yield f"{known['epochs']:,} epochs{spent}, averaged weights (EMA)"
+        yield f"{counted(known['epochs'], 'epoch')}{spent}, averaged weights (EMA)"
     if seeds := known["seeds"]:
         yield f"Seeds {', '.join(map(str, seeds))}; these weights are of seed {known['shipped_seed']}"
     machine = known["hardware"] or {}

@@ -40,21 +40,32 @@ class Classifier(Deployable):
             raise TypeError(f"Images must be floating-point numbers in [0, 1], and are {x.dtype}: divide them by 255.")
         return super().forward(x)
 
-    def preprocess(self, image: str | Path | Image.Image | BinaryIO) -> torch.Tensor:
+    def preprocess(self, image: str | Path | Image.Image | BinaryIO | np.ndarray) -> torch.Tensor:
         """One image of any size as the network takes it: float32 [3, H, W], RGB in [0, 1], on the CPU.
 
         Args:
-            image: A file, an opened file, or an image of Pillow's. Whether it is grey, transparent or turned by its
-                EXIF data is seen to.
+            image: A file, an opened file, an image of Pillow's, or an array, uint8 [H, W, 3], RGB. Whether a file or an
+                image is grey, transparent or turned by its EXIF data is seen to.
 
         Raises:
             UnreadableImageError: It cannot be read.
+            TypeError: It is something else.
         """
         size = self.preprocessing.image_size
+        if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,) and image.size:
+            image = Image.fromarray(image)
         if isinstance(image, Image.Image):
             pixels = fitted(image, size)
-        else:
+        elif not isinstance(image, np.ndarray) and (isinstance(image, (str, Path)) or hasattr(image, "read")):
             pixels = read_picture(Path(image) if isinstance(image, str) else image, size).pixels
+        else:
+            what = type(image).__name__
+            if isinstance(image, (np.ndarray, torch.Tensor)):
+                what = f"{image.dtype} {[*image.shape]}"
+            raise TypeError(
+                "preprocess takes the name of a file, an opened file, an image of Pillow's, or an array that is uint8 "
+                f"[H, W, 3], RGB: this is {what}."
+            )
         return torch.tensor(pixels).permute(2, 0, 1).float() / 255  # [H, W, 3] -> [3, H, W]
 
 

@@ -25,6 +25,13 @@ def millions(value: int | None) -> str:
     return MISSING if value is None else f"{value / 1e6:,.1f}M"
 
 
+def rounded(value: float | None) -> str:
+    """2.34567 -> 2.346; 123456.7 -> 123,457."""
+    if value is None:
+        return MISSING
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:,.4g}"
+
+
 def duration(seconds: float | None) -> str:
     """4325 -> 1 h 12 min."""
     if seconds is None:
@@ -42,9 +49,12 @@ def duration(seconds: float | None) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-def counted(n: int, noun: str) -> str:
-    """(1, "trial") -> 1 trial; (1200, "trial") -> 1,200 trials."""
-    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+def counted(n: int, noun: str, verb: str = "") -> str:
+    """(1, "trial") -> 1 trial; (1200, "trial") -> 1,200 trials; (2, "class") -> 2 classes; (3, "trial", "are") -> 3
+    trials are."""
+    one = n == 1
+    plural = "" if one else "es" if noun.endswith("s") else "s"
+    return f"{n:,} {noun}{plural}" + f" {'is' if one else verb}" * bool(verb)
 
 
 _OF_USER = re.compile(r"(://[^\s:/@]*|\b[\w.+-]+):(?![\s/])\S+@(?=[\w\[])")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from study.command_line.wording import printable
-from study.data.dataset import DataSet
+from study.data.dataset import MOST_VALIDATION, DataSet
 from study.data.decoded import decoded
 from study.errors import UserError, said
 from study.machine.files import is_file, what_is
@@ -110,9 +110,13 @@ def check_sizes(n_train: int, n_val: int, of: DataSet = CIFAR10) -> None:
         UserError: More images are asked for than there are, or too few to have every class.
     """
     least = len(of.classes)
+    kept = f"of the {of.n_train:,} training images a tenth, at most {MOST_VALIDATION:,}, is kept to validate on"
     for option, value, most in (("--train-images", n_train, of.n_search), ("--val-images", n_val, of.n_validation)):
         if not least <= value <= most:
-            raise UserError(f"{option} must be between {least} (one per class) and {most:,}: {value:,}.")
+            raise UserError(
+                f"{option} must be between {least} (one per class) and {most:,} ({kept}): {value:,}. Name one of "
+                "these, or leave it out."
+            )
 
 
 def search_split(

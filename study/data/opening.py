@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,9 +34,28 @@ def open_data(data: str | None = None) -> DataSet:
     Raises:
         UserError: There is none, it cannot be downloaded, or its files are not as they should be.
     """
+    _refuse_mistyped(data)
     if is_cifar10(data):
         return dataclasses.replace(CIFAR10, source=str(cifar10.find_folder(data).resolve()))
     return _other(data or os.environ["STUDY_DATA"], train=True).of
+
+
+def _refuse_mistyped(data: str | None) -> None:
+    """Refuses what is no folder and almost the name of a data set.
+
+    Raises:
+        UserError: It is that.
+    """
+    named = data or os.environ.get("STUDY_DATA") or "CIFAR10"
+    if named in SETS or os.sep in named or what_is(Path(named)) != "does not exist":
+        return
+    by_letters = {"".join(filter(str.isalnum, name.lower())): name for name in SETS}
+    near = difflib.get_close_matches("".join(filter(str.isalnum, named.lower())), by_letters, 1)
+    if near:
+        raise UserError(
+            f"{'--data' if data else '$STUDY_DATA'} must be a folder or one of {', '.join(SETS)}: {shortened(named)!r} "
+            f"is neither. Did you mean {by_letters[near[0]]}?"
+        )
 
 
 def load_train(source: str) -> Images:

@@ -72,8 +72,8 @@ def connect(options: ClusterOptions, device: str) -> Cluster:
     cluster = Cluster(device, n_cpus, n_gpus)
     if cluster.room() == 0:
         raise UserError(
-            f"No machine of the cluster has room for a worker of {n_cpus} cores and {n_gpus:g} GPUs. "
-            "Ask for less with --worker-cpus and --worker-gpus."
+            "No machine of the cluster has the cores and GPUs of a worker. Ask for less by --worker-cpus (now "
+            f"{n_cpus}) or --worker-gpus (now {n_gpus:g})."
         )
     return cluster
 

@@ -20,7 +20,8 @@ def n_cores() -> int:
 def warn_of_jobs(jobs: int | None) -> None:
     """Says so where more trainings at once are asked for than there are cores."""
     if jobs is not None and jobs > n_cores():
-        slow = f"--jobs {jobs} is more than the {n_cores()} cores here, so that they slow each other down"
+        here = f"{n_cores()} core{'s' * (n_cores() > 1)} here"
+        slow = f"--jobs {jobs} is more than the {here}, so that they slow each other down"
         print(f"warning: {slow}.", file=sys.stderr, flush=True)
 
 

@@ -16,6 +16,7 @@ from search_spaces.candidate import Candidate
 from search_spaces.constraints import Clock, InfeasibleError, Limits, certify
 from search_spaces.cost import CostModel
 from search_spaces.space import SearchSpace
+from study.command_line.wording import counted
 from study.errors import first_line
 from study.model.certificate import certify_module, count_params, measure_receptive_field
 from study.model.layers import Add, Gate, LayerNorm2d, ParallelBranches, Scale, TanhExp
@@ -118,7 +119,7 @@ def _samples(space: SearchSpace) -> Complaints:
                 yield "a candidate does not survive JSON"
             ids.add(candidate.architecture.architecture_id)
         if len(ids) < MIN_DISTINCT * n:
-            yield f"of {n} samples only {len(ids)} are different networks"
+            yield f"{n} samples are only {counted(len(ids), 'different network')}"
 
 
 def _determinism(space: SearchSpace) -> Complaints:

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial
 
 from search_spaces.architecture import ACTIVATION_NAMES, Architecture, ArchitectureError
 from search_spaces.constraints import limit_rows
-from study.command_line.wording import markdown_table, markdown_text
+from study.command_line.wording import markdown_table, markdown_text, rounded
 from study.machine.files import write_atomically
 from study.reporting.pictures import curve_png, layers_csv, shape_text
 from study.storage.database import METRIC, config_of, is_ours, storage_of, stored
@@ -56,12 +56,13 @@ def publish_trial(
     storage: optuna.storages.BaseStorage,
     trial: optuna.Trial,
     architecture: Architecture,
+    note: str,
     artifacts: Path,
 ) -> None:
-    """Writes the note and the layer table of a trial that is about to be trained."""
+    """Writes the `note` and the layer table of a trial that is about to be trained."""
     study_id = storage.get_study_id_from_name(study.study_name)
     trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
-    _write_note(study, storage, f"dashboard:{trial_id}:", trial_note(trial, architecture))
+    _write_note(study, storage, f"dashboard:{trial_id}:", note)
     attach(trial, artifacts, {"layers.csv": layers_csv(architecture).encode()})
 
 
@@ -168,14 +169,14 @@ def _write_note(study: optuna.Study, storage: optuna.storages.BaseStorage, prefi
     storage.set_study_system_attr(study_id, f"{prefix}note_ver", 1)
 
 
-def trial_note(trial: optuna.Trial | FrozenTrial, architecture: Architecture) -> str:
+def trial_note(trial: optuna.Trial | FrozenTrial, architecture: Architecture, repairs: Sequence[str]) -> str:
     """GitHub Markdown: what the trial is, its repairs, its layers."""
     attrs, constraints = trial.user_attrs, trial.constraints
     facts = [
         f"{attrs['params']:,} parameters",
         f"receptive field {attrs['receptive_field']}",
         f"{attrs['macs'] / 1e6:,.1f}M multiply-accumulates",
-        *(f"{name} {figure:,.4g}" for name, figure in attrs.get("measured", {}).items()),
+        *(f"{name} {rounded(value)}" for name, value in attrs.get("measured", {}).items()),
     ]
     anchor = f" Anchor: **{markdown_text(attrs['anchor'])}**." if attrs.get("anchor") else ""
     queued = " From the queue." if attrs.get("queued") else ""
@@ -184,7 +185,7 @@ def trial_note(trial: optuna.Trial | FrozenTrial, architecture: Architecture) ->
         f"**{facts[0]}**, {', '.join(facts[1:])}.{anchor}{queued}",
         "",
         f"- Candidate `{attrs['candidate_id']}`, slot {attrs['slot']}",
-        f"- Repairs: {markdown_text('; '.join(attrs['repairs']) or 'none')}",
+        f"- Repairs: {markdown_text('; '.join(repairs) or 'none')}",
         f"- Limits: {'broken: ' + ', '.join(broken) if broken else 'all met'}",
         "",
         _layer_table(architecture),

@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.architecture import Architecture
-from search_spaces.constraints import Clock, LimitRow, limit_rows
+from search_spaces.constraints import SIZE, Clock, LimitRow, OwnLimit, limit_rows, size_kb
 from search_spaces.cost import CostModel
 from search_spaces.fields import Amount, DescriptionError, fitting
 from study.command_line.wording import percent
@@ -34,7 +34,7 @@ _WITHOUT_RESULT = (Outcome.FAILED, Outcome.INTERRUPTED, Outcome.INFEASIBLE)
 """What Optuna does not tell apart."""
 _STORED = (
     "slot", "params", "receptive_field", "receptive_field_with_pool", "macs", "n_dilated_reductions", "anchor",
-    "candidate_id", "candidate", "reason", "wall_s", "repairs", "measured",
+    "candidate_id", "candidate", "reason", "wall_s", "repairs",
 )  # fmt: skip
 """User attributes that a record holds as they are, unless they are of another type: others write to a study, too."""
 
@@ -55,7 +55,7 @@ class Record:
         candidate: JSON of the candidate.
         repairs: What decoding changed; None if it was not decoded.
         reason: Why it failed or was pruned.
-        measured: Figures of its architecture, by the names of the user's own limits.
+        measured: Figures of its architecture, by the names of the study's own limits, as far as they are known.
     """
 
     number: int
@@ -77,7 +77,7 @@ class Record:
     candidate_id: str | None
     candidate: Mapping[str, Any] | None
     reason: str | None
-    measured: Mapping[str, Any] | None = None
+    measured: Mapping[str, float]
 
     @property
     def reduces_by_dilation(self) -> bool:
@@ -172,9 +172,7 @@ class Facts:
         if isinstance(cost, dict):
             with contextlib.suppress(DescriptionError):
                 clock = Clock(CostModel.from_json(cost), self.config.train_images, self.config.val_images)
-        figures = (record and record.measured) or {}
-        measured = {name: figure for name, figure in figures.items() if is_number(figure)}
-        return limit_rows(self.config.limits, architecture, clock, measured)
+        return limit_rows(self.config.limits, architecture, clock, record.measured if record else None)
 
 
 def read_facts(study: optuna.Study, out: Path) -> Facts:
@@ -186,7 +184,8 @@ def read_facts(study: optuna.Study, out: Path) -> Facts:
     config = config_of(study)
     trials = study.get_trials(deepcopy=False)
     first = first_step(study)
-    records = [record_of(trial, first) for trial in trials if is_ours(trial) or not trial.state.is_finished()]
+    ours = [trial for trial in trials if is_ours(trial) or not trial.state.is_finished()]
+    records = [record_of(trial, first, config.limits.own) for trial in ours]
     ranked = rank(records)
     target = study.user_attrs.get("target_accuracy")
     trained = read_trained(out / "best")
@@ -218,19 +217,26 @@ def outcome(trial: FrozenTrial) -> Outcome:
     return Outcome.INTERRUPTED if reason.startswith("interrupted") else known
 
 
-def record_of(trial: FrozenTrial, first_step: int = 0) -> Record:
-    """What is known of a trial in whatever state, whose first epoch is Optuna's `first_step`."""
+def record_of(trial: FrozenTrial, first_step: int = 0, own: Sequence[OwnLimit] = ()) -> Record:
+    """What is known of a trial in whatever state.
+
+    Args:
+        trial: Of a study of ours.
+        first_step: Optuna's number of its first epoch.
+        own: The study's own limits, whose figures are looked for.
+    """
     attrs = trial.user_attrs
     steps = sorted(trial.intermediate_values.items())
     curve = tuple((step - first_step, value) for step, value in steps if math.isfinite(value))
     accuracy = curve[-1][1] if curve else None
     if trial.state == TrialState.COMPLETE and trial.value is not None:
         accuracy = trial.value if math.isfinite(trial.value) else None
-    repairs, epochs = attrs.get("repairs"), stored(trial, "curve")
+    repairs, epochs = stored(trial, "repairs"), stored(trial, "curve")
     kept = {
         **attrs,
         "repairs": tuple(map(str, repairs)) if isinstance(repairs, list) else None,
         "candidate": stored(trial, "candidate"),
+        "reason": stored(trial, "reason"),
     }
     known = dict.fromkeys(_STORED) | fitting(Record, {name: kept.get(name) for name in _STORED})
     wall_s = known.pop("wall_s")
@@ -247,8 +253,18 @@ def record_of(trial: FrozenTrial, first_step: int = 0) -> Record:
         sampled=trial.params,
         distributions=trial.distributions,
         wall_s=wall_s,
+        measured=_measured(attrs, own),
         **known,
     )
+
+
+def _measured(attrs: Mapping[str, Any], own: Sequence[OwnLimit]) -> dict[str, float]:
+    stored, params = attrs.get("measured"), attrs.get("params")
+    found = {
+        **({SIZE: size_kb(params)} if isinstance(params, int) else {}),  # known without
+        **(stored if isinstance(stored, dict) else {}),
+    }
+    return {limit.name: found[limit.name] for limit in own if is_number(found.get(limit.name))}
 
 
 def rank(records: Iterable[Record]) -> list[Record]:

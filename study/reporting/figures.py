@@ -16,7 +16,7 @@ from typing import Any
 import plotly.graph_objects as go
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from study.command_line.wording import counted, shown_value
+from study.command_line.wording import counted, rounded, shown_value
 from study.reporting.facts import MIN_FOR_IMPORTANCE, WHEN_STOPPED, Facts, Record, rank
 from study.reporting.page import Block, Charts, Section, Table, Text
 from study.storage.outcome import Outcome
@@ -325,4 +325,5 @@ def _hover(record: Record) -> str:
         lines.append(f"{record.params:,} parameters")
     if record.receptive_field is not None:
         lines.append(f"receptive field {record.receptive_field}")
+    lines += [f"{name} {rounded(value)}" for name, value in record.measured.items()]
     return "<br>".join(lines)

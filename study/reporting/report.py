@@ -64,16 +64,16 @@ def build_page(study: optuna.Study, out: Path) -> Page:
         *figure_sections(facts),
         Section("Conditions", sections.condition_blocks(facts)),
     )
-    files = {TRIALS: trials_csv(facts.records)}
+    files = {TRIALS: trials_csv(facts.records, [limit.name for limit in facts.config.limits.own])}
     return Page(f"Study {study.study_name}", parts, [text.text for text in lines], files)
 
 
-def trials_csv(records: Sequence[Record]) -> str:
-    """One row a trial: what is known of it, then all its hyperparameters."""
+def trials_csv(records: Sequence[Record], own: Sequence[str] = ()) -> str:
+    """One row a trial: what is known of it, the figures of the `own` limits, then all its hyperparameters."""
     names = sorted({name for record in records for name in record.sampled})
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow((*_COLUMNS, *(f"param_{name}" for name in names)))
+    writer.writerow((*_COLUMNS, *(f"measured_{name}" for name in own), *(f"param_{name}" for name in names)))
     for record in records:
         known = {
             **vars(record),
@@ -82,5 +82,7 @@ def trials_csv(records: Sequence[Record]) -> str:
             "epochs": len(record.curve),
             "repairs": "; ".join(record.repairs or ()),
         }
-        writer.writerow((*(known[name] for name in _COLUMNS), *(record.sampled.get(name) for name in names)))
+        figures = [record.measured.get(name) for name in own]
+        sampled = [record.sampled.get(name) for name in names]
+        writer.writerow((*(known[name] for name in _COLUMNS), *figures, *sampled))
     return stream.getvalue()

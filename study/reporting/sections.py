@@ -6,11 +6,12 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from search_spaces import SPACES
-from study.command_line.wording import MISSING, counted, duration, millions, shown_value, whole
+from study.command_line.wording import MISSING, counted, duration, millions, rounded, shown_value, whole
 from study.reporting.facts import Facts, Record
 from study.reporting.page import Block, Table, Text, Tiles
 from study.storage.outcome import Outcome
@@ -19,19 +20,27 @@ N_BEST = 10
 BOUND_FRAC = 0.01
 """A real parameter within this share of its range from an end counts as being at the bound."""
 NONE_COMPLETE = Text("No trial is complete yet.", "note")
-_ATTRIBUTES: dict[str, Callable[[Record], str]] = {
-    "Trial": lambda r: whole(r.number),
-    "Slot": lambda r: whole(r.slot),
-    "Validation accuracy": lambda r: r.reached,
-    "Parameters": lambda r: whole(r.params),
-    "Receptive field": lambda r: whole(r.receptive_field),
-    "With pool": lambda r: whole(r.receptive_field_with_pool),
-    "MACs": lambda r: millions(r.macs),
-    "Dilated reductions": lambda r: whole(r.n_dilated_reductions),
-    "Time": lambda r: duration(r.wall_s),
-    "Candidate": lambda r: r.candidate_id or MISSING,
-}
-"""What tables of trials show of each."""
+
+
+def _attributes(facts: Facts) -> dict[str, Callable[[Record], str]]:
+    """What tables of trials show of each."""
+    return {
+        "Trial": lambda r: whole(r.number),
+        "Slot": lambda r: whole(r.slot),
+        "Validation accuracy": lambda r: r.reached,
+        "Parameters": lambda r: whole(r.params),
+        "Receptive field": lambda r: whole(r.receptive_field),
+        "With pool": lambda r: whole(r.receptive_field_with_pool),
+        "MACs": lambda r: millions(r.macs),
+        **{limit.name: partial(_own_figure, limit.name) for limit in facts.config.limits.own},
+        "Dilated reductions": lambda r: whole(r.n_dilated_reductions),
+        "Time": lambda r: duration(r.wall_s),
+        "Candidate": lambda r: r.candidate_id or MISSING,
+    }
+
+
+def _own_figure(name: str, record: Record) -> str:
+    return rounded(record.measured.get(name))
 
 
 def key_figure_blocks(facts: Facts) -> Sequence[Block]:
@@ -78,9 +87,10 @@ def best_trial_blocks(facts: Facts) -> Sequence[Block]:
     if not shown:
         return (NONE_COMPLETE,)
     ranks = {record.number: i + 1 for i, record in enumerate(facts.ranked)}
-    rows = [(whole(ranks.get(r.number)), *(show(r) for show in _ATTRIBUTES.values()), r.anchor or "") for r in shown]
+    attributes = _attributes(facts)
+    rows = [(whole(ranks.get(r.number)), *(show(r) for show in attributes.values()), r.anchor or "") for r in shown]
     marked = {i for i, r in enumerate(shown) if r.anchor}
-    table = Table(("Rank", *_ATTRIBUTES, "Anchor"), rows, numeric=range(10), marked=marked)
+    table = Table(("Rank", *attributes, "Anchor"), rows, numeric=range(len(attributes)), marked=marked)
     if best is None or best.accuracy is None or n < 1:
         return (table,)
     error = math.sqrt(max(0.0, best.accuracy * (1 - best.accuracy)) / n)  # binomial
@@ -118,7 +128,7 @@ def side_by_side_blocks(facts: Facts) -> Sequence[Block]:
         anchors = [r for r in facts.records if r.anchor == name and r.accuracy is not None]
         if anchors:
             columns.append((name.capitalize(), min(anchors, key=lambda r: (r.outcome != Outcome.COMPLETE, r.number))))
-    attributes = _ATTRIBUTES | {
+    attributes = _attributes(facts) | {
         "Difference to the best": lambda r: f"{-behind(r):+.2f} points" if behind(r) else MISSING,
         "Epochs": lambda r: whole(len(r.curve)),
     }

@@ -273,7 +273,7 @@ def _drawing(heading: str, architecture: Architecture, facts: Facts) -> Section:
     )
     blocks: list[Block] = [Text(words), Layers(rows[:MOST_LAYERS], bound)]
     if len(rows) > MOST_LAYERS:
-        blocks.append(Text(f"{len(rows) - MOST_LAYERS:,} more operations are not drawn.", "note"))
+        blocks.append(Text(f"{counted(len(rows) - MOST_LAYERS, 'more operation', 'are')} not drawn.", "note"))
     return Section(heading, blocks)
 
 

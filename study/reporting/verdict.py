@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from study.bundle.metrics import accuracy_interval
-from study.command_line.wording import MISSING, counted, percent, whole
+from study.command_line.wording import MISSING, counted, percent, rounded, whole
 from study.reporting.facts import Facts, is_number
 from study.reporting.page import Block, Gauge, Gauges, Table, Text
 from study.storage.reranked import LIGHT, SETTINGS
@@ -70,7 +70,7 @@ def why_retrained(facts: Facts) -> str:
     place = facts.ranked.index(record) + 1 if record in facts.ranked else None
     if longer is not None:
         searched = f"; in the search it was number {place}" if place else ""
-        return f"{name}{setting}, the best of those that were trained again for {longer} epochs{searched}."
+        return f"{name}{setting}, the best of those that were trained again for {counted(longer, 'epoch')}{searched}."
     if record is best:
         return f"{name}, the best of the search."
     now = f"; the best trial now is {best.number}" if best else ""
@@ -127,6 +127,7 @@ def rerank_blocks(facts: Facts) -> Sequence[Block]:
     config, first, trained = found.config, found.ranked[0], facts.retrained
     setting = facts.trained.metrics.get("reranked_setting") if facts.trained else None
     several = any(each.setting != LIGHT for each in found.ranked)  # older ones had no other
+    own = [limit.name for limit in facts.config.limits.own]
     rows, marked = [], set()
     for place, each in enumerate(found.ranked):
         record = records.get(each.number)
@@ -135,11 +136,13 @@ def rerank_blocks(facts: Facts) -> Sequence[Block]:
         if note:
             marked.add(place)
         size = (whole(record.params), whole(record.receptive_field)) if record else (MISSING, MISSING)
+        measured = [rounded(record.measured.get(name) if record else None) for name in own]
         searched = (percent(record.accuracy, 2) if record else MISSING, whole(places.get(each.number)))
         shown = (each.setting,) if several else ()
-        rows.append((whole(place + 1), whole(each.number), *shown, percent(each.accuracy, 2), *searched, *size, note))
+        figures = (*searched, *size, *measured)
+        rows.append((whole(place + 1), whole(each.number), *shown, percent(each.accuracy, 2), *figures, note))
     columns = ("Rank", "Trial", *(("Setting",) if several else ()), "Longer training", "Search", "Rank there")
-    columns += ("Parameters", "Receptive field", "")
+    columns += ("Parameters", "Receptive field", *own, "")
     numeric = [i for i, name in enumerate(columns) if name not in ("Setting", "")]
     how = " ".join(f"{name.capitalize()}: {words}." for name, words in SETTINGS.items()) + " " if several else ""
     which = [f"Trial {first.number}", *([first.setting] if several else [])]
@@ -148,7 +151,7 @@ def rerank_blocks(facts: Facts) -> Sequence[Block]:
     n_candidates = len({each.number for each in found.ranked})
     text = (
         f"Trials of the search are short, so its {counted(n_candidates, 'best candidate')} were trained again for "
-        f"{config.epochs} epochs of {config.train_images:,} images, and validated on {config.val_images:,}. {how}"
-        f"{', '.join(which)}{',' * (len(which) > 1)} came out first: that is the one to retrain."
+        f"{counted(config.epochs, 'epoch')} of {config.train_images:,} images, and validated on {config.val_images:,}. "
+        f"{how}{', '.join(which)}{',' * (len(which) > 1)} came out first: that is the one to retrain."
     )
     return Text(text), Table(columns, rows, numeric=numeric, marked=marked)

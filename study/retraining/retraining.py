@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import statistics
 import subprocess
 from typing import Any
@@ -59,7 +60,7 @@ def retrain(plan: RetrainPlan) -> int:
     try:
         if teacher is not None:
             params = teacher.candidate.architecture.params
-            print(f"  teacher  {params:,} parameters, {teacher.config.epochs} epochs", flush=True)
+            print(f"  teacher  {params:,} parameters, {counted(teacher.config.epochs, 'epoch')}", flush=True)
             train_all([teacher], place, 1)
         train_all(seeds, place, jobs)
     except TrialFailed as error:
@@ -87,6 +88,8 @@ def retrain(plan: RetrainPlan) -> int:
         page = report(study, plan.out, tell=False)
         if page is not None:
             publish_report(study, plan.out / "artifacts", page, add=False)
+    command = shlex.join(["python", "-m", "study.predict", str(target.folder), "--serve"])
+    print(f"Next:   {printable(command)}", flush=True)
     return 0
 
 
@@ -110,7 +113,10 @@ def _prepare(plan: RetrainPlan, target: Target, place: Workplace, data: DataSet)
     n_images, n_classes = len(load_train(data.source)), len(data.classes)
     n_train = plan.n_train or n_images
     if not n_classes <= n_train <= n_images:
-        raise UserError(f"--train-images must be between {n_classes} and {n_images:,}: {n_train:,}.")
+        raise UserError(
+            f"--train-images must be between {n_classes} (one per class) and all {n_images:,}: {n_train:,}. Name one "
+            "of these, or leave it out."
+        )
     cost, precision = target.cost, target.precision
     native: frozenset[DepthwiseClass] = frozenset()
     if device == "cuda" or cost is None or precision is None or cost.device != device:
@@ -145,9 +151,10 @@ def _prepare(plan: RetrainPlan, target: Target, place: Workplace, data: DataSet)
     n_tests = min(MAX_SNAPSHOTS, epochs) + n_seeds - 1
     seconds += n_tests * cost.epoch_seconds(candidate.architecture, 0, data.n_test)
     seconds = START_S + FINISH_S + experience(place.call(hardware, device), jobs).factor * seconds
-    params, how_many = candidate.architecture.params, counted(n_seeds, "seed") + f" ({jobs} at once)" * (jobs > 1)
+    params, how_long = candidate.architecture.params, counted(epochs, "epoch")
+    how_many = counted(n_seeds, "seed") + f" ({jobs} at once)" * (jobs > 1)
     print(f"  retrain  {target.facts['name']}: candidate {candidate.candidate_id}, {params:,} parameters")
-    print(f"    train  {n_train:,} images of {data.name}, {epochs} epochs, {how_many}, {precision}, {device}")
+    print(f"    train  {n_train:,} images of {data.name}, {how_long}, {how_many}, {precision}, {device}")
     print(f" expected  about {duration(seconds)}; stopped, the same command goes on from its checkpoint", flush=True)
     if candidate != target.candidate:
         print("  raised   " + _raised(target.candidate.augmentation, candidate.augmentation), flush=True)

@@ -94,7 +94,7 @@ def _chosen(plan: RetrainPlan, study: optuna.Study) -> tuple[FrozenTrial, str, d
     given = rerank.user_attrs["given"][winner.user_attrs["slot"]]
     number, setting = given["trial"], setting_of(given)
     print(
-        f"  reranked  trial {number}, {setting}: the best of {counted(n, 'training')} of {epochs} epochs; the best "
-        f"of the search is trial {trial.number} (--trial N retrains another)"
+        f"  reranked  trial {number}, {setting}: the best of {counted(n, 'training')} of {counted(epochs, 'epoch')}; "
+        f"the best of the search is trial {trial.number} (--trial N retrains another)"
     )
     return winner, "best", {"trial": number, "reranked_epochs": epochs, "reranked_setting": setting}

@@ -13,12 +13,12 @@ from optuna.trial import TrialState
 
 from search_spaces.candidate import Candidate
 from search_spaces.constraints import Clock, Constraint, InfeasibleError, certify
-from search_spaces.space import Decoded
+from search_spaces.space import Decoded, SearchSpace
 from study.command_line.own import OwnLimits
 from study.machine.hardware import versions
 from study.model.certificate import certify_module
 from study.model.network import build
-from study.reporting.dashboard import publish_trial
+from study.reporting.dashboard import publish_trial, trial_note
 from study.search.creation import anchors
 from study.search.measuring import Measuring
 from study.search.plan import Given
@@ -35,7 +35,7 @@ from study.storage.config import StudyConfig, open_space
 from study.storage.database import HIDDEN, cost_model_of, storage_of
 from study.storage.known import KnownTrials
 from study.storage.outcome import Outcome
-from study.storage.slots import Claim, SlotTable, fail_trial
+from study.storage.slots import Claim, fail_trial
 
 N_REDRAWS = 20
 """Samples more for a slot whose first one breaks a limit of the user's own, which no space repairs."""
@@ -67,26 +67,27 @@ class Asker:
 
     Args:
         study: Where trials are written.
-        slots, known: Of the study.
+        known: Of the study.
         config: Of the study.
         artifacts: Folder of the dashboard's files.
         given: The candidates of a study that samples none, one for every slot.
         own: Limits of the user's own, as typed.
+        space: Where it is none that is registered.
     """
 
     def __init__(
         self,
         study: optuna.Study,
-        slots: SlotTable,
         known: KnownTrials,
         config: StudyConfig,
         artifacts: Path,
         given: Sequence[Given] | None = None,
         own: OwnLimits | None = None,
+        space: SearchSpace | None = None,
     ) -> None:
-        self._study, self._storage, self._slots, self._known = study, storage_of(study), slots, known
+        self._study, self._storage, self._slots, self._known = study, storage_of(study), known.slots, known
         self._config, self._artifacts, self._given = config, artifacts, given
-        self._space = open_space(config.space)
+        self._space = space or open_space(config.space)
         cost = cost_model_of(study)
         self._clock = Clock(cost, config.train_images, config.val_images)
         self._anchors = anchors(self._space, config, cost)
@@ -121,8 +122,8 @@ class Asker:
         hidden: dict[str, Any] = {"versions": self._versions}
         while True:
             try:
-                candidate, constraints = self._decoded(params, given, attributes)
-                hidden["candidate"], reason = candidate.to_json(), ""  # a trial that has it can be run again
+                candidate, constraints = self._decoded(params, given, attributes, hidden)
+                reason = ""
                 break
             except InfeasibleError as error:
                 candidate, reason, constraints = None, f"infeasible: {error}", error.broken
@@ -153,7 +154,8 @@ class Asker:
             for name, value in hidden.items():
                 self._known.hide(trial.number, name, value)
         if candidate is not None:
-            publish_trial(self._study, self._storage, trial, candidate.architecture, self._artifacts)
+            note = trial_note(trial, candidate.architecture, hidden["repairs"])
+            publish_trial(self._study, self._storage, trial, candidate.architecture, note, self._artifacts)
         return Asked(claim, trial, seed, anchor, candidate, reason)
 
     def _prescribed(self, claim: Claim) -> tuple[dict[str, Any], str | None, dict[str, Any] | None]:
@@ -216,9 +218,13 @@ class Asker:
         return refused
 
     def _decoded(
-        self, params: Mapping[str, Any], given: dict[str, Any] | None, attributes: dict[str, Any]
+        self,
+        params: Mapping[str, Any],
+        given: dict[str, Any] | None,
+        attributes: dict[str, Any],
+        hidden: dict[str, Any],
     ) -> tuple[Candidate, Sequence[Constraint]]:
-        """The candidate, certified, and what its limits say of it; `attributes` gets what is known of it.
+        """The candidate, certified, and what its limits say of it; `attributes` and `hidden` get what is known of it.
 
         Raises:
             InfeasibleError: It breaks a limit.
@@ -245,7 +251,7 @@ class Asker:
             "n_dilated_reductions": architecture.n_dilated_reductions,
             "candidate_id": candidate.candidate_id,
             "architecture_id": architecture.architecture_id,
-            "repairs": list(decoded.repairs),
             "predicted_s": config.epochs * clock.epoch_s(architecture),
         }
+        hidden |= {"candidate": candidate.to_json(), "repairs": list(decoded.repairs)}  # so it can be run again
         return candidate, certified

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from search_spaces import SPACES
 from search_spaces.architecture import Architecture
 from search_spaces.candidate import Candidate
-from search_spaces.constraints import Clock, InfeasibleError, Limits, Measured, certify
+from search_spaces.constraints import SIZE, Clock, InfeasibleError, Limits, Measured, OwnLimit, certify, size_kb
 from search_spaces.cost import CostModel
 from search_spaces.reference import REFERENCE, REFERENCE_ARCHITECTURE
 from search_spaces.space import Params, SearchSpace
 from study.command_line.own import SPACE_FORM
+from study.command_line.wording import counted, rounded
 from study.errors import UserError
 from study.search.plan import SearchPlan
 from study.storage.config import default_target
@@ -101,7 +102,10 @@ def find_study(plan: SearchPlan) -> tuple[optuna.Study, optuna.storages.RDBStora
             f"The study {plan.name!r} was made by a program that trains otherwise ({'; '.join(differences)}). Choose "
             "another --study-name, or go on with the program that made it."
         )
-    asked = dataclasses.replace(stored, **plan.settings, limits=dataclasses.replace(stored.limits, **plan.limits))
+    # Own limits that were not typed stay, as every option that is left out.
+    own = {limit.name: limit for limit in (*stored.limits.own, *plan.limits.get("own", ()))}
+    limits = dataclasses.replace(stored.limits, **{**plan.limits, "own": tuple(own.values())})
+    asked = dataclasses.replace(stored, **plan.settings, limits=limits)
     differences = stored.differences(asked)
     if differences:
         raise UserError(
@@ -122,17 +126,14 @@ def refuse_untyped(plan: SearchPlan, study: optuna.Study) -> None:
     from study.storage.database import config_of
 
     stored = config_of(study)
-    if stored.space not in SPACES:
-        raise UserError(
-            f"The study {plan.name!r} searches {stored.space!r}, which is no space of ours, and files are loaded only "
-            f"as they are typed: add --space {SPACE_FORM}."
-        )
-    missing = [limit for limit in stored.limits.own if limit.source and limit.name not in plan.own.functions]
+    missing = [] if stored.space in SPACES else [f"--space {SPACE_FORM} (the space {stored.space!r})"]
+    for limit in stored.limits.own:
+        if limit.source and limit.name not in plan.own.functions:
+            missing.append(f"--limit {limit.function}")
     if missing:
-        options = " ".join(f"--limit {limit.function}" for limit in missing)
         raise UserError(
-            f"The study {plan.name!r} has limits of a file, and files are loaded only as they are typed: add the other "
-            f"limits that it was made with and {options}, with the path to it."
+            f"The study {plan.name!r} was made with files of yours, which are loaded only as they are typed: add "
+            f"{', '.join(missing)}, with the path of each file."
         )
 
 
@@ -278,18 +279,37 @@ def refuse_impossible(
     """
     clock, limits = Clock(cost, config.train_images, config.val_images), config.limits.to_decode
     rng = random.Random(config.seed)
-    last: InfeasibleError | None = None
-    for params in (*space.anchors(limits).values(), *(space.sample(rng) for _ in range(N_FEASIBILITY_SAMPLES))):
+    points = [*space.anchors(limits).values(), *(space.sample(rng) for _ in range(N_FEASIBILITY_SAMPLES))]
+    broken: list[InfeasibleError] = []
+    for params in points:
         try:
             architecture = space.decode(params, limits, clock).candidate.architecture
             certify(architecture, config.limits, clock, measure(architecture))
             return
         except InfeasibleError as error:
-            last = error
-    assert last is not None
-    raise UserError(
-        f"No candidate of the space {space.name!r} can meet these limits; the smallest one has: {last}. Relax them."
-        if not config.limits.own
-        else f"Of {N_FEASIBILITY_SAMPLES} samples of the space {space.name!r} none meets these limits; the last one "
-        f"has: {last}. Relax them."
-    )
+            broken.append(error)
+    of, own = f"of the space {space.name!r}", config.limits.own
+    none = f"None of {counted(len(points), 'network')} {of} meets"
+    unmet = "; ".join(filter(None, (_unmet(limit, config.limits, broken) for limit in own)))
+    if unmet:
+        raise UserError(f"{none} {unmet}. Name a larger bound, or another --space.")
+    if own:
+        raise UserError(f"{none} all limits at once; the last one has: {broken[-1]}. Relax them.")
+    raise UserError(f"No candidate {of} can meet these limits; the smallest one has: {broken[-1]}. Relax them.")
+
+
+def _unmet(limit: OwnLimit, limits: Limits, broken: Sequence[InfeasibleError]) -> str:
+    """`limit` and the smallest figure found, if all of these networks break it; empty if not."""
+    # Spaces fit networks to a limit on the size as one on the parameters.
+    most = limits.to_decode.max_params
+    by_params = limit.name == SIZE and most < limits.max_params
+    figures = [
+        size_kb(int(each.value) + most - 1) if each.name == "parameters" else each.value + limit.bound
+        for error in broken
+        for each in error.broken
+        if each.name == limit.name or (by_params and each.name == "parameters")
+    ]
+    if len(figures) < len(broken):
+        return ""
+    typed = f"{limit.function} ({limit.name} < {limit.bound:,g})" if limit.source else f"{limit.name}={limit.bound:g}"
+    return f"--limit {typed}: the smallest has {rounded(min(figures))}"

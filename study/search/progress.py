@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from study.command_line.wording import aligned, duration, millions, percent, whole
+from study.command_line.wording import aligned, duration, millions, percent, rounded, whole
 from study.errors import UserError
 from study.machine.interrupts import InterruptFlag
 
@@ -105,16 +105,19 @@ _BAR = "{n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}"
 def outcome(study: optuna.Study) -> list[str]:
     """The best trials as a table, and the layers of the first; nothing where none is complete."""
     from study.reporting.dashboard import UNITS, units
-    from study.storage.database import candidate_of, ranked_trials
+    from study.reporting.facts import record_of
+    from study.storage.database import candidate_of, config_of, ranked_trials
 
     best = ranked_trials(study)[:N_BEST]
     if not best:
         return []
-    rows = [("trial", "accuracy", "parameters", "receptive field", "MACs", "time")]
+    own = config_of(study).limits.own
+    rows = [("trial", "accuracy", "parameters", "receptive field", "MACs", *(limit.name for limit in own), "time")]
     for trial in best:
-        attrs = trial.user_attrs
-        figures = whole(attrs.get("params")), whole(attrs.get("receptive_field")), millions(attrs.get("macs"))
-        rows.append((_number(study, trial), _percent(trial.value), *figures, duration(attrs.get("wall_s"))))
+        found = record_of(trial, own=own)
+        known = whole(found.params), whole(found.receptive_field), millions(found.macs)
+        measured = (rounded(found.measured.get(limit.name)) for limit in own)
+        rows.append((_number(study, trial), _percent(trial.value), *known, *measured, duration(found.wall_s)))
     heading = f"Best {len(best)} of {study.study_name}, by validation accuracy" if len(best) > 1 else "Best trial"
     layers = aligned([UNITS, *units(candidate_of(best[0]).architecture)])
     return ["", heading, *aligned(rows), "", f"Layers of trial {_number(study, best[0])}", *layers, ""]

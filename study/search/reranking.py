@@ -14,6 +14,7 @@ from search_spaces.constraints import Clock, Limits
 from search_spaces.space import Decoded, Params, SearchSpace
 from search_spaces.training_dimensions import lengthened, regularised
 from study.command_line.own import SPACE_FORM
+from study.command_line.wording import counted
 from study.errors import UserError
 from study.search.creation import find_study, new_study, refuse_early, refuse_other_version
 from study.search.plan import Given, SearchPlan
@@ -67,7 +68,7 @@ def rerank(plan: RerankPlan) -> int:
 
     source = open_study(plan.search.url, plan.source)
     refuse_other_version(plan.source, config_of(source))
-    _know_space_of(source)
+    space = _space_of(source)
     place = workplace(plan.search.cluster, plan.search.device)
     best = best_candidates(source, plan.top, FIDELITY[place.device][0])
     refuse_early(plan.search)
@@ -103,17 +104,18 @@ def rerank(plan: RerankPlan) -> int:
             study.set_user_attr("given", given)
     candidates = [Given(each["name"], each["params"], each["candidate"], each.get("measured", {})) for each in given]
     search = dataclasses.replace(plan.search, trials=len(candidates))
-    return bring_to_end(search, machine, study, storage, existing is None, candidates)
+    return bring_to_end(search, machine, study, storage, existing is None, candidates, space)
 
 
-def _know_space_of(study: optuna.Study) -> None:
-    """Lets a space of the user's that was not typed be known by what its trials tell of it: candidates are stored."""
+def _space_of(study: optuna.Study) -> SearchSpace:
+    """What `study` searches; of a space that was not typed what its trials tell, enough for stored candidates."""
     from study.search.sampling import dimension_of
+    from study.storage.config import open_space
     from study.storage.database import best_trial, config_of
 
     config = config_of(study)
     if config.space in SPACES:
-        return
+        return open_space(config.space)
 
     class Stored(SearchSpace):
         name, version, tree = config.space, config.space_version, ""
@@ -125,7 +127,7 @@ def _know_space_of(study: optuna.Study) -> None:
         def anchors(self, limits: Limits) -> Mapping[str, Params]:
             return {}
 
-    SPACES[config.space] = Stored
+    return Stored()
 
 
 def best_candidates(study: optuna.Study, asked: int | None, default: int) -> list[FrozenTrial]:
@@ -139,7 +141,9 @@ def best_candidates(study: optuna.Study, asked: int | None, default: int) -> lis
     best_trial(study)  # refuses a study without any
     different = ranked_trials(study)
     if asked is not None and asked > len(different):
-        raise UserError(f"--top must not exceed the {len(different)} complete trials of {study.study_name!r}: {asked}.")
+        raise UserError(
+            f"--top must not exceed the {counted(len(different), 'complete trial')} of {study.study_name!r}: {asked}."
+        )
     return different[: asked or default]
 
 

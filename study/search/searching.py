@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from search_spaces import SearchSpace
 from search_spaces.candidate import Candidate
 from search_spaces.constraints import Limits
 from study.command_line.wording import counted, duration, printable, shown_value
@@ -145,6 +146,7 @@ def bring_to_end(
     storage: optuna.storages.RDBStorage,
     created: bool,
     given: Sequence[Given] | None = None,
+    space: SearchSpace | None = None,
 ) -> int:
     """Runs what is left of `study`, and writes its report. Returns the exit code.
 
@@ -154,6 +156,7 @@ def bring_to_end(
         study, storage: Of the plan.
         created: Whether the study is new.
         given: The candidates of a study that samples none, one for every slot.
+        space: What they are of, where it is none that is registered.
 
     Raises:
         StudyFailed: Several trials failed in a row.
@@ -202,7 +205,7 @@ def bring_to_end(
 
     known = KnownTrials(study, storage, slots)
     gather(plan.artifacts)
-    asker = Asker(study, slots, known, config, plan.artifacts, given, plan.own)
+    asker = Asker(study, known, config, plan.artifacts, given, plan.own, space)
     supervisor = Supervisor(plan, study, storage, slots, known, config, asker, place.executor(setup), training)
     try:
         stopped = supervisor.run()
@@ -212,17 +215,18 @@ def bring_to_end(
         _finish(plan, study, storage)
         raise
     n_finished = slots.n_finished()
+    finished = f"{counted(n_finished, 'trial', 'are')} finished"
     if stopped == "interrupted":
         with contextlib.suppress(OSError):  # of output that nobody reads
             _finish(plan, study, storage)
-            print(f"Stopped. {n_finished} trials are finished; the same command goes on.", flush=True)
+            print(f"Stopped. {finished}; the same command goes on.", flush=True)
         supervisor.interrupted.end()
     _finish(plan, study, storage, whole=stopped == "done")
     _learn(machine, config, study, begun, time.monotonic() - started)
     if stopped == "timeout":
-        print(f"--timeout reached. {n_finished} trials are finished; the same command goes on.", flush=True)
+        print(f"--timeout reached. {finished}; the same command goes on.", flush=True)
     elif n_finished < plan.trials:
-        print(f"{plan.trials - n_finished} trials are run by other processes.", flush=True)
+        print(f"{counted(plan.trials - n_finished, 'trial', 'are')} run by other processes.", flush=True)
     return 0
 
 
@@ -244,19 +248,19 @@ def _banner(
     jobs, rates, hardware = machine.jobs, machine.rates, machine.calibration.hardware
     known, epochs_s = experience(hardware, jobs), expected_seconds(config, machine.calibration.cost, machine.candidates)
     seconds = known.seconds(left, epochs_s, jobs, machine.gain)
-    basis = f", by {known.n_trials} trials that ran here" if known.n_trials else ""
+    basis = f", by {counted(known.n_trials, 'trial')} that ran here" if known.n_trials else ""
     limits = {name: value for name, value in config.limits.settings().items() if value is not None}
-    measured = "; ".join(f"{n}: {rate:,.0f}" for n, rate in sorted(rates.items()))
+    finished = f"{counted(done, 'trial')} finished"
     lines = {
-        "study": f"{plan.name} ({'new' if created else f'resumed, {done} trials finished'})",
+        "study": f"{plan.name} ({'new' if created else f'resumed, {finished}'})",
         "data": config.data + ("" if config.mirrored else "; its classes are characters or signs: never mirrored"),
         "space": f"{config.space} (version {config.space_version})",
         "limits": ", ".join(f"{name} {shown_value(value)}" for name, value in limits.items()),
-        "trial": f"{config.epochs} epochs of {config.train_images:,} images, validated on {config.val_images:,}, "
-        f"{config.precision}",
+        "trial": f"{counted(config.epochs, 'epoch')} of {config.train_images:,} images, validated on "
+        f"{config.val_images:,}, {config.precision}",
         "search": f"{config.sampler} sampler, {config.pruner} pruner, seed {config.seed}",
         "device": f"{hardware.get('gpu', hardware['cpu'])}, {counted(hardware['n_cores'], 'core')}, "
-        f"{jobs} trial{'s' * (jobs > 1)} at once" + (f" (images/s by trials: {measured})" if measured else ""),
+        f"{counted(jobs, 'trial')} at once" + (f" ({rates[jobs]:,.0f} images/s)" if jobs in rates else ""),
         "storage": hide_password(plan.url),
         "expected": f"about {duration(seconds)} for {counted(left, 'more trial')}{basis}" if left else "nothing to run",
         "watch": dashboard_command(plan.url, plan.artifacts),
@@ -264,7 +268,8 @@ def _banner(
     if candidates:
         lines["candidates"] = "; ".join(candidates)
     if freed:
-        lines["recovered"] = f"slots {', '.join(map(str, freed))} of an interrupted run are run again"
+        named = ", ".join(map(str, freed))
+        lines["recovered"] = f"{counted(len(freed), 'slot', 'are')} run again, of an interrupted run: {named}"
     for name, value in lines.items():
         print(f"{name:>10}  {printable(value)}")
     sys.stdout.flush()

@@ -44,6 +44,8 @@ FIRST_STEP = "first_step"
 HIDDEN = "small_cnn_study:"
 """Begins the names of system attributes of a trial, which optuna-dashboard does not show: it prints every user
 attribute on one line, and a candidate's makes a page of seven thousand pixels."""
+MOST_SHOWN = 100
+"""Characters of a user attribute that fit the page of a trial there."""
 FORGOTTEN_S = 20
 """In which nothing is heard within a transaction before the server ends it; ours take milliseconds."""
 _FULL = ("database or disk is full", "disk I/O error")
@@ -163,7 +165,8 @@ def stored(trial: FrozenTrial, name: str) -> Any:
 
     Args:
         trial: Of ours.
-        name: "candidate", the candidate's JSON, "curve", a list of epoch records, or "versions", by package.
+        name: "candidate", the candidate's JSON, "curve", a list of epoch records, "versions", by package, "repairs", a
+            list, or "reason", whole.
     """
     return trial.system_attrs.get(HIDDEN + name, trial.user_attrs.get(name))
 

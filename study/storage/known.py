@@ -27,7 +27,7 @@ class KnownTrials:
     """
 
     def __init__(self, study: optuna.Study, storage: optuna.storages.RDBStorage, slots: SlotTable) -> None:
-        self._study, self._slots, self._storage, self._database = study, slots, storage_of(study), storage
+        self._study, self.slots, self._storage, self._database = study, slots, storage_of(study), storage
         self._study_id = self._storage.get_study_id_from_name(study.study_name)
         self._trials: dict[int, FrozenTrial] = {}
         self._finished: list[FrozenTrial] = []
@@ -67,7 +67,7 @@ class KnownTrials:
 
     def _catch_up(self) -> None:
         now = time.monotonic()
-        if now - self._read_at < REFRESH_S or self._slots.n_finished() == len(self._finished):
+        if now - self._read_at < REFRESH_S or self.slots.n_finished() == len(self._finished):
             return
         for trial in self._study.get_trials(deepcopy=False):
             self._note(trial)

@@ -29,8 +29,8 @@ import optuna
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
-from study.errors import StudyDeleted
-from study.storage.database import has_result, is_ours, stored
+from study.errors import StudyDeleted, shortened
+from study.storage.database import HIDDEN, MOST_SHOWN, has_result, is_ours, stored
 from study.storage.outcome import Outcome
 from study.storage.patience import OUTAGE_S
 
@@ -351,7 +351,9 @@ def fail_trial(
     study_id = storage.get_study_id_from_name(study.study_name)
     trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
     with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-        storage.set_trial_user_attr(trial_id, "reason", reason)
+        if len(reason) > MOST_SHOWN:
+            storage.set_trial_system_attr(trial_id, HIDDEN + "reason", reason)
+        storage.set_trial_user_attr(trial_id, "reason", shortened(reason, MOST_SHOWN))
         storage.set_trial_user_attr(trial_id, "outcome", outcome)
         study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
 

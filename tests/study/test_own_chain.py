@@ -65,10 +65,11 @@ def test_own_images_space_and_limits(folder: Path, capsys: pytest.CaptureFixture
 
     # What is stored is never run: to go on, files are typed again.
     SPACES.pop("mine")
-    with pytest.raises(UserError, match=r"searches 'mine', which is no space of ours, .*: add --space file\.py:"):
+    both = r"made with files of yours, .*: add --space file\.py:Class \(the space 'mine'\), --limit mine\.py:wide, with"
+    with pytest.raises(UserError, match=both):
         run.main(["--trials", "3", *TINY, *out, "--data", "data"])
-    with pytest.raises(UserError, match=r"has limits of a file, .*--limit mine\.py:wide"):
-        run.main(["--trials", "3", *TINY, *out, "--data", "data", *own[:2]])
+    with pytest.raises(UserError, match=r"typed: add --limit mine\.py:wide, with"):
+        run.main(["--trials", "3", *TINY, *out, "--data", "data", *own[:2], "--limit", "latency_ms=1000"])
     (folder / "mine.py").write_text(FILE.replace("90", "80"))
     with pytest.raises(UserError, match=r"other settings \(widest: < 90 .* -> < 80 "):
         run.main(["--trials", "3", *first])
@@ -81,9 +82,11 @@ def test_own_images_space_and_limits(folder: Path, capsys: pytest.CaptureFixture
     # Whoever trains stored candidates needs no file.
     SPACES.pop("mine")
     assert rerank.main(["--top", "1", *TINY, *out, "--data", "data"]) == 0
-    SPACES.pop("mine")
+    assert "mine" not in SPACES
     assert retrain.main(["--epochs", "1", "--device", "cpu", *out, "--data", "data"]) == 0
-    assert "passes" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "passes" not in shown
+    assert shown.endswith("Next:   python -m study.predict out/best --serve\n")
     bundle = load_bundle(Path("out/best"))
     assert bundle.preprocessing.classes == ("dark", "light", "mixed")
     assert bundle.preprocessing.mean != (0.4914, 0.4822, 0.4465)

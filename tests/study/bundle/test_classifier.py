@@ -7,6 +7,7 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,9 +48,25 @@ def test_whatever_holds_the_image(bundle: Path, tmp_path: Path) -> None:
     stream = io.BytesIO((tmp_path / "a.png").read_bytes())
     found = [model.preprocess(each) for each in (tmp_path / "a.png", str(tmp_path / "a.png"), stream, image)]
     assert all(torch.equal(each, found[0]) for each in found)
+    colours = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    assert torch.equal(model.preprocess(colours), model.preprocess(Image.fromarray(colours)))
     assert 0 <= float(found[0].min()) < float(found[0].max()) <= 1
     with pytest.raises(UnreadableImageError, match="does not exist"):
         model.preprocess(tmp_path / "gone.png")
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        (np.zeros((32, 32, 3)), r"float64 \[32, 32, 3\]"),
+        (np.zeros((3, 32, 32), np.uint8), r"uint8 \[3, 32, 32\]"),
+        (torch.zeros(32, 32, 3, dtype=torch.uint8), r"torch.uint8 \[32, 32, 3\]"),
+        (None, "NoneType"),
+    ],
+)
+def test_what_holds_no_image(bundle: Path, given: Any, what: str) -> None:
+    with pytest.raises(TypeError, match=rf"an array that is uint8 \[H, W, 3\], RGB: this is {what}\."):
+        study.load(bundle).preprocess(given)
 
 
 def test_bytes_in_place_of_fractions_are_refused(bundle: Path) -> None:

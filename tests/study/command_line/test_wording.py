@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from study.command_line.wording import duration, markdown_table, markdown_text
+from study.command_line.wording import counted, duration, markdown_table, markdown_text
 
 EVIL = "<img src=x onerror=alert(1)>"
 
@@ -28,6 +28,12 @@ EVIL = "<img src=x onerror=alert(1)>"
 )
 def test_duration(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_counted() -> None:
+    assert [counted(n, "trial") for n in (0, 1, 1200)] == ["0 trials", "1 trial", "1,200 trials"]
+    assert [counted(n, "class") for n in (1, 2)] == ["1 class", "2 classes"]
+    assert [counted(n, "slot", "are") for n in (1, 2)] == ["1 slot is", "2 slots are"]
 
 
 @pytest.mark.parametrize(

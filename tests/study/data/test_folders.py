@@ -140,7 +140,7 @@ def test_sizes_follow_the_data_set() -> None:
     small = DataSet("small", ("a", "b", "c"), (0.5,) * 3, (0.5,) * 3, 20, 5, "0")  # type: ignore[arg-type]
     assert (small.n_validation, small.n_search) == (3, 17)
     check_sizes(17, 3, small)
-    with pytest.raises(UserError, match=r"--train-images must be between 3 \(one per class\) and 17: 18"):
+    with pytest.raises(UserError, match=r"--train-images must be between 3 \(.*\) and 17 \(of the 20 .*\): 18"):
         check_sizes(18, 3, small)
     assert (CIFAR10.n_validation, CIFAR10.n_search, CIFAR10.fingerprint) == (5_000, 45_000, "CIFAR-10")
 
@@ -190,6 +190,17 @@ def test_a_data_set_that_cannot_be_downloaded(user_cache: Path, monkeypatch: pyt
     monkeypatch.setattr("torchvision.datasets.KMNIST", offline)
     with pytest.raises(UserError, match=r"KMNIST could not be downloaded \(network is unreachable\)"):
         open_data("KMNIST")
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("CIFAR1000", "CIFAR100"), ("cifar-10", "CIFAR10"), ("svnh", "SVHN")])
+def test_a_mistyped_name_gets_the_nearest(
+    typed: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"must be a folder or .*: {typed!r} is neither. Did you mean {meant}\\?"):
+        open_data(typed)
+    with pytest.raises(UserError, match=r"must name a data set of torchvision's, .* does not exist"):
+        open_data("my/cifar10")
 
 
 def test_cifar10_stays_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import logging
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +61,20 @@ def sampled() -> Candidate:
     return space.decode(space.sample(random.Random(3)), Limits()).candidate
 
 
-def published(study: optuna.Study, candidate: Candidate, store: Path, **more: Any) -> optuna.Trial:
+def published(
+    study: optuna.Study, candidate: Candidate, store: Path, repairs: Sequence[str] = (), **more: Any
+) -> optuna.Trial:
     """A running trial of `candidate`."""
     trial, a = study.ask(), candidate.architecture
     attrs: dict[str, Any] = {
-        "slot": 0, "params": a.params, "receptive_field": a.receptive_field, "macs": a.macs, "repairs": [],
+        "slot": 0, "params": a.params, "receptive_field": a.receptive_field, "macs": a.macs,
         "candidate_id": candidate.candidate_id, **more,
     }  # fmt: skip
     for name, value in attrs.items():
         trial.set_user_attr(name, value)
     trial.set_constraint("parameters", -100.0)
-    dashboard.publish_trial(study, storage_of(study), trial, a, store)
+    note = dashboard.trial_note(trial, a, repairs)
+    dashboard.publish_trial(study, storage_of(study), trial, a, note, store)
     return trial
 
 
@@ -205,7 +209,7 @@ def test_the_dashboard_edits_our_notes_as_its_own(tmp_path: Path, monkeypatch: p
     dashboard.publish_study(study, storage_of(study))
     trial = published(study, REFERENCE, tmp_path / "artifacts")
     bodies = get_note(study), get_note(trial)
-    assert bodies[1] == dashboard.trial_note(trial, REFERENCE.architecture)
+    assert bodies[1] == dashboard.trial_note(trial, REFERENCE.architecture, ())
     save_note(study, bodies[0] + "edited")
     save_note(trial, "edited by a person")
     assert (get_note(study), get_note(trial)) == (bodies[0] + "edited", "edited by a person")

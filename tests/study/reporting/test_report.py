@@ -26,7 +26,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces import get_space
-from search_spaces.constraints import Limits, check
+from search_spaces.constraints import Limits, OwnLimit, check
 from search_spaces.space import Choice, Dimension, Integer
 from study.errors import StudyFailed, UserError
 from study.machine.paths import REPOSITORY
@@ -375,6 +375,24 @@ def test_trials_csv_holds_every_trial_with_its_hyperparameters(tmp_path: Path) -
     }
     assert {name.removeprefix("param_") for name in rows[0] if name.startswith("param_")} == set(SPACE.dimensions)
     assert rows[17]["param_lr"] == ""
+
+
+def test_figures_of_own_limits_are_listed_by_name(tmp_path: Path) -> None:
+    own = (OwnLimit("energy_mj", 5.0, "mine.py:f 12"), OwnLimit("size_kb", 700.0))
+    trials = [made_trial(0, 0.5, anchor="reference"), made_trial(1, 0.8), failed_trial(2, "infeasible: x")]
+    trials[0].set_user_attr("measured", {"energy_mj": 3.14159, "other": 1.0})
+    trials[1].set_user_attr("measured", {"energy_mj": "a lot"})  # a stranger's
+    config = dataclasses.replace(CONFIG, limits=Limits(own=own))
+    html, markdown = report.write_report(made_study(trials, config=config), tmp_path)
+    table = section(markdown.read_text(), "The 10 best trials and the anchors")
+    assert row(table, "Rank")[7:10] == ["MACs", "energy_mj", "size_kb"]
+    assert row(table, "2")[8:10] == ["3.142", "702.8"]
+    assert row(table, "1")[8] == "-"
+    assert row(section(markdown.read_text(), "Side by side"), "energy_mj")[1:] == ["-", "3.142", "3.142"]
+    assert "energy_mj 3.142" in html.read_text()  # beside its point
+    rows = list(csv.DictReader((tmp_path / "trials.csv").open()))
+    assert [each["measured_energy_mj"] for each in rows] == ["3.14159", "", ""]
+    assert [each["measured_size_kb"] != "" for each in rows] == [True, True, False]
 
 
 def test_same_storage_same_bytes(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ class Stage:
         self.asked: list[Asked] = []
 
     def asker(self, own: OwnLimits | None = None) -> Asker:
-        return Asker(self.study, self.slots, self.known, self.config, self.out / "artifacts", self.given, own)
+        return Asker(self.study, self.known, self.config, self.out / "artifacts", self.given, own)
 
     def supervisor(self, script: Sequence[str], trials: int, jobs: int = 1, timeout: float | None = None) -> Supervisor:
         self.study.pruner = Strict()

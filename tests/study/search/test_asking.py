@@ -58,6 +58,29 @@ def test_tight_limits_are_either_refused_or_leave_anchors(max_params: int) -> No
     anchors(SPACE, config, COST)
 
 
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ([OwnLimit("size_kb", 1.0)], r"meets --limit size_kb=1: the smallest has [\d.]+\. Name a larger bound"),
+        (
+            [OwnLimit("size_kb", 800.0), OwnLimit("wide", 5.0, "mine.py:f 12")],
+            r"meets --limit mine\.py:f \(wide < 5\): the smallest has 7\. Name a larger bound",
+        ),
+        ([OwnLimit("turns", 5.0, "mine.py:f 12"), OwnLimit("size_kb", 1e-3)], r"meets --limit size_kb=0\.001: "),
+        ([OwnLimit("turns", 5.0, "mine.py:f 12"), OwnLimit("other", 5.0, "mine.py:g 12")], "meets all limits at once"),
+    ],
+)
+def test_the_own_limit_that_nothing_meets_is_named_with_the_smallest_figure(own: list[OwnLimit], said: str) -> None:
+    config, turns = dataclasses.replace(CONFIG, limits=Limits(own=tuple(own))), itertools.cycle((4.0, 6.0))
+
+    def measure(architecture: Any) -> dict[str, float]:
+        turn = next(turns)
+        return {"wide": 3 + turn, "turns": turn, "other": 10 - turn}
+
+    with pytest.raises(UserError, match=rf"None of 10\d networks of the space 'dilated' {said}"):
+        refuse_impossible(SPACE, config, COST, measure)
+
+
 def test_an_anchored_study_starts_near_the_default_and_returns_to_the_best(empty_study: Path, tmp_path: Path) -> None:
     stage = Stage(Path(shutil.copy(empty_study, tmp_path)), dataclasses.replace(CONFIG, sampler="anchored"))
     # The last neighbour of the default fails twice and is drawn anew, still near it.
@@ -84,7 +107,7 @@ def test_a_trial_stores_all_that_the_report_and_the_retrain_read(stage: Stage) -
     attrs = asked.trial.user_attrs
     assert set(attrs) == {
         "slot", "attempt", "fence", "anchor", "params", "receptive_field", "receptive_field_with_pool", "macs",
-        "n_dilated_reductions", "candidate_id", "architecture_id", "repairs", "training_seed",
+        "n_dilated_reductions", "candidate_id", "architecture_id", "training_seed",
         "sampler_seed", "predicted_s",
     }  # fmt: skip
     assert (attrs["slot"], attrs["attempt"]) == (0, 0)
@@ -93,6 +116,7 @@ def test_a_trial_stores_all_that_the_report_and_the_retrain_read(stage: Stage) -
     assert asked.candidate is not None
     assert attrs["candidate_id"] == asked.candidate.candidate_id
     assert candidate_of(stage.trials()[0]) == asked.candidate
+    assert isinstance(stored(stage.trials()[0], "repairs"), list)
     assert all(len(json.dumps(value)) < 100 for value in attrs.values())  # the dashboard prints each on one line
     assert asked.trial.constraints
     assert all(value <= 0 for value in asked.trial.constraints.values())

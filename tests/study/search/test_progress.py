@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 import pty
@@ -12,8 +13,9 @@ import termios
 from pathlib import Path
 
 import pytest
-from stage import Stage
+from stage import CONFIG, Stage
 
+from search_spaces.constraints import Limits, OwnLimit
 from study.search.progress import outcome
 from study.storage.database import candidate_of
 
@@ -73,11 +75,15 @@ def test_on_a_terminal_a_line_for_every_trial_stays_above_one_bar(
 
 def test_the_best_five_and_the_layers_of_the_first(stage: Stage) -> None:
     assert outcome(stage.study) == []
+    config = dataclasses.replace(CONFIG, limits=Limits(own=(OwnLimit("size_kb", 700.0),)))
+    stage.study.set_user_attr("config", config.to_json())
     stage.play(["complete"] * 7, trials=7)
     lines = outcome(stage.study)
     assert lines[1] == "Best 5 of stage, by validation accuracy"
     assert [line.split()[0] for line in lines[2:8]] == ["trial", "0", "1", "2", "3", "4"]
     params = candidate_of(stage.trials()[0]).architecture.params
     assert f"{params:,}" in lines[3]
+    assert lines[2].split()[-3:] == ["MACs", "size_kb", "time"]
+    assert f"{params * 4 / 1000:,.4g}" in lines[3].split()
     assert "Layers of trial 0" in lines
     assert any("Parameters" in line for line in lines)

@@ -103,7 +103,7 @@ def test_retrain_prefers_the_winner_and_says_so(searched: Path, capsys: pytest.C
     capsys.readouterr()
     assert retrain.main(["--epochs", "1", "--train-images", "200", "--out", str(searched)]) == 0
     shown = capsys.readouterr().out
-    assert f"reranked  trial {last.number}, strong: the best of 4 trainings of 1 epochs" in shown
+    assert f"reranked  trial {last.number}, strong: the best of 4 trainings of 1 epoch;" in shown
     assert "raised   " not in shown  # a strong setting is that of a longer training
     metrics = json.loads((searched / "best" / "metrics.json").read_text())
     assert (metrics["trial"], metrics["candidate_id"]) == (last.number, winner.user_attrs["candidate_id"])

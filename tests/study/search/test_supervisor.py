@@ -22,7 +22,8 @@ from study.search import supervisor as module
 from study.search import telling
 from study.search.supervisor import MAX_FAILURES_IN_A_ROW, MAX_INFEASIBLE_IN_A_ROW, Supervisor
 from study.storage import patience
-from study.storage.database import open_storage, stored
+from study.storage.database import MOST_SHOWN, open_storage, stored
+from study.storage.known import KnownTrials
 from study.storage.slots import LEASE_S, SlotTable
 
 
@@ -134,7 +135,7 @@ def test_infeasible_samples_are_drawn_anew_but_not_for_ever(stage: Stage, monkey
         nonlocal n_refused
         n_refused -= 1
         if n_refused >= 0:
-            raise InfeasibleError((Constraint("parameters", 7, "too many"),))
+            raise InfeasibleError((Constraint("parameters", 7, "too many " * 30),))
         return decode(self, *args)
 
     monkeypatch.setattr(Asker, "_decoded", refuse)
@@ -142,7 +143,9 @@ def test_infeasible_samples_are_drawn_anew_but_not_for_ever(stage: Stage, monkey
     assert [asked.claim.attempt for asked in stage.asked] == list(range(4))
     refused = stage.trials()[n_before]
     assert (refused.state, refused.user_attrs["outcome"]) == (TrialState.FAIL, "infeasible")
-    assert refused.user_attrs["reason"] == "infeasible: too many"
+    assert refused.user_attrs["reason"].startswith("infeasible: too many too many")
+    assert len(refused.user_attrs["reason"]) == MOST_SHOWN  # the dashboard prints it on one line
+    assert stored(refused, "reason") == f"infeasible: {'too many ' * 30}"
     assert refused.constraints == {"parameters": 7}
     n_refused = 9
     with pytest.raises(StudyFailed, match="4 samples in a row broke a limit; the last: infeasible"):
@@ -192,6 +195,7 @@ def test_a_study_that_is_deleted_ends_it_and_the_next_one_stays_clean(
     """The next study gets the same numbers, and so do its trials."""
     stage.study.set_user_attr("created", "before")
     stage.slots = SlotTable(stage.study, stage.storage)
+    stage.known = KnownTrials(stage.study, stage.storage, stage.slots)
     stage.skip_anchors()
     monkeypatch.setattr(module, "RENEW_S", 0.0)
     supervisor = stage.supervisor(["hangs", "complete"], trials=stage.n_anchors + 2, jobs=2)
