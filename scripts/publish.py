@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[0]))
 import audit_spaces
 import evidence
 from benchmarks import memory, record
-from experiments import faults, fidelity, own_data, pruners, published, replays, samplers, scaling, tables
+from experiments import faults, fidelity, own_data, pruners, published, replays, samplers, scaling, tables, variants
 from study.command_line.options import add_study_options
 from study.command_line.parser import run_command
 from study.errors import UserError
@@ -45,6 +45,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "samplers": samplers.block,
     "replays": replays.block,
     "tables": tables.block,
+    "variants": variants.block,
     "whole-studies": replays.whole_studies_block,
     "faults": faults.block,
     "scaling": scaling.block,
