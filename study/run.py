@@ -93,8 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--sampler",
         choices=SAMPLERS,
-        help="anchored starts with neighbours of the space's default, then takes turns between TPE and neighbours of "
-        f"the best trial (default: {DEFAULT_SAMPLER})",
+        help=f"anchored is TPE that starts with neighbours of the space's default (default: {DEFAULT_SAMPLER})",
     )
     search.add_argument("--pruner", choices=PRUNERS, help=f"(default: {DEFAULT_PRUNER})")
     fidelity = parser.add_argument_group("fidelity of a trial (fixed when a study is created)")

@@ -59,7 +59,7 @@ from study.search import sampling as search
 from study.search.creation import anchors
 from study.search.pruning import default_pruner, make_pruner
 from study.storage.config import StudyConfig
-from study.storage.database import config_of
+from study.storage.database import best_of, config_of
 
 SCRIPT = "experiments/replays.py"
 MIN_TRIALS = 40
@@ -77,7 +77,8 @@ class Setting(NamedTuple):
     """A way to choose the next trial.
 
     `near` says whether a slot, of a study with so many finished trials, gets a neighbour: of the default during the
-    start-up, of the best trial after it. `share` is that of the replays asked for: the Gaussian process takes longer.
+    start-up, of the best trial after it, as an earlier default did. `share` is that of the replays asked for: the
+    Gaussian process takes longer.
     """
 
     title: str
@@ -88,11 +89,12 @@ class Setting(NamedTuple):
 
 NO_SEARCH = "none"
 SETTINGS = {
-    "anchored": Setting(
-        "neighbours of the default, then TPE and neighbours of the best in turns", near=search.is_neighbour
+    "anchored": Setting("neighbours of the default, then TPE", near=lambda slot, n: n < search.N_STARTUP_TRIALS),
+    "turns": Setting(
+        "neighbours of the default, then TPE and neighbours of the best in turns",
+        near=lambda slot, n: n < search.N_STARTUP_TRIALS or slot % 2 == 0,
     ),
     "neighbours": Setting("neighbours only", near=lambda slot, n_finished: True),
-    "start": Setting("neighbours of the default, then TPE alone", near=lambda slot, n: n < search.N_STARTUP_TRIALS),
     "tpe": Setting("TPE"),
     "random": Setting("random", sampler="random"),
     "gp": Setting("Gaussian process, not pruned", sampler="gp", share=0.2),
@@ -364,7 +366,8 @@ def replay(setting: Setting, problem: Problem, seed: int, budget: int) -> Steps:
         elif setting.sampler == NO_SEARCH:
             break
         elif setting.near(slot, finished):
-            centre = search.centre(study.get_trials(deepcopy=False, states=FINISHED), problem.default)
+            known = best_of(study.get_trials(deepcopy=False, states=FINISHED))
+            centre = known.params if known and finished >= search.N_STARTUP_TRIALS else problem.default
             fixed = search.neighbour(space, centre, chosen)
         study.sampler = search.fixed_sampler(fixed) if fixed else search.make_sampler(setting.sampler, chosen)
         trial = study.ask(search.distributions(space))

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 SCRIPT = "experiments/samplers.py"
 NO_SEARCH = "none"
 SAMPLERS = {
-    "anchored": "TPE and neighbours of the default and the best, pruned",
+    "anchored": "TPE after neighbours of the default, pruned",
     "random": "random, pruned",
     NO_SEARCH: "the space's anchors, no search",
     "tpe": "TPE, pruned",

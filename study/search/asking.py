@@ -23,10 +23,9 @@ from study.search.creation import anchors
 from study.search.measuring import Measuring
 from study.search.plan import Given
 from study.search.sampling import (
+    N_STARTUP_TRIALS,
     Draws,
-    centre,
     fixed_sampler,
-    is_neighbour,
     neighbour,
     sampler_seed,
     training_seed,
@@ -177,9 +176,8 @@ class Asker:
         """A sample for the slot, or another one in its place."""
         seed = sampler_seed(self._config.seed, claim.slot, claim.attempt, redraw)
         finished = self._known.finished()
-        if self._config.sampler == "anchored" and is_neighbour(claim.slot, len(finished)):
-            default = self._space.anchors(self._config.limits.to_decode)["default"]
-            return neighbour(self._space, centre(finished, default), seed)
+        if self._config.sampler == "anchored" and len(finished) < N_STARTUP_TRIALS:
+            return neighbour(self._space, self._space.anchors(self._config.limits.to_decode)["default"], seed)
         return self._draws.draw(finished, seed)
 
     def _from_queue(self, claim: Claim) -> tuple[Claim, optuna.Trial | None]:

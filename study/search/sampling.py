@@ -16,10 +16,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.space import Choice, Dimension, Domain, Integer, Params, Real
 from study.errors import UserError
-from study.storage.database import best_of
 
 N_STARTUP_TRIALS = 10
-"""Finished trials before TPE stops sampling at random."""
+"""Finished trials before TPE samples."""
 
 MAX_COMPARED = 1_000
 """Trials that a sampler sees, but for the best of the older ones."""
@@ -45,32 +44,19 @@ def training_seed(base: int, slot: int) -> int:
     return int(np.random.SeedSequence([base, slot]).generate_state(1)[0] >> 1)
 
 
-def is_neighbour(slot: int, n_finished: int) -> bool:
-    """Whether an "anchored" study draws `slot` near a known good point; else TPE samples it.
-
-    All slots of the start-up, where plain TPE samples uniformly, and every second one after it.
-    """
-    return n_finished < N_STARTUP_TRIALS or slot % 2 == 0
-
-
 def neighbour(space: Domain, centre: Params, seed: int) -> dict[str, Any]:
-    """`centre` with a fifth of its dimensions drawn anew.
+    """`centre` with a fifth of its dimensions drawn anew: what "anchored" draws in the start-up, near the default.
 
     A space has some thirty dimensions, and its default is good in most of them. A uniform sample is bad in some, so
     of ten none comes near the default, and for a few dozen trials TPE has nothing good to go by. Trusting a known good
-    point at the start is what samplers with priors do (Souza et al. 2021), and returning to the best one is what
-    PriorBand does (Mallik et al. 2023); here a draw changes few dimensions instead of all of them a little.
+    point at the start is what samplers with priors do (Souza et al. 2021); here a draw changes few dimensions instead
+    of all of them a little. After the start-up TPE alone is ahead of taking turns with neighbours of the best trial, as
+    PriorBand does (Mallik et al. 2023): results/tables, results/replays.
     """
     rng = random.Random(seed)
     drawn = space.sample(rng)
     changed = set(rng.sample(list(drawn), math.ceil(CHANGED_SHARE * len(drawn))))
     return {name: value if name in changed else centre[name] for name, value in drawn.items()}
-
-
-def centre(finished: Sequence[FrozenTrial], default: Params) -> dict[str, Any]:
-    """The point whose neighbour is drawn: the default during the start-up, then the best trial."""
-    best = best_of(finished)
-    return dict(default if len(finished) < N_STARTUP_TRIALS or best is None else best.params)
 
 
 class _Tpe(optuna.samplers.TPESampler):
@@ -88,7 +74,7 @@ class _Tpe(optuna.samplers.TPESampler):
 def make_sampler(name: str, seed: int, common: IntersectionSearchSpace | None = None) -> optuna.samplers.BaseSampler:
     """The sampler `name`, fresh.
 
-    "anchored" is TPE here: neighbours are not the sampler's to draw (see `is_neighbour`).
+    "anchored" is TPE here: neighbours are not the sampler's to draw (see `neighbour`).
 
     Args:
         name: Of `study.search.plan.SAMPLERS`.

@@ -81,7 +81,7 @@ def test_the_own_limit_that_nothing_meets_is_named_with_the_smallest_figure(own:
         refuse_impossible(SPACE, config, COST, measure)
 
 
-def test_an_anchored_study_starts_near_the_default_and_returns_to_the_best(empty_study: Path, tmp_path: Path) -> None:
+def test_an_anchored_study_starts_near_the_default(empty_study: Path, tmp_path: Path) -> None:
     stage = Stage(Path(shutil.copy(empty_study, tmp_path)), dataclasses.replace(CONFIG, sampler="anchored"))
     # The last neighbour of the default fails twice and is drawn anew, still near it.
     n_start = N_STARTUP_TRIALS
@@ -89,7 +89,6 @@ def test_an_anchored_study_starts_near_the_default_and_returns_to_the_best(empty
     assert stage.play([*script, *["pruned"] * 5], trials=n_start + 4) == "done"
     default = SPACE.anchors(Limits())["default"]
     params = [asked.trial.params for asked in stage.asked]
-    best = params[0]  # of equal ones the first
 
     def n_changed(found: Mapping[str, Any], centre: Mapping[str, Any]) -> int:
         return sum(found[name] != centre[name] for name in centre)
@@ -99,7 +98,7 @@ def test_an_anchored_study_starts_near_the_default_and_returns_to_the_best(empty
     assert all(1 <= n_changed(each, default) <= len(default) / 2 for each in near)
     after = params[n_start + 2 :]
     assert [asked.claim.slot for asked in stage.asked[n_start + 2 :]] == [10, 11, 12, 13]
-    assert [n_changed(each, best) <= len(best) / 2 for each in after] == [True, False, True, False]
+    assert not any(n_changed(each, default) <= len(default) / 2 for each in after)
 
 
 def test_a_trial_stores_all_that_the_report_and_the_retrain_read(stage: Stage) -> None:
