@@ -235,6 +235,8 @@ def searched(
             cell |= summary(cell["values"], ours)
             record["cells"] = list(cells.values())
             yield
+        cell |= summary(cell["values"], ours)  # of what was known, too: ours may be new
+        yield
 
 
 def starts(problem: replays.Problem, seed: int) -> dict[str, Params]:
