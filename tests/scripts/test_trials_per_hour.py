@@ -61,7 +61,7 @@ def test_the_peer_augments_as_the_candidate_says():
     assert list(transforms) == [
         "Affine", "CoarseDropout", "Pad", "RandomCrop", "HorizontalFlip", "Normalize", "ToTensorV2",
     ]  # fmt: skip
-    assert (transforms["Affine"].p, transforms["Affine"].rotate) == (0.5, (-3.0, 3.0))
+    assert (transforms["Affine"].p, transforms["Affine"].rotate) == (REFERENCE.augmentation.affine_p, (-3.0, 3.0))
     assert transforms["CoarseDropout"].p == 1.0
     none = dict.fromkeys(strong, 0)
     assert len(optuna_peer.training_transform(none).transforms) == 2
