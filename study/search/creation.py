@@ -239,12 +239,13 @@ def remember_command(study: optuna.Study, command: str) -> None:
         study.set_user_attr("commands", [*known, command])
 
 
-def typical(space: SearchSpace, limits: Limits) -> Candidate:
-    """The space's default, which trials cost about as much as; the reference network where `limits` exclude that."""
+def typical(space: SearchSpace, limits: Limits, otherwise: Candidate = REFERENCE) -> Candidate:
+    """The space's default, which trials cost about as much as, or `otherwise` where `limits` exclude that."""
+    default = space.anchors(limits).get("default")
     try:
-        return space.decode(space.anchors(limits)["default"], limits.to_decode).candidate
+        return otherwise if default is None else space.decode(default, limits.to_decode).candidate
     except InfeasibleError:
-        return REFERENCE
+        return otherwise
 
 
 def expected_seconds(config: StudyConfig, cost: CostModel, candidates: Sequence[Candidate]) -> float:

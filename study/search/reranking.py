@@ -16,7 +16,7 @@ from search_spaces.training_dimensions import lengthened, regularised
 from study.command_line.own import SPACE_FORM
 from study.command_line.wording import counted
 from study.errors import UserError
-from study.search.creation import find_study, new_study, refuse_early, refuse_other_version
+from study.search.creation import find_study, new_study, refuse_early, refuse_other_version, typical
 from study.search.plan import Given, SearchPlan
 from study.search.searching import Machine, bring_to_end, get_ready
 from study.storage.folder import refuse_foreign
@@ -79,7 +79,9 @@ def rerank(plan: RerankPlan) -> int:
     settings = plan.settings or tuple(dict.fromkeys(map(setting_of, known))) or tuple(SETTINGS)
     # A single training needs no measurement of how many run at once.
     search = dataclasses.replace(plan.search, trials=len(best) * len(settings))
-    machine = get_ready(search, place, [candidate_of(trial) for trial in best])
+    found = [candidate_of(trial) for trial in best]
+    like = typical(space, config_of(source).limits, found[0])  # measured by the search already
+    machine = get_ready(search, place, like, found)
     refuse_other_data(plan.source, config_of(source), machine.data)
     retrained = RETRAIN_EPOCHS[place.device] * machine.data.n_train
     if existing is None:

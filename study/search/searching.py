@@ -81,7 +81,7 @@ def search(plan: SearchPlan) -> int:
         refuse_untyped(plan, existing[0])
     refuse_foreign(plan.out, plan.name, existing and existing[0], new=existing is None)
     space, limits = (plan.space, Limits(**plan.limits)) if existing is None else _searched(existing[0])
-    machine = get_ready(plan, workplace(plan.cluster, plan.device), [typical(open_space(space), limits)])
+    machine = get_ready(plan, workplace(plan.cluster, plan.device), typical(open_space(space), limits))
     if existing is not None:
         refuse_other_data(plan.name, config_of(existing[0]), machine.data)
     study, storage = existing or create_study(plan, machine.place.device, machine.calibration, machine.data)
@@ -96,13 +96,14 @@ def _searched(study: optuna.Study) -> tuple[str, Limits]:
     return config.space, config.limits
 
 
-def get_ready(plan: SearchPlan, place: Workplace, candidates: Sequence[Candidate]) -> Machine:
+def get_ready(plan: SearchPlan, place: Workplace, like: Candidate, candidates: Sequence[Candidate] = ()) -> Machine:
     """Decodes the data and measures this machine, unless both were done before.
 
     Args:
         plan: What is wanted.
         place: Where.
-        candidates: What trials are like; the first is trained to see how many at once are fastest.
+        like: What is trained to see how many trials at once are fastest.
+        candidates: What trials cost about as much as; `like`, if none are given.
 
     Raises:
         UserError: There is no data.
@@ -119,8 +120,8 @@ def get_ready(plan: SearchPlan, place: Workplace, candidates: Sequence[Candidate
     data = open_data(plan.data)
     load_train(data.source)  # decoded and checked once, before any worker needs it
     calibration = place.call(calibrate, place.device)
-    jobs, rates = _trials_at_once(plan, place, calibration.precision, candidates[0])
-    return Machine(place, data, calibration, jobs, rates, tuple(candidates))
+    jobs, rates = _trials_at_once(plan, place, calibration.precision, like)
+    return Machine(place, data, calibration, jobs, rates, tuple(candidates) or (like,))
 
 
 def _trials_at_once(

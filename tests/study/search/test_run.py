@@ -42,7 +42,7 @@ def test_more_trials_at_once_than_cores_are_warned_of(
         monkeypatch.setattr(name, lambda *arguments, found=found: found)
     plan = SearchPlan("", "", tmp_path, "dilated", [], device="cpu")
     for jobs, warning in ((2, ""), (5, "warning: --jobs 5 is more than the 2 cores here")):
-        assert get_ready(dataclasses.replace(plan, jobs=jobs), ThisMachine("cpu"), [REFERENCE]).jobs == jobs
+        assert get_ready(dataclasses.replace(plan, jobs=jobs), ThisMachine("cpu"), REFERENCE).jobs == jobs
         assert capsys.readouterr().err.partition(",")[0].strip() == warning
     assert [n_loaders("cpu", ThisMachine("cpu").cores(5)), n_loaders("cuda", 1)] == [0, 1]
 
