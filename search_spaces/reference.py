@@ -31,6 +31,6 @@ REFERENCE = Candidate(
 )
 """The published network, trained as the spaces' defaults are: what differs from them is the network alone.
 
-The kinds of augmentation are those it was published with. SGD, its own optimizer, is behind Muon at equal epochs
-(results/README.md).
+The kinds of augmentation are those it was published with. SGD, with which it was trained here before, is behind Muon
+at equal epochs (results/README.md).
 """

@@ -37,8 +37,8 @@ SCRIPT = "experiments/variants.py"
 N_TURNS = 5
 SEARCH_IMAGES, VAL_IMAGES = 45_000, 5_000
 LIGHT = Augmentation(crop_padding=3)
-PUBLISHED = Augmentation(crop_padding=0, affine_p=0.5, shift_frac=0.1, scale_frac=0.1, rotate_deg=10.0, dropout_p=0.25)
-"""The kinds that the reference network was published with."""
+EARLIER = Augmentation(crop_padding=0, affine_p=0.5, shift_frac=0.1, scale_frac=0.1, rotate_deg=10.0, dropout_p=0.25)
+"""What the reference network was trained with before: the kinds that it was published with."""
 
 
 def changed(candidate: Candidate, augmentation: Augmentation | None = None, **optimisation: Any) -> Candidate:
@@ -73,21 +73,21 @@ def groups() -> dict[str, dict[str, Candidate]]:
     """The candidates by group and name; the first of a group is what the others change."""
     default = default_of("dilated")
     muon: Any = {"optimizer": "muon", "weight_decay": 0.05}
-    published = Candidate(REFERENCE_ARCHITECTURE, PUBLISHED, Optimisation(lr=0.1, batch_size=128, weight_decay=5e-4))
+    earlier = Candidate(REFERENCE_ARCHITECTURE, EARLIER, Optimisation(lr=0.1, batch_size=128, weight_decay=5e-4))
     return {
         "reference": {
-            "as published": published,
-            "light augmentation": changed(published, LIGHT),
-            "Muon": changed(published, lr=0.015, **muon),
-            "Muon, light augmentation": changed(published, LIGHT, lr=0.015, **muon),
-            "Muon, light augmentation, rate doubled": changed(published, LIGHT, lr=0.03, **muon),
-            "Muon, light augmentation, batches of 64": changed(published, LIGHT, lr=0.015, batch_size=64, **muon),
-            "Muon, light augmentation, batches of 32": changed(published, LIGHT, lr=0.015, batch_size=32, **muon),
+            "SGD, stronger augmentation": earlier,
+            "SGD, light augmentation": changed(earlier, LIGHT),
+            "Muon, stronger augmentation": changed(earlier, lr=0.015, **muon),
+            "Muon, light augmentation": changed(earlier, LIGHT, lr=0.015, **muon),
+            "Muon, light augmentation, rate doubled": changed(earlier, LIGHT, lr=0.03, **muon),
+            "Muon, light augmentation, batches of 64": changed(earlier, LIGHT, lr=0.015, batch_size=64, **muon),
+            "Muon, light augmentation, batches of 32": changed(earlier, LIGHT, lr=0.015, batch_size=32, **muon),
             "Muon, light augmentation, a tenth of the decay": changed(
-                published, LIGHT, lr=0.015, optimizer="muon", weight_decay=0.005
+                earlier, LIGHT, lr=0.015, optimizer="muon", weight_decay=0.005
             ),
             "Muon, light augmentation, strides in place of dilation": changed(
-                dataclasses.replace(published, architecture=_strided(REFERENCE_ARCHITECTURE)), LIGHT, lr=0.015, **muon
+                dataclasses.replace(earlier, architecture=_strided(REFERENCE_ARCHITECTURE)), LIGHT, lr=0.015, **muon
             ),
         },
         "space": {

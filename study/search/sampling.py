@@ -51,7 +51,7 @@ def neighbour(space: Domain, centre: Params, seed: int) -> dict[str, Any]:
     of ten none comes near the default, and for a few dozen trials TPE has nothing good to go by. Trusting a known good
     point at the start is what samplers with priors do (Souza et al. 2021); here a draw changes few dimensions instead
     of all of them a little. After the start-up TPE alone is ahead of taking turns with neighbours of the best trial, as
-    PriorBand does (Mallik et al. 2023): results/tables, results/replays.
+    PriorBand does (Mallik et al. 2023): results/replays.
     """
     rng = random.Random(seed)
     drawn = space.sample(rng)

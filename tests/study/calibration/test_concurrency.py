@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -62,6 +63,8 @@ def test_it_is_measured_once(user_cache: Path, monkeypatch: pytest.MonkeyPatch) 
     assert concurrency.best_jobs("cpu", "float32", REFERENCE) == (2, {1: 100.0, 2: 200.0})
     assert asked == [[1, 2, 4], [1, 2]]
     assert concurrency.known_rates("cpu", "bfloat16", REFERENCE) == {}
+    small = dataclasses.replace(REFERENCE.optimisation, batch_size=32)
+    assert concurrency.known_rates("cpu", "float32", dataclasses.replace(REFERENCE, optimisation=small)) == {}
     (file,) = user_cache.rglob("jobs-*.json")
     file.write_text("{damaged")
     assert concurrency.known_rates("cpu", "float32", REFERENCE) == {}

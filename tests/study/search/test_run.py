@@ -108,3 +108,5 @@ def test_a_typical_trial_meets_the_limits_or_is_the_reference():
     assert typical(space, Limits()) == default
     assert typical(space, Limits(max_params=100_000)).architecture.params < 100_000
     assert typical(space, Limits(max_params=10)) == REFERENCE
+    assert typical(space, Limits(n_classes=100)) == default  # measured once for every data set
+    assert typical(space, Limits(max_params=10), otherwise=default) == default
