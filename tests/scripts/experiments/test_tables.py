@@ -107,6 +107,12 @@ def test_the_command_goes_on_where_it_stopped(
     assert other["ours_ahead"] == pytest.approx(
         tables.iqm(np.array(ours["values"]) - np.array(other["values"])), abs=1e-6
     )
+    ours["values"] = [value + 0.25 for value in ours["values"]]  # of another sampler of ours
+    (tmp_path / "tables" / "hpolib-protein.json").write_text(json.dumps(record))
+    assert tables.main([*words, "anchored", "random", "tpe", "--seeds", "12"]) == 0
+    record = json.loads((tmp_path / "tables" / "hpolib-protein.json").read_text())
+    ours, ahead = record["cells"][2], other["ours_ahead"]
+    assert record["cells"][5]["ours_ahead"] == pytest.approx(ahead + 0.25, abs=1e-6)
     text = tables.block(tmp_path)
     assert text in capsys.readouterr().out
     assert text.count(" | 12 | ") == 3

@@ -50,13 +50,13 @@ def test_differences_are_of_the_same_seeds(tmp_path: Path) -> None:
             **{"epochs": 2, "train_images": 100, "macs": 5e6, "command": "python x.py", "hardware": HARDWARE},
         }
 
-    runs = [run("changed", 1, 0.8, 1), run("plain", 0, 0.6, 0), run("plain", 1, 0.7, 0)]
+    runs = [run("changed", 1, 0.8, 1), run("changed", 2, 0.9, 1), run("plain", 0, 0.6, 0), run("plain", 1, 0.7, 0)]
     speed = {"rates": {"plain": 1234.0}, "command": "python x.py --time"}
     (tmp_path / "variants").mkdir()
     (tmp_path / "variants" / "made.json").write_text(json.dumps({"runs": runs, "speed": speed}))
     lines = variants.block(tmp_path).splitlines()
     assert lines[2] == "| plain | 5.0 M | 1,234 | 65.00% | 90.00% |  | 2 |"
-    assert lines[3] == "| changed | 5.0 M |  | 80.00% | 90.00% | +10.00 | 1 |"
+    assert lines[3] == "| changed | 5.0 M |  | 85.00% | 90.00% | +10.00 | 2 |"
     timed = "; images per second of one thread by `python x.py --time`"
     assert lines[-1] == f"2 epochs of 100 images, 2 cores of a CPU (`python x.py`{timed})."
     assert variants.block(tmp_path / "empty") == "Not measured yet."
