@@ -49,9 +49,10 @@ def changed(candidate: Candidate, augmentation: Augmentation | None = None, **op
     )
 
 
-def default_of(space: str, **params: Any) -> Candidate:
-    found = get_space(space)
-    return found.decode({**found.anchors(Limits())["default"], **params}, Limits()).candidate
+def near_default(**params: Any) -> Candidate:
+    """The default of `dilated` as it was when its changes were measured, with these parameters."""
+    space = get_space("dilated")
+    return space.decode({**space.anchors(Limits())["default"], "batch_size": 128, **params}, Limits()).candidate
 
 
 def _strided(architecture: Architecture) -> Architecture:
@@ -71,7 +72,7 @@ def _last_pair_twice(architecture: Architecture) -> Architecture:
 
 def groups() -> dict[str, dict[str, Candidate]]:
     """The candidates by group and name; the first of a group is what the others change."""
-    default = default_of("dilated")
+    plain = near_default()
     muon: Any = {"optimizer": "muon", "weight_decay": 0.05}
     earlier = Candidate(REFERENCE_ARCHITECTURE, EARLIER, Optimisation(lr=0.1, batch_size=128, weight_decay=5e-4))
     return {
@@ -91,20 +92,19 @@ def groups() -> dict[str, dict[str, Candidate]]:
             ),
         },
         "space": {
-            "default": default,
-            "depths 4, 5, 5": default_of("dilated", depth_1=4, depth_2=5, depth_3=5),
-            "depths 1, 5, 5": default_of("dilated", depth_1=1, depth_2=5, depth_3=5),
-            "depths 1, 3, 4": default_of("dilated", depth_1=1, depth_2=3, depth_3=4),
-            "last stage 2.75 times as wide": default_of("dilated", width_ratio_3=2.75),
-            "middle stage separable": default_of("dilated", separable_2="all"),
-            "middle stage separable, last one 2.75 times as wide": default_of(
-                "dilated", separable_2="all", width_ratio_3=2.75
-            ),
-            "last reduction dilated": default_of("dilated", reduction="dilated", dilated_at="second"),
-            "ratios of 1.5": default_of("dilated", width_ratio_2=1.5, width_ratio_3=1.5),
-            "last pair twice": dataclasses.replace(default, architecture=_last_pair_twice(default.architecture)),
-            "batches of 64": changed(default, batch_size=64),
-            "batches of 256": changed(default, batch_size=256),
+            "batches of 128": plain,
+            "depths 4, 5, 5": near_default(depth_1=4, depth_2=5, depth_3=5),
+            "depths 1, 5, 5": near_default(depth_1=1, depth_2=5, depth_3=5),
+            "depths 1, 3, 4": near_default(depth_1=1, depth_2=3, depth_3=4),
+            "last stage 2.75 times as wide": near_default(width_ratio_3=2.75),
+            "middle stage separable": near_default(separable_2="all"),
+            "middle stage separable, last one 2.75 times as wide": near_default(separable_2="all", width_ratio_3=2.75),
+            "last reduction dilated": near_default(reduction="dilated", dilated_at="second"),
+            "ratios of 1.5": near_default(width_ratio_2=1.5, width_ratio_3=1.5),
+            "last pair twice": dataclasses.replace(plain, architecture=_last_pair_twice(plain.architecture)),
+            "batches of 64": near_default(batch_size=64),
+            "batches of 256": near_default(batch_size=256),
+            "depths 1, 3, 4, batches of 64": near_default(depth_1=1, depth_2=3, depth_3=4, batch_size=64),
         },
     }
 

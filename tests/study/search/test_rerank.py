@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import optuna
@@ -20,13 +21,21 @@ pytestmark = pytest.mark.slow
 TINY = ("--train-images", "200", "--val-images", "100", "--device", "cpu", "--jobs", "1")
 
 
-@pytest.fixture
-def searched(made_cifar10: Path, tmp_path: Path) -> Path:
-    """The folder of a study of four trials."""
-    out = tmp_path / "study"
+@pytest.fixture(scope="module")
+def _searched(_made_cifar10: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("searched") / "study"
     arguments = ["--trials", "4", *TINY, "--epochs", "1", "--pruner", "none", "--out", str(out)]
-    assert run.main(arguments) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in _made_cifar10.items():
+            patch.setenv(name, value)
+        assert run.main(arguments) == 0
     return out
+
+
+@pytest.fixture
+def searched(_searched: Path, made_cifar10: Path, tmp_path: Path) -> Path:
+    """The folder of a study of four trials, the test's own."""
+    return Path(shutil.copytree(_searched, tmp_path / "study"))
 
 
 def opened(out: Path, name: str = "dilated") -> optuna.Study:
