@@ -92,8 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--augmentation",
         choices=("lengthened", "stored"),
+        default="lengthened",
         help="raise the strengths of the trial, or of the re-ranking's winner, for the longer training, or leave them "
-        "(default: lengthened; stored for the reference)",
+        "(default: lengthened)",
     )
     parser.add_argument(
         "--teacher",

@@ -27,6 +27,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.candidate import Augmentation, Candidate, Optimisation
 from search_spaces.constraints import Limits
 from search_spaces.reference import REFERENCE_ARCHITECTURE
+from search_spaces.training_dimensions import LONG_AUGMENTATION
 from study.command_line.parser import run_command
 from study.command_line.wording import counted
 from study.errors import UserError
@@ -87,6 +88,9 @@ def groups() -> dict[str, dict[str, Candidate]]:
             "Muon, light augmentation, a tenth of the decay": changed(
                 earlier, LIGHT, lr=0.015, optimizer="muon", weight_decay=0.005
             ),
+            "Muon, light augmentation, a third of the rate": changed(earlier, LIGHT, lr=0.005, **muon),
+            "Muon, long augmentation, a third of the rate": changed(earlier, LONG_AUGMENTATION, lr=0.005, **muon),
+            "Muon, long augmentation": changed(earlier, LONG_AUGMENTATION, lr=0.015, **muon),
             "Muon, light augmentation, strides in place of dilation": changed(
                 dataclasses.replace(earlier, architecture=_strided(REFERENCE_ARCHITECTURE)), LIGHT, lr=0.015, **muon
             ),

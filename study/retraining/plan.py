@@ -24,8 +24,8 @@ class RetrainPlan:
         device: "auto", "cpu" or "cuda".
         data: Name or folder of the data set; None: CIFAR-10, where it is looked for.
         n_train: The first so many training images only; None: all.
-        augmentation: "lengthened", "stored" (as the search trained it, or the re-ranking, whose winner it is), or None:
-            stored for the reference alone.
+        augmentation: "lengthened", to the length of the training, or "stored": as the search trained it, or the
+            re-ranking, whose winner it is.
         teacher: Whether a larger network is trained first, to learn from.
         teacher_epochs: Its epochs; None: as many as `epochs`.
         target_accuracy: A fraction; None: the study's, or the default.
@@ -44,16 +44,9 @@ class RetrainPlan:
     device: str = "auto"
     data: str | None = None
     n_train: int | None = None
-    augmentation: str | None = None
+    augmentation: str = "lengthened"
     teacher: bool = False
     teacher_epochs: int | None = None
     target_accuracy: float | None = None
     cluster: ClusterOptions | None = None
     command: str = ""
-
-    @property
-    def lengthens(self) -> bool:
-        """Whether augmentation is raised to the length of the training."""
-        if self.augmentation is None:
-            return self.what != "reference"
-        return self.augmentation == "lengthened"

@@ -128,7 +128,7 @@ def _prepare(plan: RetrainPlan, target: Target, place: Workplace, data: DataSet)
     jobs, gain = seeds_at_once(plan.jobs, n_seeds, place, precision, target.candidate)
     cores = place.cores(jobs)
     candidate = target.candidate
-    if plan.lengthens:
+    if plan.augmentation == "lengthened":
         candidate = dataclasses.replace(candidate, augmentation=lengthened(candidate.augmentation, epochs * n_train))
     config = TrainingConfig(
         epochs=epochs,

@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from search_spaces.candidate import Candidate
 from search_spaces.reference import REFERENCE
+from search_spaces.training_dimensions import lengthened
 from study import retrain
 from study.calibration.prices import calibrate
 from study.data import cifar10 as data
@@ -213,6 +215,26 @@ def test_seeds_at_once_are_stopped_and_resumed(number: int, to_all: bool, made_c
     assert retrain.main(arguments) == 0
     assert capfd.readouterr().out.count(": goes on at epoch") == 2
     assert len(metrics(tmp_path / "reference")["test_accuracy"]) == 2
+
+
+def test_the_reference_too_is_augmented_for_its_length(
+    here: type[Here],
+    made_cifar10: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(retraining, "lengthened", lambda augmentation, n: lengthened(augmentation, 10**5 * n))
+    used = {}
+    for given in ("lengthened", "stored"):
+        assert retrain.main([*SMALL, "--augmentation", given, "--out", str(tmp_path / given)]) == 0
+        assert ("raised   " in capsys.readouterr().out) == (given == "lengthened")
+        described = json.loads((tmp_path / given / "reference" / "candidate.json").read_text())
+        used[given] = Candidate.from_json(described).augmentation
+    assert used["stored"] == REFERENCE.augmentation
+    assert used["lengthened"] == lengthened(REFERENCE.augmentation, 10**10) != used["stored"]
+    assert retrain.main([*SMALL, "--out", str(tmp_path / "lengthened")]) == 0  # the default: nothing left to train
+    assert "raised   " in capsys.readouterr().out
 
 
 def test_repeated_command_neither_trains_nor_tests_again(
