@@ -89,7 +89,7 @@ def groups() -> dict[str, dict[str, Candidate]]:
                 earlier, LIGHT, lr=0.015, optimizer="muon", weight_decay=0.005
             ),
             "Muon, light augmentation, a third of the rate": changed(earlier, LIGHT, lr=0.005, **muon),
-            "Muon, long augmentation, a third of the rate": changed(earlier, LONG_AUGMENTATION, lr=0.005, **muon),
+            "SGD, long augmentation": changed(earlier, LONG_AUGMENTATION),
             "Muon, long augmentation": changed(earlier, LONG_AUGMENTATION, lr=0.015, **muon),
             "Muon, light augmentation, strides in place of dilation": changed(
                 dataclasses.replace(earlier, architecture=_strided(REFERENCE_ARCHITECTURE)), LIGHT, lr=0.015, **muon
