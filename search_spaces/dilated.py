@@ -63,7 +63,7 @@ _STRUCTURE: dict[str, tuple[Dimension, Any, Any]] = {  # and its values in the r
 }
 _DIMENSIONS = {"budget_frac": fitting.BUDGET_FRAC, **column(_STRUCTURE, 0), **TRAINING_DIMENSIONS}
 _REFERENCE_PARAMS = {**column(_STRUCTURE, 1), **training_params(REFERENCE.augmentation, REFERENCE.optimisation)}
-# Small batches won short trials and longer ones (results/README.md), for a tenth less speed.
+# Small batches won short trials and longer ones (results/README.md), for 8% less speed.
 _DEFAULT_PARAMS = {"budget_frac": 1.0, **column(_STRUCTURE, 2), **DEFAULT_TRAINING, "batch_size": 64}
 
 

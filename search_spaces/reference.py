@@ -29,8 +29,8 @@ REFERENCE_ARCHITECTURE = Architecture(
 REFERENCE = Candidate(
     REFERENCE_ARCHITECTURE, decode_augmentation(DEFAULT_TRAINING), decode_optimisation(DEFAULT_TRAINING)
 )
-"""The published network, trained as the spaces' defaults are: what differs from them is the network alone.
+"""The published network, trained by `DEFAULT_TRAINING`, as the defaults of spaces are (but for some batch sizes).
 
 The kinds of augmentation are those it was published with. SGD, with which it was trained here before, is behind Muon
-at equal epochs (results/README.md).
+after ten epochs (results/README.md).
 """

@@ -135,7 +135,7 @@ def _determinism(space: SearchSpace) -> Complaints:
 
 def _odd_limits(space: SearchSpace) -> Complaints:
     for limits in ODD_LIMITS:
-        for architecture in sampled(space, limits, 100):
+        for architecture in sampled(space, limits, 200):
             certify(architecture, limits, CLOCK)
     yield from ()
 
@@ -158,7 +158,7 @@ def _independence(space: SearchSpace) -> Complaints:
         met = []
         for step in range(25):
             limits, rng = of_limit(round(1_000 * 1.18**step)), random.Random(step)
-            outcomes = {_decodes(space, space.sample(rng), limits) for _ in range(8)}
+            outcomes = {_decodes(space, space.sample(rng), limits) for _ in range(15)}
             if len(outcomes) > 1:
                 yield f"under {limits} some samples decode and others do not"
             met.append(outcomes.pop())
@@ -175,7 +175,7 @@ def _decodes(space: SearchSpace, params: dict[str, Any], limits: Limits) -> bool
 
 
 def _figures(space: SearchSpace) -> Complaints:
-    for architecture in sampled(space, Limits(), 50, seed=6):
+    for architecture in sampled(space, Limits(), 100, seed=6):
         with torch.device("meta"):
             network = build(architecture)
         if count_params(network) != architecture.params:

@@ -25,8 +25,7 @@ def options_for(out: Path, **given: object) -> argparse.Namespace:
 
 
 @pytest.mark.cifar10
-@pytest.mark.heavy
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.heavy)])
 def test_the_gaps_between_epochs_are_what_is_recorded(cifar10_folder: str, tmp_path: Path, jobs: int) -> None:
     options = options_for(tmp_path / "results", recorded=[N_RECORDED], samples=SAMPLES, jobs=jobs)
     options.data = cifar10_folder

@@ -10,6 +10,7 @@ import pytest
 from experiments import variants
 from search_spaces.constraints import Limits, certify
 from study.errors import UserError
+from study.machine.paths import RESULTS
 
 
 @pytest.mark.slow
@@ -69,3 +70,10 @@ def test_every_variant_keeps_the_limits() -> None:
     for candidates in variants.groups().values():
         for candidate in candidates.values():
             certify(candidate.architecture, Limits())
+
+
+@pytest.mark.parametrize("name", sorted(variants.groups()))
+def test_a_recorded_command_still_trains_what_it_trained(name: str) -> None:
+    runs = json.loads((RESULTS / "variants" / f"{name}.json").read_text())["runs"]
+    known = {title: candidate.candidate_id for title, candidate in variants.groups()[name].items()}
+    assert {run["name"]: run["candidate_id"] for run in runs} == {run["name"]: known[run["name"]] for run in runs}

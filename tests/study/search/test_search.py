@@ -438,8 +438,8 @@ def test_a_pruner_decides_as_if_it_had_read_every_trial(pruner: str, tmp_path: P
         )
         known = KnownTrials(study, storage, SlotTable(study, storage))
         judge, rng, found = Judge(study, known), random.Random(0), []
-        for _ in range(2):
-            trials = [known.create(optuna.create_trial(state=TrialState.RUNNING)) for _ in range(6)]
+        for _ in range(3):
+            trials = [known.create(optuna.create_trial(state=TrialState.RUNNING)) for _ in range(8)]
             for epoch in range(6):
                 for trial in list(trials):
                     trial.report(rng.random(), epoch)
