@@ -11,8 +11,9 @@ twenty      20 captured steps against 20 eager ones from the same seed
 rate        images/s of a step alone: the default of `best` and of `dilated`
 loaded      images/s with the augmentation of a long training, loaders and all
 profile     kernels of a step and the largest of them
-compile     what compiling the default of `best` brings and costs (kept for later)
-rate        of what might be faster: other batch sizes, optimizers, precision
+compile     what compiling the default of `best` brings and costs (kept for later), and its kernels then
+rate        with a teacher, and of what might be faster: other batch sizes, optimizers, precision
+at once     images/s of several trainings at once (kept for later)
 """
 
 from __future__ import annotations
@@ -37,17 +38,21 @@ from torch.profiler import ProfilerActivity, profile
 import evidence
 from benchmarks.operations import default_of
 from search_spaces.candidate import Augmentation, Candidate
+from search_spaces.teacher import TEACHER
 from search_spaces.training_dimensions import LONG_PASSES, lengthened
+from study.calibration.concurrency import rates
 from study.calibration.prices import calibrate
 from study.command_line.parser import run_command
+from study.data.batches import Batch
 from study.data.cifar10 import Images
 from study.errors import CaptureFailed, first_line
 from study.machine.hardware import hardware, n_cores, n_loaders, resolve_device, versions
 from study.machine.paths import default_storage
+from study.model.network import build
 from study.training import compiling
 from study.training.loop import Training, train
 from study.training.records import TrainingConfig
-from study.training.step import moved
+from study.training.step import AnyStep, moved
 
 TOLERANCE = 0.01
 """Relative difference of the losses that graph and eager steps may have."""
@@ -103,12 +108,13 @@ class Smoke:
         pixels = np.clip(colours[labels] + rng.normal(0, 40, (n, 32, 32, 3)), 0, 255).astype(np.uint8)
         return Images(pixels, labels.astype(np.int64))
 
-    def prepared(self, candidate: Candidate, precision: str = "bfloat16") -> Training:
+    def prepared(self, candidate: Candidate, precision: str = "bfloat16", taught: bool = False) -> Training:
         """A training whose step is ready, with images that only move."""
         native = calibrate(self.device).native_depthwise
         config = TrainingConfig(1, 3, self.device, precision, native_depthwise=native)
         images = self.images(candidate.optimisation.batch_size)
-        training = Training(dataclasses.replace(candidate, augmentation=MOVED), images, config, None)
+        teacher = build(TEACHER.architecture, seed=0) if taught else None
+        training = Training(dataclasses.replace(candidate, augmentation=MOVED), images, config, None, teacher)
         training.prepare()
         return training
 
@@ -138,9 +144,9 @@ class Smoke:
             raise ValueError(f"graph and eager steps differ: losses {losses[0]:.5f} and {losses[1]:.5f}")
         return {"losses": losses, "gap": gap}
 
-    def rate(self, candidate: Candidate, precision: str = "bfloat16") -> dict[str, Any]:
+    def rate(self, candidate: Candidate, precision: str = "bfloat16", taught: bool = False) -> dict[str, Any]:
         began = time.monotonic()
-        training = self.prepared(candidate, precision)
+        training = self.prepared(candidate, precision, taught)
         ready_s = time.monotonic() - began
         step_s = training.seconds_a_step()
         size = len(training.example()[1])
@@ -159,12 +165,14 @@ class Smoke:
     def profile(self, candidate: Candidate) -> dict[str, Any]:
         training = self.prepared(candidate)
         training.seconds_a_step()
+        return self.kernels(training.train_on, moved(training.example(), self.device))
+
+    def kernels(self, train_on: AnyStep, example: Batch) -> dict[str, Any]:
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.on_gpu else [])]
         n = 3
-        example = moved(training.example(), self.device)
         with profile(activities=activities) as profiled:
             for _ in range(n):
-                training.train_on(example, 0.01, 0.5)
+                train_on(example, 0.01, 0.5)
             if self.on_gpu:
                 torch.cuda.synchronize()
 
@@ -183,9 +191,10 @@ class Smoke:
     def compile(self, candidate: Candidate) -> dict[str, Any]:
         training = self.prepared(candidate)
         training.network.train()
-        found = compiling.measured(training.step, training.example(), candidate.architecture.architecture_id)
-        size = len(training.example()[1])
-        return {**dataclasses.asdict(found), "images_s": size / found.compiled_s}
+        example = training.example()
+        step, found = compiling.measured(training.step, example, candidate.architecture.architecture_id)
+        images_s = len(example[1]) / found.compiled_s
+        return {**dataclasses.asdict(found), "images_s": images_s, **self.kernels(step, moved(example, self.device))}
 
 
 def default(space: str, **optimisation: Any) -> Candidate:
@@ -227,11 +236,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if smoke.on_gpu:
         parts |= {
             "compile best": lambda: smoke.compile(best),
+            "rate best, taught": lambda: smoke.rate(best, taught=True),
+            "rate best, batch 64": lambda: smoke.rate(default("best", batch_size=64)),
             "rate best, batch 128": lambda: smoke.rate(default("best", batch_size=128)),
             "rate best, batch 512": lambda: smoke.rate(default("best", batch_size=512)),
             "rate best, AdamW": lambda: smoke.rate(default("best", optimizer="adamw", lr=4e-3)),
             "rate best, float32": lambda: smoke.rate(best, "float32"),
             "rate dilated, SGD": lambda: smoke.rate(default("dilated", optimizer="sgd", lr=0.1)),
+            "at once": lambda: rates(smoke.device, "bfloat16", best),
             "profile dilated": lambda: smoke.profile(dense),
         }
     for name, measure in parts.items():

@@ -84,13 +84,13 @@ def fastest(
     return (faster, True) if gain.compiled_s < gain.plain_s else (plain, False)
 
 
-def measured(step: Step, example: Batch, architecture_id: str) -> Gain:
-    """What compiling `step` brings and costs here; trainings of the same network will know it.
+def measured(step: Step, example: Batch, architecture_id: str) -> tuple[AnyStep, Gain]:
+    """`step` compiled, and what that brings and costs here; trainings of the same network will know it.
 
     Raises:
         CaptureFailed: See `CapturedStep`.
     """
-    return _tried(step, example, architecture_id, step_seconds(ready(step, example), example))[1]
+    return _tried(step, example, architecture_id, step_seconds(ready(step, example), example))
 
 
 def compiled(step: Step) -> Step:
