@@ -119,7 +119,7 @@ def _ahead(source: AugmentedBatches, order: Iterable[BatchSpec], n_loaders: int)
                 ask(helper)
         while asked:
             helper, spec = asked.popleft()
-            batch = _batch(source, spec, helper.answer(spec), pins=True)
+            batch = _batch(source, spec, helper.answer(spec), pins=True)  # a copy: the helper's memory is free again
             ask(helper)
             yield batch
 
@@ -132,7 +132,7 @@ def _in_rounds(source: AugmentedBatches, order: Iterable[BatchSpec], n_helpers: 
                 helper.ask(spec)
             yield _batch(source, round_[0], source.pixels(round_[0]))
             for helper, spec in zip(helpers, round_[1:], strict=False):
-                yield _batch(source, spec, helper.answer(spec))
+                yield _batch(source, spec, helper.answer(spec).copy())
 
 
 @contextlib.contextmanager
@@ -187,10 +187,10 @@ class _Helper:
             self._connection.send(spec)
 
     def answer(self, spec: BatchSpec) -> np.ndarray:
-        """The images of the batch that was asked for first."""
+        """The images of the batch that was asked for first, where they lie until another one is asked for."""
         with self._died_if(EOFError, OSError):
             self._connection.recv()
-        return _view(next(self._places), len(spec.indices), self._shape).copy()
+        return _view(next(self._places), len(spec.indices), self._shape)
 
     @contextlib.contextmanager
     def _died_if(self, *errors: type[BaseException]) -> Iterator[None]:
@@ -234,9 +234,17 @@ def _batch(source: AugmentedBatches, spec: BatchSpec, images: np.ndarray, pins: 
         source: What the batch is of.
         spec: Which batch.
         images: Its images or rows.
-        pins: Whether it goes to a GPU; from memory that is not pinned, a copy would wait for the step before.
+        pins: Whether it goes to a GPU; then it is a copy, and from memory that is not pinned the next one, to the GPU,
+            would wait for the step before.
     """
-    first, labels, moves = (torch.from_numpy(each) for each in (images, source.labels(spec), source.moves(spec)))
-    if pins and torch.cuda.is_available():
-        return first.pin_memory(), labels.pin_memory(), moves.pin_memory()
+    parts = (images, source.labels(spec), source.moves(spec))
+    first, labels, moves = (_pinned(each) if pins else torch.from_numpy(each) for each in parts)
     return first, labels, moves
+
+
+def _pinned(array: np.ndarray) -> torch.Tensor:
+    """A copy, by this thread alone: torch's threads would have to meet while the helpers keep all cores busy, which
+    takes longer than to augment the batch."""
+    copied = torch.empty(array.shape, dtype=torch.from_numpy(array).dtype, pin_memory=torch.cuda.is_available())
+    np.copyto(copied.numpy(), array)
+    return copied
