@@ -13,6 +13,7 @@ the experiments and benchmarks.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
@@ -27,6 +28,7 @@ import audit_spaces
 import evidence
 from benchmarks import memory, record
 from experiments import faults, fidelity, own_data, pruners, published, replays, samplers, scaling, tables, variants
+from gpu import rates
 from study.command_line.options import add_study_options
 from study.command_line.parser import run_command
 from study.errors import UserError
@@ -36,8 +38,11 @@ READMES = tuple(REPOSITORY / folder / "README.md" for folder in ("", "results", 
 """The files with blocks between `<!-- results:NAME -->` and `<!-- end -->`."""
 BLOCKS: dict[str, Callable[[], str]] = {
     "headline": published.headline,
-    "study": published.block,
-    "exports": published.exports_block,
+    "study": functools.partial(published.block, "dilated"),
+    "gpu-study": functools.partial(published.block, "best"),
+    "gpu": rates.block,
+    "exports": functools.partial(published.exports_block, "dilated/best"),
+    "gpu-exports": functools.partial(published.exports_block, "best/trial-0"),
     "benchmarks": record.block,
     "fidelity": fidelity.block,
     "pruners": pruners.block,

@@ -12,11 +12,13 @@
     |- augmentation             flip, crop_padding, affine_p, shift_frac, scale_frac, rotate_deg,
     |                           dropout_p, dropout_hole, colour_p, colour_strength, sharpen_p, mixup
     `- optimisation             optimizer (sgd | adamw | muon), lr, weight_decay, adamw_lr, adamw_weight_decay,
-                                muon_lr, muon_weight_decay, batch_size, label_smoothing, warmup_frac
+                                muon_lr, muon_weight_decay, label_smoothing, warmup_frac
 
 Studies decide what belongs here: the family is the one of the strongest public network of this size
-(`search_spaces.yardstick`), and what is fixed is as it is there until a study shows better. Where a
-limit on the predicted seconds of an epoch is set, as on a CPU, it narrows the networks, as in every space.
+(`search_spaces.yardstick`), and what is fixed is as it is there until a study shows better. The batch size is
+fixed too: trials are compared at equal numbers of images, where small batches win by their many steps, and a
+GPU does fewer images of them in a second (results/README.md has the figures). Where a limit on the predicted
+seconds of an epoch is set, as on a CPU, it narrows the networks, as in every space.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ _FIXED: dict[str, Any] = {
     "dilated_kernel": 7,
     "join": "concat",
     "norm": "layer",
+    "batch_size": 256,
 }
 """What `multiscale` samples and this space does not."""
 
@@ -54,7 +57,8 @@ _SAMPLED: dict[str, tuple[Dimension, Any]] = {  # and its values in the default
     "activation": (Choice(("gelu", "silu")), "silu"),
     "residual_scale": (Choice(("body", "identity")), "identity"),
 }
-_DIMENSIONS = {**column(_SAMPLED, 0), **LONG_DIMENSIONS, **TRAINING_DIMENSIONS}
+_SHARED = {name: each for name, each in TRAINING_DIMENSIONS.items() if name not in _FIXED}
+_DIMENSIONS = {**column(_SAMPLED, 0), **LONG_DIMENSIONS, **_SHARED}
 _DEFAULT_PARAMS: dict[str, Any] = {
     **column(_SAMPLED, 1),
     "colour_p": 0.0,
@@ -62,8 +66,7 @@ _DEFAULT_PARAMS: dict[str, Any] = {
     "sharpen_p": 0.0,
     "mixup": 0.0,
     "warmup_frac": 0.2,
-    **DEFAULT_TRAINING,
-    "batch_size": 256,
+    **{name: value for name, value in DEFAULT_TRAINING.items() if name not in _FIXED},
 }
 """Under the default limits 64 and 96 channels wide: branches of 16 and 24, which a GPU's kernels like, and nearly all
 parameters spent."""
@@ -73,7 +76,7 @@ class BestSpace(SearchSpace):
     """See the module's tree."""
 
     name = "best"
-    version = 3
+    version = 4
     tree = _TREE
     dimensions = _DIMENSIONS
 

@@ -22,7 +22,7 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 def load(bundle: str | os.PathLike[str]) -> Classifier:
     """A trained network, ready to use: a `torch.nn.Module` in evaluation mode with its normalisation inside.
 
-        model = study.load("results/dilated/best")
+        model = study.load("results/best/trial-0")
         image = model.preprocess("photo.jpg")             # float32 [3, 32, 32], RGB in [0, 1]
         model.classes[model(image[None]).argmax()]        # logits [N, n_classes] of images [N, 3, 32, 32]
 

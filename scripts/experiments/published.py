@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import evidence
 import screenshot
 from evidence import percent
-from study.bundle.files import EXPORTS
+from study.bundle.files import EXPORTS, MODEL, NUMBERS, WEIGHTS
 from study.machine.paths import RESULTS
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ TITLES = {
     "reference": "reference network, our retrain",
     "yardstick": "published network of 97,530 parameters (it pools), trained as our best",
 }
-"""Bundles of a study."""
+"""Bundles of a study, beside those of trials that were asked for."""
 AS_PUBLISHED = ("reference network, as published", "88.70%", "175,696", "47", "18.6 M", "", "", "", "")
 COLUMNS = (
     "trial", "slot", "attempt", "anchor", "state", "val_accuracy", "epochs_run", "params", "receptive_field",
@@ -64,10 +64,20 @@ def publish(study: optuna.Study, run: Path, folder: Path) -> None:
     if screenshot.browser() is not None:
         screenshot.take(html, folder / "report.png")
     draw_history(record, folder / "history.png")
-    for name in TITLES:
-        if (run / name / "metrics.json").exists():
-            shutil.rmtree(folder / name, ignore_errors=True)
-            shutil.copytree(run / name, folder / name)
+    for name in bundles_in(run):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        shutil.copytree(run / name, folder / name, ignore=left_out)
+
+
+def left_out(folder: str, names: Sequence[str]) -> list[str]:
+    """Of a published bundle, which stays small: `study.export` makes the program, and one form of the weights does."""
+    return [MODEL, *([WEIGHTS] if NUMBERS in names else [])]
+
+
+def bundles_in(folder: Path) -> list[str]:
+    """Their names: those of `TITLES`, then those of trials that were asked for."""
+    asked_for = sorted(file.parent.name for file in folder.glob("trial-*[0-9]/metrics.json"))
+    return [*(name for name in TITLES if (folder / name / "metrics.json").exists()), *asked_for]
 
 
 def restored(record: dict[str, Any]) -> optuna.Study:
@@ -197,8 +207,8 @@ def draw(record: dict[str, Any], file: Path) -> None:
     draw_history(record, file.with_name("history.png"))
     if screenshot.browser() is not None:
         with tempfile.TemporaryDirectory() as folder:
-            if (best := file.with_name("best")).exists():
-                shutil.copytree(best, Path(folder) / "best")
+            for name in bundles_in(file.parent):
+                shutil.copytree(file.parent / name, Path(folder) / name)
             html, _ = write_report(restored(record), Path(folder))
             screenshot.take(html, file.with_name("report.png"))
 
@@ -234,7 +244,7 @@ def draw_history(record: dict[str, Any], file: Path) -> None:
 
 
 def lead(results: Path) -> str:
-    """The study that the READMEs tell of: the one searched on a GPU, once there is one."""
+    """The study whose networks come first: the one searched on a GPU, once there is one."""
     return "best" if (results / "best" / "study.json").exists() else "dilated"
 
 
@@ -243,10 +253,15 @@ def headline(results: Path = RESULTS) -> str:
     head = ("network", "test accuracy", "parameters", "receptive field", "MACs", "epochs", "trained on", "time", "file")
     rows = []
     for study in dict.fromkeys((lead(results), *sorted(file.parent.name for file in results.glob("*/study.json")))):
-        for bundle, title in TITLES.items():
+        record = evidence.read(results / study / "study.json")
+        anchors = {trial["trial"]: trial["anchor"] for trial in record["trials"]} if record else {}
+        for bundle in bundles_in(results / study):
             m = evidence.read(results / study / bundle / "metrics.json")
-            if m is None:
-                continue
+            number = m.get("trial")
+            default = "default of the space `{study}`, not searched for"
+            title = TITLES.get(
+                bundle, default if anchors.get(number) == "default" else f"trial {number} of `{{study}}`"
+            )
             n = len(m["seeds"])
             spread = "(1 seed)" if n == 1 else f"± {100 * m['test_accuracy_std']:.2f} ({n} seeds)"
             accuracy = f"**{percent(m['test_accuracy_mean'])}** {spread}"
@@ -260,12 +275,11 @@ def _sizes(found: dict[str, Any]) -> tuple[str, str, str]:
     return f"{found['params']:,}", str(found["receptive_field"]), f"{found['macs'] / 1e6:.1f} M"
 
 
-def exports_block(results: Path = RESULTS) -> str:
-    """What results/README.md says of the formats that the best network was exported to."""
-    file = results / lead(results) / "best" / EXPORTS
-    if not file.exists():
+def exports_block(bundle: str, results: Path = RESULTS) -> str:
+    """What results/README.md says of the formats that the network in `bundle` was exported to."""
+    record = evidence.read(results / bundle / EXPORTS)
+    if record is None:
         return evidence.NOTHING
-    record = evidence.read(file)
     sizes = list(record["formats"][0]["latency_ms"])
     head = ("format", "size", "test accuracy", "answers as the network", *(f"ms for {n} at once" for n in sizes))
     rows = [
@@ -282,9 +296,11 @@ def exports_block(results: Path = RESULTS) -> str:
     return f"{evidence.table(head, rows)}\n\n{made}"
 
 
-def block(results: Path = RESULTS) -> str:
-    """What results/README.md says of the published study."""
-    record = evidence.read(results / lead(results) / "study.json")
+def block(name: str, results: Path = RESULTS) -> str:
+    """What results/README.md says of the published study `name`."""
+    record = evidence.read(results / name / "study.json")
+    if record is None:
+        return evidence.NOTHING
     trials, config = record["trials"], record["config"]
     complete = [trial for trial in trials if trial["state"] == "COMPLETE"]
     finished = [trial for trial in trials if trial["state"] in ("COMPLETE", "PRUNED")]

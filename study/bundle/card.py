@@ -50,8 +50,8 @@ def card(
     parts = [
         f"---\n{head}---",
         f"# A small CNN for {data}",
-        f"It sorts images of {size}x{size} pixels into {n_classes} classes: {names}. A study with Optuna found it "
-        "under hard limits on its size; `small-cnn-study` made this folder.",
+        f"It sorts images of {size}x{size} pixels into {n_classes} classes: {names}. `small-cnn-study`, "
+        "which searches such networks with Optuna under hard limits on their size, made this folder.",
         "## Accuracy",
         _list(_accuracy(known, n_test)) or "Not measured.",
     ]
@@ -77,7 +77,8 @@ def card(
         "## Use",
         "In this folder, with this project (`config.json` tells other programs the classes and the normalisation):\n\n"
         f"```python\n{USE_WITH_PROJECT}\n```",
-        f"With torch alone (only if you trust who made `model.pt2`):\n\n```python\n{USE_WITH_TORCH}\n```",
+        "With torch alone (only if you trust who made `model.pt2`; where it is missing, `python -m study.export BUNDLE "
+        f"--format torch-export` makes it):\n\n```python\n{USE_WITH_TORCH}\n```",
         "ONNX, also of 8 bits: `python -m study.export BUNDLE --format onnx`.",
         "## Licence",
         f"MIT, as the project. The images of {data} have terms of their own.",

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 
 Seconds = Annotated[float, Within(0, math.inf)]
-ABOUT_S = 10.0
+ABOUT_S = {"cpu": 10.0, "cuda": 35.0}
+"""A GPU's libraries take most of a second for each class of operations that they have not met before."""
 BUSY = 0.2
 """Share of the cores that others may take without spoiling what is measured: the fastest of several runs counts."""
 POOR_FIT = 0.3
@@ -113,7 +114,7 @@ def calibrate(device: str) -> Calibration:
     known = cache.recall(name, Calibration.from_json)
     if known is not None:
         return known
-    with said_while("Measuring this machine once", ABOUT_S):
+    with said_while("Measuring this machine once", ABOUT_S[device]):
         neighbours = Neighbours()
         found = _measured(device)
         others = neighbours.share()

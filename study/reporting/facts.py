@@ -18,7 +18,9 @@ from search_spaces.architecture import Architecture
 from search_spaces.constraints import SIZE, Clock, LimitRow, OwnLimit, limit_rows, size_kb
 from search_spaces.cost import CostModel
 from search_spaces.fields import Amount, DescriptionError, fitting
+from study.bundle.metrics import METRICS
 from study.command_line.wording import percent
+from study.machine.files import is_file
 from study.reporting.trained import Trained, read_trained
 from study.storage.config import StudyConfig
 from study.storage.database import config_of, first_step, is_ours, stored
@@ -128,6 +130,7 @@ class Facts:
         shares: Importance of the parameters, largest first, adding up to 1; empty with too few trials.
         trained: The retrained network; None without a retrain of this study.
         other_bundle: Whose network is found in its place, if another study's is.
+        bundle: Name of the folder that it lies in.
         reranking: The longer training of the best trials, if there was one.
         target: Test accuracy to pass, in [0, 1].
     """
@@ -140,6 +143,7 @@ class Facts:
     shares: dict[str, float]
     trained: Trained | None
     other_bundle: str | None
+    bundle: str
     reranking: Reranking | None
     target: float | None
 
@@ -176,7 +180,7 @@ class Facts:
 
 
 def read_facts(study: optuna.Study, out: Path) -> Facts:
-    """Reads `study`, its re-ranking, and the bundle in `out`/best if there is one.
+    """Reads `study`, its re-ranking, and the bundle that `bundle_of` finds in `out`.
 
     Raises:
         UserError: The study holds no configuration.
@@ -188,7 +192,8 @@ def read_facts(study: optuna.Study, out: Path) -> Facts:
     records = [record_of(trial, first, config.limits.own) for trial in ours]
     ranked = rank(records)
     target = study.user_attrs.get("target_accuracy")
-    trained = read_trained(out / "best")
+    bundle = bundle_of(out)
+    trained = read_trained(bundle)
     foreign = trained is not None and not _are_of(trained.metrics, study, trials)
     return Facts(
         study=study,
@@ -197,11 +202,21 @@ def read_facts(study: optuna.Study, out: Path) -> Facts:
         ranked=ranked,
         n_foreign=len(trials) - len(records),
         shares=importances(ranked),
+        bundle=bundle.name,
         trained=None if foreign else trained,
         other_bundle=str(trained.metrics.get("study")) if foreign and trained else None,
         reranking=_reranking(study),
         target=target if is_number(target) else None,
     )
+
+
+def bundle_of(out: Path) -> Path:
+    """The folder of the retrained network in `out`: of the best one, else of the trial that was retrained last."""
+    best = out / "best"
+    if not is_file(best / METRICS):
+        asked_for = [folder for folder in out.glob("trial-*[0-9]") if is_file(folder / METRICS)]
+        return max(asked_for, key=lambda folder: (folder / METRICS).stat().st_mtime, default=best)
+    return best
 
 
 def outcome(trial: FrozenTrial) -> Outcome:

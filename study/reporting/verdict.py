@@ -38,8 +38,8 @@ def _tested(facts: Facts) -> Text:
     aim = f"the target of {percent(target)}" if is_number(target) else "no target"
     if facts.other_bundle is not None:
         return Text(
-            f"best/ holds a network of another study, {facts.other_bundle!r}: its figures are not shown. Retrain this "
-            "one with another --out.",
+            f"{facts.bundle}/ holds a network of another study, {facts.other_bundle!r}: its figures are not shown. "
+            "Retrain this one with another --out.",
             "bad",
         )
     if metrics is None:
@@ -49,7 +49,7 @@ def _tested(facts: Facts) -> Text:
     mean: Any = metrics.get("test_accuracy_mean")
     std: Any = metrics.get("test_accuracy_std")
     if not is_number(mean):
-        return Text("best/metrics.json holds no test accuracy. Retrain it again.", "bad")
+        return Text(f"{facts.bundle}/metrics.json holds no test accuracy. Retrain it again.", "bad")
     accuracies = metrics.get("test_accuracy")
     n_seeds = len(accuracies) if isinstance(accuracies, list) else 1
     seeds = f"mean of {n_seeds} seeds" if n_seeds > 1 else "one seed"
@@ -73,6 +73,11 @@ def why_retrained(facts: Facts) -> str:
         return f"{name}{setting}, the best of those that were trained again for {counted(longer, 'epoch')}{searched}."
     if record is best:
         return f"{name}, the best of the search."
+    if facts.bundle != "best":
+        kind = ", the space's default" if record.anchor == "default" else ""
+        return f"{name}{kind}, which was asked for" + (
+            f"; the best of the search is trial {best.number}." if best else "."
+        )
     now = f"; the best trial now is {best.number}" if best else ""
     return f"{name}, which was the best when it was retrained{now}."
 

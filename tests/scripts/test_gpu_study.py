@@ -25,7 +25,8 @@ echo "$*" >> "$CALLS"
 echo "$XDG_CACHE_HOME" > "$CALLS.cache"
 case "$*" in *"$FAILS"*) exit 3 ;; esac
 case "$*" in *"$HANGS"*) exec sleep 60 ;; esac
-case "$*" in *smoke.py*) echo "{\\"rate best\\": {\\"images_s\\": $RATE}}" > "$2" ;; esac
+case "$*" in *smoke.py*)
+  echo "{\\"machine\\": {\\"gpu\\": \\"A card (9)\\"}, \\"rate best\\": {\\"images_s\\": $RATE}}" > "$2" ;; esac
 """
 
 
@@ -81,7 +82,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
     ("rate", "seconds", "fidelity"),
     [
         (300_000, 190, (16, 45_000)),
-        (40_000, 190, (6, 15_000)),
+        (40_000, 190, (8, 15_000)),
         (12_000, 190, (4, 10_000)),
         (1_000, 190, (4, 10_000)),
         (200_000, 20, (4, 10_000)),
@@ -103,7 +104,7 @@ def test_a_study_that_can_afford_it_is_done_in_time() -> None:
 @pytest.mark.parametrize(
     ("rate", "seconds", "length"),
     [
-        (40_000, 400, (256, 1)),  # as long as fits
+        (40_000, 400, (288, 1)),  # as long as fits
         (50_000, 400, (300, 1)),
         (100_000, 400, (300, 2)),  # then more seeds
         (1_000_000, 1_000, (300, 5)),
@@ -132,6 +133,8 @@ def test_without_a_budget_everything_has_the_programs_own_length(driver: Driver)
     assert study == f"-m study.run --space best --trials 50 --device cuda {where}"
     assert retrain == f"-m study.retrain --device cuda {where}"
     assert driver.calls[-1] == f"scripts/publish.py {where} --results {driver.folder}/out"
+    record = json.loads((driver.folder / "out" / "gpu" / "a-card-9.json").read_text())
+    assert record["rate best"] == {"images_s": 40_000.0}
 
 
 def test_with_a_budget_lengths_follow_from_the_smoke_test(driver: Driver) -> None:

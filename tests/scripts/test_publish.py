@@ -12,6 +12,8 @@ import pytest
 import evidence
 import publish
 from experiments import fidelity, published, replays
+from gpu import rates
+from study.bundle.files import load_bundle
 from study.machine.paths import RESULTS
 from study.reporting.facts import read_facts
 from study.storage.config import StudyConfig
@@ -85,7 +87,43 @@ def test_a_published_study_has_its_report_again(tmp_path: Path) -> None:
     assert facts.reranking is not None
     assert [r.setting for r in facts.reranking.ranked[:2]] == ["strong", "light"]
     evidence.write(tmp_path / "dilated" / "study.json", record)
-    assert "trial 39 (strong) 87.38%, trial 14 (light) 87.22%, trial 20 87.02%" in published.block(tmp_path)
+    assert "trial 39 (strong) 87.38%, trial 14 (light) 87.22%, trial 20 87.02%" in published.block("dilated", tmp_path)
+
+
+def test_a_default_that_was_asked_for_is_a_row_of_its_own(tmp_path: Path) -> None:
+    metrics = evidence.read(RESULTS / "dilated" / "best" / "metrics.json")
+    evidence.write(tmp_path / "made" / "study.json", {"trials": [{"trial": 0, "anchor": "default"}]})
+    for number, accuracy in ((0, 0.9), (7, 0.8)):
+        found = {**metrics, "trial": number, "test_accuracy_mean": accuracy, "seeds": [0]}
+        evidence.write(tmp_path / "made" / f"trial-{number}" / "metrics.json", found)
+    lines = published.headline(tmp_path).splitlines()
+    assert [line.split(" | ")[:2] for line in lines[2:4]] == [
+        ["| default of the space `made`, not searched for", "**90.00%** (1 seed)"],
+        ["| trial 7 of `made`", "**80.00%** (1 seed)"],
+    ]
+
+
+def test_a_published_bundle_holds_weights_once(tmp_path: Path) -> None:
+    assert published.left_out("", ["model.pt2", "weights.pt", "metrics.json"]) == ["model.pt2"]
+    assert set(published.left_out("", ["weights.safetensors", "weights.pt"])) == {"model.pt2", "weights.pt"}
+    for bundle in RESULTS.glob("*/*/metrics.json"):
+        assert load_bundle(bundle.parent).candidate.architecture.params < 200_000
+        assert not (bundle.parent / "model.pt2").exists()
+
+
+def test_rates_of_a_gpu_are_told_as_far_as_they_were_measured(tmp_path: Path) -> None:
+    assert rates.block(tmp_path) == "Not measured yet."
+    rate = {"images_s": 1234.4, "step_ms": 2.0, "batch_size": 64}
+    record = {
+        "command": "python scripts/gpu/smoke.py OUT.json", "machine": {"gpu": "A card"}, "rate best": rate,
+        "rate dilated, SGD": {"failed": "no memory"}, "rate best, batch 64": {**rate, "step_ms": 3.0},
+    }  # fmt: skip
+    evidence.write(tmp_path / "gpu" / "a-card.json", record)
+    text = rates.block(tmp_path)
+    assert [line for line in text.splitlines() if line.startswith("| `")] == [
+        "| `best` |  | 64 | 1,234 | 2.00 |", "| `best` | batch 64 | 64 | 1,234 | 3.00 |"
+    ]  # fmt: skip
+    assert text.endswith("A card, by `python scripts/gpu/smoke.py OUT.json`.")
 
 
 def test_a_rank_correlation_of_too_few_candidates_is_not_shown(tmp_path: Path) -> None:

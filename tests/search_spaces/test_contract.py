@@ -69,9 +69,10 @@ def test_samples_of_the_published_space_stay_what_they_were() -> None:
 
 
 def test_spaces_share_the_dimensions_of_training(space: SearchSpace) -> None:
-    names = list(TRAINING_DIMENSIONS)
+    names = [name for name in TRAINING_DIMENSIONS if name != "batch_size" or space.name != "best"]  # which fixes it
     assert list(space.dimensions)[-len(names) :] == names
-    assert all(space.dimensions[name] == dimension for name, dimension in TRAINING_DIMENSIONS.items())
+    assert all(space.dimensions[name] == TRAINING_DIMENSIONS[name] for name in names)
+    assert space.dimensions.keys() & TRAINING_DIMENSIONS.keys() == set(names)
 
 
 @pytest.mark.parametrize("name", ["best", "multiscale", "separable"])

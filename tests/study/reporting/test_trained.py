@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -118,6 +119,29 @@ def test_it_says_which_network_was_retrained_and_why(out: Path) -> None:
     assert "Retrained is trial 2, which was the best when it was retrained; the best trial now is 1." in verdict(
         **second
     )
+
+
+def test_where_the_best_is_not_retrained_a_trial_that_was_asked_for_is_shown(
+    out: Path, made_bundle: Callable[..., None]
+) -> None:
+    trials = rich_trials()
+    for number in (2, 3):
+        made_bundle(out / f"trial-{number}", trial_candidate_id=trials[number].user_attrs["candidate_id"], trial=number)
+    shutil.copytree(out / "trial-3", out / "trial-3-distilled")
+    for name, written_at in (("trial-2", 3e8), ("trial-3", 2e8), ("trial-3-distilled", 4e8)):
+        os.utime(out / name / "metrics.json", (written_at, written_at))
+    study = made_study(trials)
+    assert "Retrained is trial 1, the best of the search." in section(written(study, out)[0], "Verdict")
+
+    shutil.rmtree(out / "best")
+    verdict = section(written(study, out)[0], "Verdict")
+    assert "Retrained is trial 2, which was asked for; the best of the search is trial 1." in verdict  # the last one
+    shutil.rmtree(out / "trial-2")
+    trials[3].user_attrs["anchor"] = "default"
+    verdict = section(written(made_study(trials), out)[0], "Verdict")
+    assert "Retrained is trial 3, the space's default, which was asked for; the best" in verdict
+    shutil.rmtree(out / "trial-3")
+    assert "Not retrained yet" in section(written(study, out)[0], "Verdict")
 
 
 def test_the_re_ranking_is_a_table_of_its_own(out: Path) -> None:
