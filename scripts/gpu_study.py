@@ -324,6 +324,8 @@ def run_steps(call: Call, steps: Sequence[Step], environment: dict[str, str]) ->
             continue
         outcome, seconds = _run(call, step, limit, environment)
         worked = True
+        if step is SMOKE:
+            _publish_smoke(call)
         spent[step.name] = spent.get(step.name, 0.0) + seconds
         if outcome == 0:
             done[step.name] = spent[step.name]
@@ -398,7 +400,6 @@ def run(options: argparse.Namespace) -> int:
     try:
         code = run_steps(call, steps, _environment(folder, is_carried))
     finally:
-        _publish_smoke(call)
         call.state["spent_s"] += time.monotonic() - started
         call.save()
         if options.pack_to is not None:
@@ -408,13 +409,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _publish_smoke(call: Call) -> None:
-    """Puts what the smoke test found of a GPU among the records, under the card's name."""
+    """Puts what the smoke test found of a GPU among the records, under the card's name, unless more is there."""
     with contextlib.suppress(OSError, ValueError):
         text = (call.folder / "smoke.json").read_text()
-        if card := json.loads(text).get("machine", {}).get("gpu"):
+        found = json.loads(text)
+        if card := found.get("machine", {}).get("gpu"):
             file = call.results / "gpu" / f"{re.sub('[^a-z0-9]+', '-', card.lower()).strip('-')}.json"
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, text)
+            if not file.exists() or json.loads(file.read_text()).keys() <= found.keys():
+                write_atomically(file, text)
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -6,9 +6,9 @@
     python scripts/publish.py --pictures               only draw the pictures of all records in results/ again
 
 Published are `study.json` (configuration and every trial), `trials.csv`, `history.png`, `report.md`, `report.png` (its
-first screen, where a Chromium is installed) and the bundles of the best trial, the reference network and the
-yardstick. The figures of README.md, results/README.md and search_spaces/README.md come from these files and those of
-the experiments and benchmarks.
+first screen, where a Chromium is installed) and, without `model.pt2`, the bundles of the best trial, the reference
+network, the yardstick and trials that were asked for. The figures of README.md, results/README.md and
+search_spaces/README.md come from these files and those of the experiments and benchmarks.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@
 
 Studies decide what belongs here: the family is the one of the strongest public network of this size
 (`search_spaces.yardstick`), and what is fixed is as it is there until a study shows better. The batch size is
-fixed too: trials are compared at equal numbers of images, where small batches win by their many steps, and a
-GPU does fewer images of them in a second (results/README.md has the figures). Where a limit on the predicted
+fixed too: trials are compared at equal numbers of images, where small batches win by their many steps, and with
+them a GPU does fewer images in a second (results/README.md has the figures). Where a limit on the predicted
 seconds of an epoch is set, as on a CPU, it narrows the networks, as in every space.
 """
 

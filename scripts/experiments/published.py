@@ -64,6 +64,10 @@ def publish(study: optuna.Study, run: Path, folder: Path) -> None:
     if screenshot.browser() is not None:
         screenshot.take(html, folder / "report.png")
     draw_history(record, folder / "history.png")
+    for name in bundles_in(folder):
+        made = evidence.read(folder / name / "metrics.json").get("study_created")
+        if made not in (None, attrs["created"]):  # of an earlier study of that name
+            shutil.rmtree(folder / name)
     for name in bundles_in(run):
         shutil.rmtree(folder / name, ignore_errors=True)
         shutil.copytree(run / name, folder / name, ignore=left_out)
@@ -76,7 +80,8 @@ def left_out(folder: str, names: Sequence[str]) -> list[str]:
 
 def bundles_in(folder: Path) -> list[str]:
     """Their names: those of `TITLES`, then those of trials that were asked for."""
-    asked_for = sorted(file.parent.name for file in folder.glob("trial-*[0-9]/metrics.json"))
+    asked_for = [file.parent.name for file in folder.glob("trial-*[0-9]/metrics.json")]
+    asked_for.sort(key=lambda name: (len(name), name))
     return [*(name for name in TITLES if (folder / name / "metrics.json").exists()), *asked_for]
 
 
@@ -124,11 +129,12 @@ def restored(record: dict[str, Any]) -> optuna.Study:
 
 def commands_of(study: optuna.Study, run: Path, n_finished: int) -> list[str]:
     """What was typed to make the study in `run`; of a study from before that was kept, what repeats it today."""
+    from study.reporting.facts import bundle_of
     from study.search.plan import DEFAULT_PRUNER, DEFAULT_SAMPLER
     from study.storage.database import config_of
     from study.storage.reranked import find_rerank
 
-    config, longer, metrics = config_of(study), find_rerank(study), run / "best" / "metrics.json"
+    config, longer, metrics = config_of(study), find_rerank(study), bundle_of(run) / "metrics.json"
     repeat = f"python -m study.run --trials {n_finished}"
     for option, value, default in (
         ("--sampler", config.sampler, DEFAULT_SAMPLER),
@@ -255,13 +261,13 @@ def headline(results: Path = RESULTS) -> str:
     for study in dict.fromkeys((lead(results), *sorted(file.parent.name for file in results.glob("*/study.json")))):
         record = evidence.read(results / study / "study.json")
         anchors = {trial["trial"]: trial["anchor"] for trial in record["trials"]} if record else {}
+        created = record.get("created") if record else None
         for bundle in bundles_in(results / study):
             m = evidence.read(results / study / bundle / "metrics.json")
             number = m.get("trial")
             default = "default of the space `{study}`, not searched for"
-            title = TITLES.get(
-                bundle, default if anchors.get(number) == "default" else f"trial {number} of `{{study}}`"
-            )
+            is_default = anchors.get(number) == "default" and m.get("study_created") == created
+            title = TITLES.get(bundle, default if is_default else f"trial {number} of `{{study}}`")
             n = len(m["seeds"])
             spread = "(1 seed)" if n == 1 else f"± {100 * m['test_accuracy_std']:.2f} ({n} seeds)"
             accuracy = f"**{percent(m['test_accuracy_mean'])}** {spread}"

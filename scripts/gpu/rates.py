@@ -10,6 +10,7 @@ from study.machine.paths import RESULTS
 
 NAME = "gpu"
 _N_KERNELS = 5
+_WORDS = {"taught": "with a teacher"}
 
 
 def block(results: Path = RESULTS) -> str:
@@ -25,7 +26,13 @@ def _of(record: dict[str, Any]) -> str:
         if what == "rate" and "images_s" in each:
             space, _, how = how.partition(", ")
             rows.append(
-                (f"`{space}`", how, str(each["batch_size"]), f"{each['images_s']:,.0f}", f"{each['step_ms']:.2f}")
+                (
+                    f"`{space}`",
+                    _WORDS.get(how, how),
+                    str(each["batch_size"]),
+                    f"{each['images_s']:,.0f}",
+                    f"{each['step_ms']:.2f}",
+                )
             )
     head = ("default of", "but", "batch", "images/s", "ms a step")
     parts = [evidence.table(head, rows), f"{evidence.machine(record['machine'])}, by {evidence.command_of(record)}."]
@@ -35,7 +42,7 @@ def _of(record: dict[str, Any]) -> str:
     if "ms" in profile:
         largest = sum(ms for _, ms, _ in profile["largest"][:_N_KERNELS])
         parts[1] += (
-            f" A step of `best`'s default is {profile['kernels']:.0f} kernels that take {profile['ms']:.1f} ms, the "
-            f"{_N_KERNELS} largest of them {largest:.1f} ms."
+            f" A step of `best`'s default launches {profile['kernels']:.0f} kernels that take {profile['ms']:.1f} ms, "
+            f"the {_N_KERNELS} kinds that take longest {largest:.1f} ms."
         )
     return "\n\n".join(parts)

@@ -32,7 +32,8 @@ def summary(candidate: Candidate, metrics: Mapping[str, Any]) -> str:
         layer_table(candidate.architecture),
         "\n".join(f"{label:<18} {text}" for label, text in _key_metrics(metrics)),
         f"With this project, in this folder:\n\n{indent(USE_WITH_PROJECT, '    ')}",
-        f"With torch alone, in this folder:\n\n{indent(USE_WITH_TORCH, '    ')}",
+        "With torch alone, in this folder (where model.pt2 is missing, `python -m study.export . --format torch-export`"
+        f" makes it):\n\n{indent(USE_WITH_TORCH, '    ')}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

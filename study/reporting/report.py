@@ -35,7 +35,7 @@ def write_report(study: optuna.Study, out: Path) -> tuple[Path, Path]:
 
     Args:
         study: Any study made by this program, in whatever state.
-        out: The study's folder; the retrained network is read from its best/, if there is one.
+        out: The study's folder; the retrained network is read from the bundle in it, if there is one.
 
     Returns:
         The paths of the first two.

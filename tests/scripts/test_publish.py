@@ -67,6 +67,9 @@ def test_the_commands_are_those_that_ran(tmp_path: Path) -> None:
     assert published.commands_of(study, tmp_path, 50) == [
         "python -m study.run --trials 20", "python -m study.run", "python -m study.retrain --seeds 3",
     ]  # fmt: skip
+    (tmp_path / "best").rename(tmp_path / "trial-0")
+    (tmp_path / "trial-0" / "metrics.json").write_text('{"command": "python -m study.retrain --trial 0"}')
+    assert published.commands_of(study, tmp_path, 50)[-1] == "python -m study.retrain --trial 0"
 
 
 def test_a_published_study_has_its_report_again(tmp_path: Path) -> None:
@@ -103,12 +106,16 @@ def test_a_default_that_was_asked_for_is_a_row_of_its_own(tmp_path: Path) -> Non
     ]
 
 
-def test_a_published_bundle_holds_weights_once(tmp_path: Path) -> None:
+def test_a_published_bundle_holds_weights_once() -> None:
     assert published.left_out("", ["model.pt2", "weights.pt", "metrics.json"]) == ["model.pt2"]
     assert set(published.left_out("", ["weights.safetensors", "weights.pt"])) == {"model.pt2", "weights.pt"}
-    for bundle in RESULTS.glob("*/*/metrics.json"):
-        assert load_bundle(bundle.parent).candidate.architecture.params < 200_000
-        assert not (bundle.parent / "model.pt2").exists()
+    bundles = [file.parent for file in RESULTS.glob("*/*/metrics.json")]
+    assert bundles
+    for bundle in bundles:
+        assert load_bundle(bundle).candidate.architecture.params < 200_000
+        names = {file.name for file in bundle.iterdir()}
+        assert len(names & {"weights.pt", "weights.safetensors"}) == 1
+        assert "model.pt2" not in names
 
 
 def test_rates_of_a_gpu_are_told_as_far_as_they_were_measured(tmp_path: Path) -> None:
