@@ -108,6 +108,12 @@ def test_nothing_is_cut_in_print(browser: Any, page: str) -> None:
           window.open_ = document.querySelectorAll("details:not([open])").length;
         });
     """)
+    # On a busy machine plots may still be drawing, and are not told a new width meanwhile.
+    browser.execute_async_script("""
+        const done = arguments[arguments.length - 1];
+        const plots = [...document.querySelectorAll(".js-plotly-plot")];
+        Promise.all(plots.map(each => Plotly.relayout(each, {}))).then(() => requestAnimationFrame(() => done()));
+    """)
     pdf = browser.print_page()
     assert len(pdf) > 100_000
     printed = [float(width) for width in browser.execute_script("return window.printed")]
