@@ -95,9 +95,10 @@ def test_a_published_study_has_its_report_again(tmp_path: Path) -> None:
 
 def test_a_default_that_was_asked_for_is_a_row_of_its_own(tmp_path: Path) -> None:
     metrics = evidence.read(RESULTS / "dilated" / "best" / "metrics.json")
-    evidence.write(tmp_path / "made" / "study.json", {"trials": [{"trial": 0, "anchor": "default"}]})
-    for number, accuracy in ((0, 0.9), (7, 0.8)):
-        found = {**metrics, "trial": number, "test_accuracy_mean": accuracy, "seeds": [0]}
+    trials = [{"trial": number, "anchor": "default"} for number in (0, 7)]
+    evidence.write(tmp_path / "made" / "study.json", {"created": "now", "trials": trials})
+    for number, accuracy, created in ((0, 0.9, "now"), (7, 0.8, "before, by a study of the same name")):
+        found = {**metrics, "trial": number, "test_accuracy_mean": accuracy, "seeds": [0], "study_created": created}
         evidence.write(tmp_path / "made" / f"trial-{number}" / "metrics.json", found)
     lines = published.headline(tmp_path).splitlines()
     assert [line.split(" | ")[:2] for line in lines[2:4]] == [

@@ -81,11 +81,12 @@ def test_a_gpu_holds_images_that_only_move(tiny_images: Images, n_loaders: int) 
         assert torch.equal(place(images, given, moves), place(made, torch.arange(16), moves))
 
 
-def test_batches_ahead_are_kept_apart(source: AugmentedBatches) -> None:
+@DEVICES
+def test_batches_are_kept_apart(source: AugmentedBatches, device: str) -> None:
     """Many more than the helpers have in hand, kept by whoever takes them."""
     order = list(training_order(112, 4, 2, 1))
     assert len(order) > 3 * AHEAD
-    kept = list(batches(source, order, "cuda", 2))
+    kept = list(batches(source, order, device, 2))
     for given, spec in zip(kept, order, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(given, source[spec], strict=True))
 
