@@ -11,6 +11,9 @@ from typing import Any
 
 from study.errors import UserError
 
+INSTRUCTIONS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 with bfloat16", "avx512f": "AVX-512", "avx2": "AVX2"}
+"""By the flag of a processor, widest first."""
+
 
 def n_cores() -> int:
     """Cores this process may use."""
@@ -64,7 +67,7 @@ def gpus(device: str) -> list[str]:
 
 def hardware(device: str) -> dict[str, Any]:
     """Names for reports."""
-    found: dict[str, Any] = {"device": device, "cpu": _cpu_name(), "n_cores": n_cores()}
+    found: dict[str, Any] = {"device": device, "cpu": cpu_name(), "n_cores": n_cores()}
     if device == "cuda":
         import torch
 
@@ -93,11 +96,13 @@ def memory(device: str) -> dict[str, float]:
     return found
 
 
-def _cpu_name() -> str:
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name and its widest instructions: rented machines hide several behind one name."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        lines = cpuinfo.read_text().splitlines()
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        lines = []
+    about = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    flags = about.get("flags", "").split()
+    instructions = next((f" ({name})" for flag, name in INSTRUCTIONS.items() if flag in flags), "")
+    return (about.get("model name") or platform.processor() or platform.machine()) + instructions
