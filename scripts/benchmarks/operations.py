@@ -30,8 +30,10 @@ from study.training.records import TrainingConfig
 from study.training.step import Step
 
 GOAL_MUON = 30
-_WHOLE = re.compile(r"aten::(_foreach|_fused|native_|mkldnn_|\w+_backward$)|.*cpp_fused")
-"""Operations that count as one whatever they do inside: on many tensors, with kernels of their own, or compiled."""
+_WHOLE = re.compile(r"aten::(_foreach|_fused|native_|convolution$|\w+_backward$)|.*cpp_fused")
+"""Operations that count as one whatever they do inside: on many tensors, with kernels of their own, or compiled.
+
+What a convolution comes down to differs between processors: depthwise ones of bfloat16 are many without AVX-512."""
 _FREE = re.compile(
     r"aten::(_?unsafe_view|view\w*|_reshape_alias|as_strided_?|permute|transpose|t|expand\w*|detach_?|slice|select|split\w*"
     r"|chunk|narrow|unflatten|unsqueeze|squeeze|unbind|alias|empty\w*|new_empty\w*|lift_fresh|result_type|resolve_\w+"

@@ -111,7 +111,7 @@ def _rgb(image: Image.Image, file_format: str | None) -> Image.Image:
     if image.mode == "F" or (image.mode == "I" and file_format != "PPM"):  # that one is scaled to 16 bits when read
         raise UnreadableImageError("its pixels are 32-bit numbers of no known range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip to white
-        grey = np.asarray(image)
+        grey = np.asarray(image).astype(np.int32)  # its own byte order, compared with -1, ends early releases of numpy
         seen = np.where(grey == image.info.get("transparency", -1), 255, grey.clip(0, 65535) // 256)
         return Image.fromarray(seen.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:

@@ -25,7 +25,8 @@ def test_a_study_of_simulated_workers_is_a_real_one(tmp_path: Path, monkeypatch:
     row = scaling.row(20, 4, [watched])
     assert row["lost_share"] == watched.lost_s / watched.worker_s
     study = open_study(url, scaling.NAME)
-    assert len(finished_trials(study)) == 20 + watched.n_trials
+    # Not watched is a trial that ends before each worker has been given its first.
+    assert 0 <= len(finished_trials(study)) - 20 - watched.n_trials < 4
     assert all(trial.state.is_finished() for trial in study.trials)
 
 
