@@ -56,12 +56,17 @@ def at_least(options: argparse.Namespace, **least: int) -> None:
 
 def command_line(script: str, words: Sequence[str]) -> str:
     """The line that repeats a call of `scripts/<script>`, without the places of this machine."""
+    return without_places(shlex.join(["python", f"scripts/{script}", *words]))
+
+
+def without_places(command: str) -> str:
+    """`command` without the options that name folders of this machine."""
     kept, skip = [], False
-    for word in words:
+    for word in shlex.split(command):
         if not skip and word not in PLACES and not word.startswith(tuple(f"{place}=" for place in PLACES)):
             kept.append(word)
         skip = word in PLACES
-    return shlex.join(["python", f"scripts/{script}", *kept])
+    return shlex.join(kept)
 
 
 def command_of(record: dict[str, Any]) -> str:

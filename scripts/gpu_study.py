@@ -1,7 +1,7 @@
 """Everything on a GPU, in one command: smoke test, study, retrain of the winner, benchmark, records.
 
     python scripts/gpu_study.py run                       all of it at full length; stopped, the same command goes on
-    python scripts/gpu_study.py run --budget-s 900        the same within a quarter of an hour
+    python scripts/gpu_study.py run --budget-s 900        within a quarter of an hour, without re-ranking
     python scripts/gpu_study.py run --dry-run             at a tiny size, on the CPU
 
 With a budget, the smoke test (scripts/gpu/smoke.py) says how fast the GPU trains, and the lengths of trials and

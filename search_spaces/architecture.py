@@ -1,7 +1,7 @@
 """What a network is: a frozen description with exact, analytic figures. No torch here.
 
 An `Architecture` is a sequence of layers followed by the one allowed pooling (the global average)
-and a 1x1 classifier. It goes to JSON and back, has a stable id, and `trace` gives every
+and a 1x1 classifier. It goes to JSON and back, has a stable id, and `operations` gives every
 operation's shape, parameters, multiply-accumulates and receptive field without building anything.
 
     Architecture

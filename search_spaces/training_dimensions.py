@@ -1,4 +1,4 @@
-"""The dimensions that every space shares: how a candidate is augmented and optimised.
+"""The dimensions that spaces share: how a candidate is augmented and optimised.
 
 |- augmentation             flip, crop_padding, affine_p, shift_frac, scale_frac, rotate_deg,
 |                           dropout_p, dropout_hole

@@ -21,7 +21,7 @@ from study.bundle.files import EXPORTS, INT8, MODEL, NUMBERS, ONNX, Bundle, desc
 from study.command_line.numbers import at_least
 from study.command_line.parser import Parser, run_command
 from study.command_line.wording import aligned, counted, percent, printable
-from study.data.cifar10 import Images
+from study.data.cifar10 import Images, in_turns
 from study.data.opening import load_test, load_train, open_data_of
 from study.errors import StudyFailed, UserError
 from study.machine.files import numbers_as_bytes, unwritten, what_is, write_atomically
@@ -172,7 +172,9 @@ def _images(options: argparse.Namespace, bundle: Bundle) -> Images:
         rng = np.random.default_rng(0)
         return Images(rng.integers(0, 256, (BATCHES[-1], 32, 32, 3), dtype=np.uint8), np.zeros(BATCHES[-1], np.int64))
     test = load_test(open_data_of(bundle.preprocessing.classes, options.data).source)
-    return test if options.images is None else test.take(np.arange(min(options.images, len(test))))
+    if options.images is None:
+        return test
+    return test.take(in_turns(test.labels, len(test.of.classes))[: options.images])  # a folder's lie class by class
 
 
 def _exports(bundle: Bundle, options: argparse.Namespace) -> list[Export]:

@@ -3,7 +3,7 @@
     python -m study.run --trials 50
 
 New, interrupted or already done, the same command leads to the same end. Ctrl-C, a kill or a full disk
-costs the trials that were running and nothing else.
+costs half a minute of each running trial and nothing else.
 """
 
 from __future__ import annotations

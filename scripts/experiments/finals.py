@@ -120,7 +120,7 @@ def lead(correct: Any, others: Any) -> dict[str, Any]:
 
 
 def block(results: Path = RESULTS) -> str:
-    """What results/README.md says of it."""
+    """Its records as Markdown."""
     return evidence.folded([_markdown(each) for each in evidence.records(results / "finals").values()])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import evidence
 import screenshot
 from evidence import percent
+from study.bundle.card import CARD
 from study.bundle.files import EXPORTS, MODEL, NUMBERS, WEIGHTS
+from study.bundle.metrics import METRICS
 from study.machine.paths import RESULTS
 
 if TYPE_CHECKING:
@@ -71,6 +74,17 @@ def publish(study: optuna.Study, run: Path, folder: Path) -> None:
     for name in bundles_in(run):
         shutil.rmtree(folder / name, ignore_errors=True)
         shutil.copytree(run / name, folder / name, ignore=left_out)
+        _leave_out_places(folder / name)
+
+
+def _leave_out_places(bundle: Path) -> None:
+    """From the command that made it, where that is told: in its metrics and on its card."""
+    command = str(evidence.read(bundle / METRICS).get("command", ""))
+    shorter = evidence.without_places(command)
+    for file in (bundle / METRICS, bundle / CARD):
+        if command and file.exists():
+            old, new = (json.dumps(each)[1:-1] if file.suffix == ".json" else each for each in (command, shorter))
+            file.write_text(file.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
 
 
 def left_out(folder: str, names: Sequence[str]) -> list[str]:
@@ -145,7 +159,7 @@ def commands_of(study: optuna.Study, run: Path, n_finished: int) -> list[str]:
     if longer is not None:
         found += longer.user_attrs.get("commands", ["python -m study.rerank"])
     trained = evidence.read(metrics) if metrics.exists() else {}
-    return [*found, trained.get("command", "python -m study.retrain")]
+    return [evidence.without_places(each) for each in (*found, trained.get("command", "python -m study.retrain"))]
 
 
 def _rerank(study: optuna.Study) -> dict[str, Any] | None:

@@ -25,6 +25,12 @@ N_MISSED = 40
 _MOST_BYTES, _MOST_CLASSES, _MOST_EPOCHS, _MOST_SIDE = 2**28, 2**10, 2**16, 512
 
 
+def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, n_classes: int) -> np.ndarray:
+    """Counts int64 [n_classes, n_classes]: rows are true classes, columns predicted ones."""
+    counts = np.bincount(labels * n_classes + predictions, minlength=n_classes * n_classes)
+    return counts.reshape(n_classes, n_classes)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The answers of a network to N test images, and how it came to them.
@@ -49,8 +55,7 @@ class Evaluation:
     @property
     def confusion(self) -> np.ndarray:
         """Counts int64 [C, C]: rows are true classes, columns predicted ones."""
-        n = len(self.classes)
-        return np.bincount(self.labels * n + self.predictions, minlength=n * n).reshape(n, n)
+        return confusion_matrix(self.labels, self.predictions, len(self.classes))
 
     @property
     def confidences(self) -> np.ndarray:

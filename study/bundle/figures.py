@@ -33,12 +33,6 @@ TRAIN_AND_TEST = {"train": "train (augmented images, running mean)", "test": "te
 Curves = Sequence[Mapping[str, Any]]
 
 
-def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, n_classes: int = len(CLASSES)) -> np.ndarray:
-    """Counts int64 [n_classes, n_classes]: rows are true classes, columns predicted ones."""
-    counts = np.bincount(labels * n_classes + predictions, minlength=n_classes * n_classes)
-    return counts.reshape(n_classes, n_classes)
-
-
 def confident_misses(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """Indices of misclassified images, the most confident mistake first."""
     wrong = np.flatnonzero(logits.argmax(1) != labels)

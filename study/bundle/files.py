@@ -35,7 +35,7 @@ import numpy as np
 from search_spaces.candidate import Candidate
 from search_spaces.fields import DescriptionError
 from study.bundle.card import CARD, card
-from study.bundle.evaluation import EVALUATION, evaluation_as_bytes, evaluation_of
+from study.bundle.evaluation import EVALUATION, confusion_matrix, evaluation_as_bytes, evaluation_of
 from study.bundle.metrics import METRICS, read_metrics
 from study.bundle.preprocessing import CIFAR_10, CONFIG, Preprocessing, read_preprocessing
 from study.bundle.summary import SUMMARY, summary
@@ -140,9 +140,7 @@ def write_bundle(
         _write_json(new / CANDIDATE, candidate.to_json())
         _write_json(new / METRICS, dict(metrics))
         (new / SUMMARY).write_text(summary(candidate, metrics))
-        confusion = bundle_figures.confusion_matrix(
-            test_images.labels, test_logits.argmax(1), candidate.architecture.n_classes
-        )
+        confusion = confusion_matrix(test_images.labels, test_logits.argmax(1), candidate.architecture.n_classes)
         _write_confusion(new / CONFUSION_CSV, confusion, preprocessing.classes)
         _describe(new, candidate, metrics, preprocessing, confusion)
         print("Drawing: curves, confusion matrix, misses", flush=True)
@@ -310,9 +308,11 @@ def _replaced(folder: Path) -> Iterator[Path]:
                 if kept.name not in (*FILES, ONNX, INT8, EXPORTS):
                     kept.rename(folder / kept.name)
             shutil.rmtree(old)
-    except OSError as error:
+    except BaseException as error:
         if old.exists() and not folder.exists():
             old.rename(folder)
+        if not isinstance(error, OSError):
+            raise
         raise unwritten(f"The bundle {str(folder)!r}", error, "Name another place.") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)

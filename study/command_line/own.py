@@ -85,7 +85,10 @@ def own_space(text: str) -> str:
 def _check_anchors(space: SearchSpace, text: str) -> None:
     """Refuses a space whose known points cannot be built. `describe --check` looks closer."""
     try:
-        for anchor, params in space.anchors(Limits()).items():
+        anchors = space.anchors(Limits())
+        if "default" not in anchors:
+            raise UserError(f"--space {text}: its anchors must have a 'default', the point that searches start from.")
+        for anchor, params in anchors.items():
             for name, dimension in space.dimensions.items():
                 if not dimension.contains(params[name]):
                     raise UserError(f"--space {text}: its {anchor} has {name} {params[name]!r}, not of {dimension}.")

@@ -45,7 +45,8 @@ class Listing:
         digest = hashlib.sha256()
         for file, _ in (*self.train, *self.test):
             found = file.stat() if file.exists() else file.lstat()  # a link that leads nowhere
-            digest.update(f"{file.relative_to(self.root)}\0{found.st_size}\0{found.st_mtime_ns}\0".encode())
+            told = f"{file.relative_to(self.root)}\0{found.st_size}\0{found.st_mtime_ns}\0"
+            digest.update(told.encode(errors="surrogateescape"))  # a name may be of another encoding
         return digest.hexdigest()
 
     @property
@@ -148,7 +149,7 @@ def decode_folder(folder: str, stamp: str, train: bool) -> Part:
 
 def as_part(pixels: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Part:
     """The images with what is measured of them."""
-    digest = hashlib.sha256("\0".join(classes).encode())
+    digest = hashlib.sha256("\0".join(classes).encode(errors="surrogateescape"))
     digest.update(np.ascontiguousarray(pixels).data)
     digest.update(np.ascontiguousarray(labels).data)
     return pixels, labels, _mean_and_std(pixels), digest.hexdigest()[:12]

@@ -167,12 +167,17 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
+_PASSING = (errno.EIO, errno.ESTALE, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT)
+"""What a network's file system, a lack of memory or of descriptors make of a file that is whole."""
+
+
 @contextlib.contextmanager
 def _archive(file: Path) -> Iterator[None]:
     """Within it `file` is read, an archive that is whole; whatever goes wrong is its damage.
 
     Raises:
         DamagedFileError: Something went wrong.
+        StudyFailed: The system could not read it now, which says nothing of the file.
     """
     if not is_file(file):
         raise DamagedFileError(f"it {what_is(file)}")
@@ -183,6 +188,10 @@ def _archive(file: Path) -> Iterator[None]:
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile("a checksum does not match")
         yield
+    except (OSError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno not in _PASSING:  # seeking to where a damaged file leads
+            raise DamagedFileError(first_line(error)) from error
+        raise StudyFailed(f"{str(file)!r} cannot be read now ({said(error)}). Run the same command again.") from error
     except Exception as error:  # by where the damage is, zipfile, pickle, torch and numpy raise any type there is
         raise DamagedFileError(first_line(error)) from error
 

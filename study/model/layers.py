@@ -16,8 +16,8 @@ class DenseConv2d(nn.Conv2d):
     """A dense convolution, [N, C, H, W] -> [N, C', H', W'], with correct gradients everywhere.
 
     oneDNN's bfloat16 kernel for the weight gradient of a dilated convolution reads past its buffer when
-    the input channels are more than one group and no whole number of groups (seen with torch 2.15: 24
-    or 40 channels on 32x32 maps give NaN or wrong values). Under autocast on a CPU, zero channels fill
+    the input channels are more than one group and no whole number of groups (24
+    or 40 channels on 32x32 maps gave NaN or wrong values). Under autocast on a CPU, zero channels fill
     the last group of such an input; they change no result.
     """
 
@@ -38,8 +38,8 @@ class GroupedConv2d(nn.Conv2d):
     """A convolution in groups of channels, [N, C, H, W] -> [N, C', H', W'].
 
     On a CPU it runs in float32 even under autocast: the bfloat16 kernels there are up to 2.5 times slower
-    for depthwise kernels larger than 3 and dilated ones, and for some shapes their gradients are wrong (seen
-    with torch 2.15: 8 channels, kernel 5, dilation 3 on 32x32 maps give NaN).
+    for depthwise kernels larger than 3 and dilated ones, and for some shapes their gradients are wrong (8
+    channels, kernel 5, dilation 3 on 32x32 maps gave NaN).
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

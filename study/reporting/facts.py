@@ -53,7 +53,7 @@ class Record:
         sampled, distributions: Value and Optuna's distribution per parameter of the space.
         params, receptive_field, receptive_field_with_pool, macs, n_dilated_reductions: Of the network.
         wall_s: Seconds it took.
-        anchor: "reference", "default" or None.
+        anchor: Name of the known network that it is: "reference", "default" and others; or None.
         candidate: JSON of the candidate.
         repairs: What decoding changed; None if it was not decoded.
         reason: Why it failed or was pruned.

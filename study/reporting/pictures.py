@@ -1,6 +1,6 @@
 """The files that optuna-dashboard shows beside a trial: its layers and its curves. No torch, no Optuna.
 
-Workers, which load neither storage nor sampler, make them.
+Workers, which load neither storage nor sampler, make the curves.
 """
 
 from __future__ import annotations

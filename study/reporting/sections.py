@@ -12,6 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from search_spaces import SPACES
 from study.command_line.wording import MISSING, counted, duration, millions, rounded, shown_value, whole
+from study.errors import shortened
 from study.reporting.facts import Facts, Record
 from study.reporting.page import Block, Table, Text, Tiles
 from study.storage.outcome import Outcome
@@ -60,7 +61,7 @@ def key_figure_blocks(facts: Facts) -> Sequence[Block]:
         blocks.append(Text(f"Failed and interrupted trials spent {counted(lost, 'more epoch')}.", "note"))
     reasons = Counter((r.reason or "no reason stored").strip() for r in facts.having(Outcome.FAILED))
     if reasons:
-        rows = [(_shorten(reason), whole(n)) for reason, n in _most_common(reasons)[:5]]
+        rows = [(shortened(reason.partition("\n")[0], 120), whole(n)) for reason, n in _most_common(reasons)[:5]]
         blocks.append(Table(("Why trials failed", "Trials"), rows, numeric={1}))
     return blocks
 
@@ -229,9 +230,3 @@ def condition_blocks(facts: Facts) -> Sequence[Block]:
 def _most_common(counts: Counter[str]) -> list[tuple[str, int]]:
     """The largest first, in alphabetical order where they are equal."""
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-
-
-def _shorten(text: str, length: int = 120) -> str:
-    """The first line of `text`, at most `length` characters."""
-    line = text.partition("\n")[0]
-    return line if len(line) <= length else line[: length - 1] + "…"

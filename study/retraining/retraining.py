@@ -28,7 +28,7 @@ from study.retraining.seeds import Seed, seeds_at_once, train_all
 from study.retraining.target import Target, find_target
 from study.retraining.teacher import cost_of, teacher_of
 from study.retraining.testing import Tested, latencies, test_seed
-from study.storage.config import RETRAIN_EPOCHS, default_target, refuse_other_data
+from study.storage.config import RETRAIN_EPOCHS, default_target, refuse_cifar10, refuse_other_data
 from study.storage.folder import claim_folder
 from study.training.records import TrainingConfig
 
@@ -49,6 +49,8 @@ def retrain(plan: RetrainPlan) -> int:
 
     target = find_target(plan)
     place = workplace(plan.cluster, plan.device)
+    if target.study is not None:
+        refuse_cifar10(plan.name, config_of(target.study), plan.data)
     data = open_data(plan.data)
     if target.study is not None:
         refuse_other_data(plan.name, config_of(target.study), data)

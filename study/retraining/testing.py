@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from study.bundle.files import load_bundle
 from study.command_line.wording import percent, printable
 from study.data.cifar10 import SIDE, Images
+from study.data.dataset import Colours
 from study.data.opening import load_test, open_data_of
 from study.errors import UserError, first_line
 from study.machine.files import DamagedFileError, read_arrays, replaced, unwritten, what_is
@@ -40,6 +42,9 @@ def evaluate_bundle(folder: Path, data: str | None, device: str) -> int:
         raise UserError(f"The network of {str(folder)!r} takes images of {side} pixels, and ours have {SIDE}.")
     device = resolve_device(device)
     test = load_test(open_data_of(bundle.preprocessing.classes, data).source)
+    # Normalised as the bundle says: training images that came since do not change what the network takes.
+    mean, std = (cast(Colours, each) for each in (bundle.preprocessing.mean, bundle.preprocessing.std))
+    test = dataclasses.replace(test, of=dataclasses.replace(test.of, mean=mean, std=std))
     _, logits = evaluate(bundle.network.to(device), test, device)
     found = accuracy(logits, test.labels)
     same = hardware(device) == bundle.metrics.get("hardware")
@@ -72,7 +77,8 @@ def test_seed(seed: Seed, test: Images) -> Tested:
     device = _tested_on(seed)
     network = use_native_depthwise(build(seed.candidate.architecture), config.native_depthwise)
     states = {**progress.snapshots, config.epochs - 1: progress.ema}  # the last snapshot is the final state
-    epochs, stored = sorted(states), _stored(seed.tested, sorted(states), len(test), network.classifier.out_channels)
+    epochs, digest = sorted(states), _digest(test)
+    stored = _stored(seed.tested, epochs, digest, len(test), network.classifier.out_channels)
     if stored is None:
         found = []
         for epoch in epochs:
@@ -81,7 +87,7 @@ def test_seed(seed: Seed, test: Images) -> Tested:
         stored = np.array([loss for loss, _ in found]), np.stack([rows for _, rows in found]).astype(np.float32)
         try:
             with replaced(seed.tested, lasting=True) as temporary, temporary.open("wb") as stream:
-                np.savez(stream, epochs=np.array(epochs), losses=stored[0], logits=stored[1])
+                np.savez(stream, epochs=np.array(epochs), losses=stored[0], logits=stored[1], images=np.array(digest))
         except OSError as error:
             raise unwritten(f"What the test gave, {str(seed.tested)!r},", error, "Allow writing there.") from error
     losses, logits = stored
@@ -132,7 +138,16 @@ def latencies(network: Any, seed: Seed) -> dict[str, dict[str, float]]:
     return found
 
 
-def _stored(file: Path, epochs: list[int], n_images: int, n_classes: int) -> tuple[np.ndarray, np.ndarray] | None:
+def _digest(test: Images) -> str:
+    """Of images, in their order, and of their labels: a folder of the user's may have been put right meanwhile."""
+    digest = hashlib.sha256(np.ascontiguousarray(test.pixels).data)
+    digest.update(np.ascontiguousarray(test.labels).data)
+    return digest.hexdigest()
+
+
+def _stored(
+    file: Path, epochs: list[int], digest: str, n_images: int, n_classes: int
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Losses [E] and logits [E, N, n_classes] that an earlier call stored; None if none did, or they cannot be read."""
     if what_is(file) == "does not exist":
         return None
@@ -142,6 +157,8 @@ def _stored(file: Path, epochs: list[int], n_images: int, n_classes: int) -> tup
         expected = [(len(epochs),), (len(epochs), n_images, n_classes)]
         if saved["epochs"].tolist() != epochs or [losses.shape, logits.shape] != expected or logits.dtype != np.float32:
             raise ValueError("it is of another test")
+        if str(saved["images"]) != digest:
+            raise ValueError("it is of other test images")
         return losses, logits
     except (DamagedFileError, KeyError, ValueError) as error:
         print(f"{printable(file.name)} cannot be read ({first_line(error)}): this seed is tested again", flush=True)

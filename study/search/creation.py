@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import random
 import statistics
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,12 @@ from search_spaces.architecture import Architecture
 from search_spaces.candidate import Candidate
 from search_spaces.constraints import SIZE, Clock, InfeasibleError, Limits, Measured, OwnLimit, certify, size_kb
 from search_spaces.cost import CostModel
+from search_spaces.fields import DescriptionError
 from search_spaces.reference import REFERENCE, REFERENCE_ARCHITECTURE
 from search_spaces.space import Params, SearchSpace
 from study.command_line.own import SPACE_FORM
 from study.command_line.wording import counted, rounded
-from study.errors import UserError
+from study.errors import UserError, said
 from study.search.plan import SearchPlan
 from study.storage.config import default_target
 
@@ -70,6 +71,19 @@ def refuse_early(plan: SearchPlan) -> None:
     check_names(sampler, plan.settings.get("pruner", default_pruner(sampler)))
 
 
+@contextlib.contextmanager
+def typed() -> Iterator[None]:
+    """Within it descriptions are made of what was typed: a value that none of them takes is the user's mistake.
+
+    Raises:
+        UserError: There is one.
+    """
+    try:
+        yield
+    except DescriptionError as error:
+        raise UserError(f"{said(error)}.") from error
+
+
 def find_study(plan: SearchPlan) -> tuple[optuna.Study, optuna.storages.RDBStorage] | None:
     """The stored study, if there is one and the plan agrees with it.
 
@@ -104,8 +118,9 @@ def find_study(plan: SearchPlan) -> tuple[optuna.Study, optuna.storages.RDBStora
         )
     # Own limits that were not typed stay, as every option that is left out.
     own = {limit.name: limit for limit in (*stored.limits.own, *plan.limits.get("own", ()))}
-    limits = dataclasses.replace(stored.limits, **{**plan.limits, "own": tuple(own.values())})
-    asked = dataclasses.replace(stored, **plan.settings, limits=limits)
+    with typed():
+        limits = dataclasses.replace(stored.limits, **{**plan.limits, "own": tuple(own.values())})
+        asked = dataclasses.replace(stored, **plan.settings, limits=limits)
     differences = stored.differences(asked)
     if differences:
         raise UserError(
@@ -182,8 +197,9 @@ def create_study(
         "data": data.fingerprint,
         "mirrored": data.mirrored,
     }
-    limits = dataclasses.replace(Limits(n_classes=len(data.classes)), **plan.limits)
-    config = StudyConfig(**(defaults | dict(plan.settings)), space_version=space.version, limits=limits)
+    with typed():
+        limits = dataclasses.replace(Limits(n_classes=len(data.classes)), **plan.limits)
+        config = StudyConfig(**(defaults | dict(plan.settings)), space_version=space.version, limits=limits)
     check_sizes(config.train_images, config.val_images, data)
     if device == "cpu" and limits.max_epoch_s is None:
         reference = calibration.cost.epoch_seconds(REFERENCE_ARCHITECTURE, config.train_images, config.val_images)
@@ -205,7 +221,7 @@ def new_study(
 
     from study.machine.hardware import versions
     from study.reporting.dashboard import publish_study
-    from study.storage.database import FIRST_STEP, METRIC, open_storage
+    from study.storage.database import FIRST_STEP, open_storage
 
     storage = open_storage(url)
     try:
@@ -214,9 +230,6 @@ def new_study(
         raise UserError(
             f"The study {name!r} was just created by another process. Run the same command again to join it."
         ) from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.set_metric_names([METRIC])
     for key, value in {
         "cost_model": calibration.cost.to_json(),
         "hardware": calibration.hardware,

@@ -63,7 +63,7 @@ def rerank(plan: RerankPlan) -> int:
         UserError: There is no such study, or it has not so many complete trials.
     """
     from study.executors.workplace import workplace
-    from study.storage.config import RETRAIN_EPOCHS, refuse_other_data
+    from study.storage.config import RETRAIN_EPOCHS, refuse_cifar10, refuse_other_data
     from study.storage.database import candidate_of, config_of, get_trial, hide_password, open_study
 
     source = open_study(plan.search.url, plan.source)
@@ -81,6 +81,7 @@ def rerank(plan: RerankPlan) -> int:
     search = dataclasses.replace(plan.search, trials=len(best) * len(settings))
     found = [candidate_of(trial) for trial in best]
     like = typical(space, config_of(source).limits, found[0])  # measured by the search already
+    refuse_cifar10(plan.source, config_of(source), plan.search.data)
     machine = get_ready(search, place, like, found)
     refuse_other_data(plan.source, config_of(source), machine.data)
     retrained = RETRAIN_EPOCHS[place.device] * machine.data.n_train

@@ -24,6 +24,7 @@ from study.search.creation import (
     refuse_early,
     refuse_untyped,
     remember_command,
+    typed,
     typical,
 )
 from study.search.plan import Given, SearchPlan
@@ -72,15 +73,17 @@ class Machine:
 def search(plan: SearchPlan) -> int:
     """Brings the study of `plan` to its end. Returns the exit code."""
     from study.executors.workplace import workplace
-    from study.storage.config import refuse_other_data
+    from study.storage.config import refuse_cifar10, refuse_other_data
     from study.storage.database import config_of
 
     refuse_early(plan)
     existing = find_study(plan)
     if existing is not None:
         refuse_untyped(plan, existing[0])
+        refuse_cifar10(plan.name, config_of(existing[0]), plan.data)
     refuse_foreign(plan.out, plan.name, existing and existing[0], new=existing is None)
-    space, limits = (plan.space, Limits(**plan.limits)) if existing is None else _searched(existing[0])
+    with typed():
+        space, limits = (plan.space, Limits(**plan.limits)) if existing is None else _searched(existing[0])
     machine = get_ready(plan, workplace(plan.cluster, plan.device), typical(open_space(space), limits))
     if existing is not None:
         refuse_other_data(plan.name, config_of(existing[0]), machine.data)

@@ -70,6 +70,7 @@ class Supervisor:
         self._running: dict[int, Running] = {}
         self._ready: list[Running] = []
         self._failures_in_a_row = self._infeasible_in_a_row = 0
+        self._deadline = math.inf
         self._renewed = time.monotonic()
         self.interrupted = InterruptFlag()
         self._progress = Progress(study, plan.trials, slots.n_finished(), config.epochs, self.interrupted)
@@ -85,13 +86,14 @@ class Supervisor:
         Raises:
             StudyFailed: Several trials failed in a row, or the study was deleted.
         """
-        deadline = time.monotonic() + self._plan.timeout_s if self._plan.timeout_s else None
+        if self._plan.timeout_s:
+            self._deadline = time.monotonic() + self._plan.timeout_s
         with self.interrupted:
             try:
                 self._executor.prepare(min(self._jobs, self._n_left()))
                 while not self.interrupted.raised:
                     self._hear(self._executor.wait(0))
-                    late = deadline is not None and time.monotonic() > deadline
+                    late = self._is_late()
                     if not late and self._fill():
                         continue  # one step at a time: a worker may have a question
                     if self._running:
@@ -102,6 +104,9 @@ class Supervisor:
                 return "interrupted"
             finally:
                 self._shut_down()
+
+    def _is_late(self) -> bool:
+        return time.monotonic() > self._deadline
 
     def _over(self, late: bool) -> str:
         left = self._n_left()
@@ -181,7 +186,7 @@ class Supervisor:
                     self._epoch_ended(running, message)
                     continue
                 del self._running[message.key]
-                if self._ready:  # its worker need not wait until all is written
+                if self._ready and not self._is_late():  # its worker need not wait until all is written
                     self._submit()
                 if isinstance(message, Ended):
                     self._ended(running, message)

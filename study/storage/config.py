@@ -32,7 +32,7 @@ class StudyConfig:
         epochs: Of every trial.
         train_images, val_images: Sizes of the stratified subsets that trials use.
         seed: Base of all seeds: a slot's sampler and training are seeded by (seed, slot).
-        pruner, sampler: Names that `study.search.sampling` knows.
+        pruner, sampler: Names that `study.search.plan` knows.
         precision: Of training.
         data: Fingerprint of the data set; how many classes it has the limits say.
         mirrored: Whether its images may be flipped.
@@ -101,6 +101,15 @@ def open_space(name: str) -> SearchSpace:
 def default_target(data: DataSet) -> float | None:
     """Test accuracy to pass, where the user names none: CIFAR-10 has one."""
     return DEFAULT_TARGET if data.fingerprint == CIFAR10.fingerprint else None
+
+
+def refuse_cifar10(name: str, stored: StudyConfig, data: str | None) -> None:
+    """As `refuse_other_data`, before anything is downloaded: where `data`, what was typed, means CIFAR-10."""
+    from study.data.cifar10 import CIFAR10
+    from study.data.opening import is_cifar10
+
+    if is_cifar10(data):
+        refuse_other_data(name, stored, CIFAR10)
 
 
 def refuse_other_data(name: str, stored: StudyConfig, data: DataSet) -> None:

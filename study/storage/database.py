@@ -36,7 +36,6 @@ from study.machine.sqlite import (
 from study.storage.config import StudyConfig
 from study.storage.patience import cause_of, root_of
 
-_UNUSABLE = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 METRIC = "val_accuracy"
 FIRST_STEP = "first_step"

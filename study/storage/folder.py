@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study.errors import UserError
-from study.machine.files import write_atomically
+from study.machine.files import DamagedFileError, read_json, unwritten, write_atomically
 
 if TYPE_CHECKING:
     import optuna
@@ -45,7 +45,7 @@ def claim_folder(out: Path, study: optuna.Study) -> None:
     """Makes `study` the owner of its folder `out`.
 
     Raises:
-        UserError: It is another one's, or cannot be written.
+        UserError, StudyFailed: It is another one's, or cannot be written.
     """
     refuse_foreign(out, study.study_name, study)
     if _read(out / OWNER) is None:
@@ -53,9 +53,7 @@ def claim_folder(out: Path, study: optuna.Study) -> None:
         try:
             write_atomically(out / OWNER, json.dumps(owner, indent=1) + "\n")
         except OSError as error:
-            raise UserError(
-                f"The folder {str(out)!r} cannot be written: {error.strerror or error}. Name another with --out."
-            ) from error
+            raise unwritten(f"The folder {str(out)!r}", error, "Name another with --out.") from error
 
 
 def _created(study: optuna.Study) -> Any:
@@ -64,7 +62,7 @@ def _created(study: optuna.Study) -> Any:
 
 def _read(file: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none, or none that can be read
+        found = read_json(file)
+    except DamagedFileError:  # none, or none that can be read
         return None
-    return found if isinstance(found, dict) and {"study", "created"} <= set(found) else None
+    return found if {"study", "created"} <= set(found) else None

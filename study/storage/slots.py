@@ -72,7 +72,6 @@ class Claim:
         repeats: The trial whose parameters to use again, if any.
         queued: It is for a trial that the user put into Optuna's queue.
         ordinal: Its index among the slots that are not for such trials.
-        fresh: Nobody claimed it before.
     """
 
     slot: int
@@ -81,7 +80,6 @@ class Claim:
     repeats: int | None = None
     queued: bool = False
     ordinal: int = 0
-    fresh: bool = False
 
 
 def process_owner(pid: int | None = None) -> str:
@@ -146,7 +144,7 @@ class SlotTable:
                             return None
                         new = {"study_id": self._study_id, "slot": free, "fence": 1, "queued": int(queued), **_ANEW}
                         connection.execute(_slots.insert().values(**new, **lease))
-                        claim = Claim(free, 1, queued=queued, fresh=True)
+                        claim = Claim(free, 1, queued=queued)
                     return self._with_ordinal(connection, claim)
             except sa.exc.IntegrityError:
                 if max(self._rows(), default=-1) == max(rows, default=-1):

@@ -284,16 +284,21 @@ def test_a_failed_write_leaves_the_old_bundle(copy: Path, monkeypatch: pytest.Mo
     assert os.listdir(copy.parent) == ["best"]
 
 
-def test_a_failed_swap_puts_the_old_bundle_back(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "told"), [(OSError("no space"), UserError), (KeyboardInterrupt(), KeyboardInterrupt)]
+)
+def test_a_failed_swap_puts_the_old_bundle_back(
+    error: BaseException, told: type[BaseException], copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rename = Path.rename
 
     def fail(self: Path, target: Path) -> Path:
         if self.name.endswith(".new"):
-            raise OSError("no space")
+            raise error
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(UserError, match="no space"):
+    with pytest.raises(told, match=str(error)):
         write(copy, Candidate(Architecture((Conv(6, stride=4),))))
     assert load_bundle(copy).candidate == TINY
     assert os.listdir(copy.parent) == ["best"]

@@ -97,6 +97,14 @@ def test_what_a_space_cannot_build_is_a_line(file: Path, default: str, built: st
     assert "\n" not in str(caught.value)
 
 
+def test_a_space_has_a_point_to_start_from(file: Path) -> None:
+    built = "Architecture((Conv(width, separable=True, dilation=3),) * depth)"
+    none = "    def anchors(self, limits):\n        return {}\n"
+    file.write_text(SPACE.replace("DEFAULT", "6").replace("BUILT", built) + none)
+    with pytest.raises(UserError, match="its anchors must have a 'default'"):
+        own_space(f"{file}:Broken")
+
+
 def test_limits_are_measured_once_on_the_reference(file: Path) -> None:
     own = own_limits(["latency_ms=2", f"{file}:depth", "size_kb=400"])
     latency, depth, size = own.limits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,15 @@ def test_a_folder_with_a_test_part_keeps_it(folder: Path) -> None:
     data = open_data(str(folder))
     assert (data.n_train, data.n_test) == (90, 5)
     assert np.bincount(load_test(str(folder)).labels).tolist() == [2, 3]
+
+
+def test_names_of_another_encoding_are_names(folder: Path) -> None:
+    file = folder / "train" / "dark" / "0.png"
+    try:
+        os.rename(file, os.fsencode(file.parent) + b"/caf\xe9.png")
+    except OSError:
+        pytest.skip("the file system takes names of UTF-8 alone")
+    assert open_data(str(folder)).n_train == 75
 
 
 def test_what_changes_a_folder_changes_its_fingerprint(folder: Path) -> None:

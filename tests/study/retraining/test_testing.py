@@ -65,6 +65,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "fewer arrays": lambda file: np.savez(file, epochs=np.array([0, 1])),
     "packed": lambda file: np.savez_compressed(file, epochs=np.zeros(10**6)),
     "fewer images": _with(logits=np.zeros((2, 3, 10), np.float32)),
+    "of other images": _with(images=np.array("0" * 64)),
     "other epochs": _with(epochs=np.array([0, 3])),
     "other numbers": _with(logits=np.zeros((2, 200, 10), np.complex64)),
     "objects, which need code": _with(losses=np.array([1, None], dtype=object)),
@@ -90,6 +91,15 @@ def test_damage_is_tested_again(
     assert said.endswith("): this seed is tested again")
     monkeypatch.setattr("study.training.evaluation.evaluate", None)
     assert np.array_equal(testing.test_seed(seed, tiny_images).logits, first.logits)  # it was kept
+
+
+def test_labels_that_were_put_right_are_tested_again(tmp_path: Path, tiny_images: Images) -> None:
+    seed = finished(tmp_path)
+    before = testing.test_seed(seed, tiny_images)
+    order = np.arange(len(tiny_images))[::-1]
+    after = testing.test_seed(seed, tiny_images.take(order))  # as many images of the same classes, elsewhere
+    assert np.array_equal(after.logits, before.logits[order])
+    assert after.accuracy == before.accuracy
 
 
 def test_a_full_disk_loses_nothing_and_the_same_command_goes_on(

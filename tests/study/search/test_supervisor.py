@@ -352,6 +352,25 @@ def test_the_timeout_starts_no_more_trials(stage: Stage) -> None:
     assert stage.play(["complete"] * 3, trials=3, timeout=600) == "done"
 
 
+def test_what_was_asked_for_ahead_does_not_start_after_the_timeout(stage: Stage) -> None:
+    stage.skip_anchors()
+    n_before = len(stage.trials())
+    supervisor = stage.supervisor(["complete"] * 4, stage.n_anchors + 4, 2, 600)
+    wait = stage.executor.wait
+
+    def late(timeout_s: float) -> list[Message]:
+        said: list[Message] = wait(timeout_s)
+        if said:
+            supervisor._deadline = 0.0
+        return said
+
+    stage.executor.wait = late  # type: ignore[method-assign]
+    assert supervisor.run() == "timeout"
+    states = [trial.state for trial in stage.trials()[n_before:]]
+    assert states.count(TrialState.COMPLETE) == 2  # that had been started
+    assert stage.play(["complete"] * 2, stage.n_anchors + 4) == "done"
+
+
 # Others at work on the same study
 
 

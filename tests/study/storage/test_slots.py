@@ -233,14 +233,14 @@ def test_waiting_trials_take_slots_of_their_own_that_others_do_not_count(slots: 
     first = take(slots, 5)
     queued = slots.claim(5, queued=True)
     assert queued is not None
-    assert (queued.slot, queued.queued, queued.ordinal, queued.fresh) == (1, True, 1, True)
+    assert (queued.slot, queued.queued, queued.ordinal) == (1, True, 1)
     third = take(slots, 5)
     assert [(claim.slot, claim.ordinal) for claim in (first, third)] == [(0, 0), (2, 1)]
     assert slots.set_queued(queued, False) == dataclasses.replace(queued, queued=False)
     assert take(slots, 5).ordinal == 3
     slots.interrupted(queued, 9)
     again = take(slots, 5)
-    assert (again.slot, again.queued, again.fresh, again.repeats) == (1, False, False, 9)
+    assert (again.slot, again.queued, again.repeats) == (1, False, 9)
     assert slots.claim(5, queued=True) is not None
     assert slots.claim(5, queued=True) is None  # all five are begun
 
