@@ -126,6 +126,9 @@ def _answers(model: Any, names: Sequence[str], top: int, problems: list[str]) ->
 def _sources(name: str) -> Iterator[tuple[str, Path | BinaryIO | UnreadableImageError]]:
     """What is to be read where `name` is a file, a folder or standard input, each with its own name."""
     if name == _STDIN:
+        if sys.stdin is None:
+            yield name, UnreadableImageError("it is closed")
+            return
         content = sys.stdin.buffer.read(_MOST_STDIN + 1)
         too_much = UnreadableImageError(f"it is larger than {_MOST_STDIN:,} bytes")
         yield name, io.BytesIO(content) if len(content) <= _MOST_STDIN else too_much

@@ -92,9 +92,16 @@ def fitted(image: Image.Image, size: int) -> np.ndarray:
         UnreadableImageError: It does not say which of its numbers are white.
     """
     _scale_transparency(image)
-    colours = _rgb(ImageOps.exif_transpose(image), image.format)
+    colours = _rgb(_turned(image), image.format)
     method = Image.Resampling.BOX if min(colours.size) >= size else Image.Resampling.BICUBIC
     return np.asarray(ImageOps.fit(colours, (size, size), method))
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except _DAMAGED:  # in the EXIF data, which say nothing then; damaged pixels are noticed by who reads them
+        return image
 
 
 def _scale_transparency(image: Image.Image) -> None:

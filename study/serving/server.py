@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -39,7 +40,8 @@ class Server(ThreadingHTTPServer):
     def __init__(self, model: Classifier, bundle: Bundle, port: int) -> None:
         super().__init__((ADDRESS, port), _Handler)
         self.model, self.at_work = model, threading.Lock()
-        self.hosts = {f"{name}:{self.server_port}" for name in (ADDRESS, "localhost")}
+        suffix = "" if self.server_port == 80 else f":{self.server_port}"  # browsers leave that one out
+        self.hosts = {f"{name}{suffix}" for name in (ADDRESS, "localhost")}
         facts = {
             "name": bundle.folder.resolve().name,
             "params": bundle.candidate.architecture.params,
@@ -52,6 +54,10 @@ class Server(ThreadingHTTPServer):
         text = files("study.serving").joinpath("page.html").read_text(encoding="utf-8")
         # In a script's text only this character could end it.
         self.page = text.replace("FACTS", json.dumps(facts).replace("<", "\\u003c"), 1).encode()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a page that was closed waits for no answer
+            super().handle_error(request, client_address)
 
 
 def serve(model: Classifier, bundle: Bundle, port: int) -> None:

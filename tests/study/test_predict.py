@@ -163,6 +163,9 @@ def test_standard_input_is_an_image(
         out, err = capsys.readouterr()
         assert [item["path"] for item in json.loads(out)] == ["-"] * (code == 0)
         assert err.startswith("error: '-' cannot be read: it is no image") == (code == 2)
+    monkeypatch.setattr(sys, "stdin", None)  # as a shell's <&- leaves it
+    assert main([str(bundle), "-"]) == 2
+    assert "'-' cannot be read: it is closed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("top", [1, 2, 10, 99])

@@ -59,6 +59,14 @@ def test_the_same_picture_in_any_form(pixels: np.ndarray, tmp_path: Path, case: 
     assert np.abs(found.astype(int) - expected).max() <= tolerance
 
 
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
+def test_damaged_exif_data_say_nothing(pixels: np.ndarray, tmp_path: Path, form: str) -> None:
+    plain, spoiled = tmp_path / "plain", tmp_path / "spoiled"
+    Image.fromarray(pixels).save(plain, form)
+    Image.fromarray(pixels).save(spoiled, form, exif=b"Exif\0\0no such thing")
+    assert np.array_equal(read_image(spoiled, 32), read_image(plain, 32))
+
+
 OLD_PILLOW = pytest.mark.skipif(
     int(PIL.__version__.split(".")[0]) < 13, reason="Pillow before 13 cannot read such a TIFF"
 )

@@ -140,6 +140,15 @@ def test_what_cannot_be_answered_is_said(
     assert words in json.loads(text)["error"]
 
 
+def test_a_page_that_was_closed_is_no_error(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
+    for error, told in ((BrokenPipeError(), False), (ConnectionResetError(), False), (ValueError("a bug"), True)):
+        try:
+            raise error
+        except Exception:
+            server.handle_error(None, (ADDRESS, 1))
+        assert ("Traceback" in capfd.readouterr().err) == told
+
+
 def test_it_listens_to_this_machine_alone(server: Server) -> None:
     assert server.server_address[0] == "127.0.0.1"
 
