@@ -6,12 +6,15 @@ import contextlib
 import multiprocessing
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from study.errors import UserError, first_line
 from study.machine.cache import complain
 from study.machine.paths import cache_dir
 
+KEPT = timedelta(days=60)
+"""After its last use, of a copy."""
 T = TypeVar("T")
 
 
@@ -28,6 +31,9 @@ def decoded(decode: Callable[..., T], arguments: tuple[Any, ...], checked: Calla
     Raises:
         UserError: The original files are missing or damaged.
     """
+    if multiprocessing.parent_process() is None:
+        with contextlib.suppress(Exception):  # of folders that changed or went: nobody reads those any more
+            _memory().reduce_size(age_limit=KEPT)
     for _ in range(2):  # a damaged copy is made anew
         try:
             with warnings.catch_warnings():
@@ -44,7 +50,10 @@ def decoded(decode: Callable[..., T], arguments: tuple[Any, ...], checked: Calla
 
 
 def _remembered(decode: Callable[..., Any]) -> Any:
-    """`decode` with a memory, joblib's."""
+    return _memory().cache(decode, ignore=["folder"])
+
+
+def _memory() -> Any:
     import joblib  # whoever looks for the data set alone, as --help does, need not wait for it
 
-    return joblib.Memory(cache_dir(), mmap_mode="r", verbose=0).cache(decode, ignore=["folder"])
+    return joblib.Memory(cache_dir(), mmap_mode="r", verbose=0)

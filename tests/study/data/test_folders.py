@@ -90,6 +90,23 @@ def test_what_changes_a_folder_changes_its_fingerprint(folder: Path) -> None:
     assert changed.fingerprint != first.fingerprint
 
 
+def test_copies_that_nobody_reads_go(folder: Path, user_cache: Path) -> None:
+    def copies() -> list[Path]:
+        return sorted(user_cache.rglob("output.pkl"))
+
+    open_data(str(folder))
+    first = copies()
+    write(folder / "train" / "dark", 1, 128, start=3)
+    open_data(str(folder))
+    assert set(first) < set(copies())  # the older one may be in use elsewhere
+    for file in first:
+        for each in file.parent.iterdir():
+            os.utime(each, (0, 0))
+    open_data(str(folder))
+    assert copies()
+    assert not set(first) & set(copies())
+
+
 def test_characters_are_not_mirrored(folder: Path) -> None:
     (folder / "train" / "dark").rename(folder / "train" / "0")
     (folder / "train" / "light").rename(folder / "train" / "12")
