@@ -21,6 +21,7 @@ Torch and matplotlib are imported where they are used: `load_candidate` needs ne
 from __future__ import annotations
 
 import csv
+import glob
 import json
 import os
 import shutil
@@ -55,6 +56,7 @@ from study.machine.files import (
     what_is,
     write_together,
 )
+from study.machine.processes import lives
 
 if TYPE_CHECKING:
     import torch
@@ -296,6 +298,9 @@ def _replaced(folder: Path) -> Iterator[Path]:
     new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
     if (found := what_is(folder)) not in ("is a folder", "does not exist"):
         raise UserError(f"A bundle is a folder, and {str(folder)!r} {found}. Name another place.")
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.new"):
+        if not lives(left.name.split(".")[-2]):
+            shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
     try:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)

@@ -20,6 +20,7 @@ from study.data.decoded import decoded
 from study.errors import UserError, said
 from study.machine.files import is_file, what_is
 from study.machine.paths import cache_dir
+from study.machine.processes import lives
 
 FOLDER = "cifar-10-batches-py"
 FILES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
@@ -210,7 +211,7 @@ def _download(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(f"{_UNFINISHED}*"):
-            if not _lives(left.name.removeprefix(_UNFINISHED)):
+            if not lives(left.name.removeprefix(_UNFINISHED)):
                 shutil.rmtree(left, ignore_errors=True)
         CIFAR10(str(new), train=True, download=True)
         if what_is(folder / FOLDER) != "does not exist":  # half of one, or a damaged one
@@ -223,14 +224,3 @@ def _download(folder: Path) -> None:
         ) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
-
-
-def _lives(pid: str) -> bool:
-    """Whether that process may still be at work."""
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, OverflowError, ProcessLookupError):
-        return False
-    except PermissionError:
-        pass
-    return True

@@ -30,6 +30,7 @@ import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
 from study.errors import StudyDeleted, shortened
+from study.machine.processes import lives
 from study.storage.database import HIDDEN, MOST_SHOWN, has_result, is_ours, stored
 from study.storage.outcome import Outcome
 from study.storage.patience import OUTAGE_S
@@ -370,16 +371,8 @@ def _make_table(engine: sa.Engine) -> None:
 
 def _process_lives(owner: str) -> bool:
     """Whether a process of this machine is still the one that `owner` names."""
-    pid = int(owner.split("/")[2])
-    if Path("/proc/self").exists():
-        return process_owner(pid) == owner
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    pid = owner.split("/")[2]
+    return process_owner(int(pid)) == owner if Path("/proc/self").exists() else lives(pid)
 
 
 def _boot_id() -> str:

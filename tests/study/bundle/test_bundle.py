@@ -9,6 +9,8 @@ import math
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -302,6 +304,16 @@ def test_a_failed_swap_puts_the_old_bundle_back(
         write(copy, Candidate(Architecture((Conv(6, stride=4),))))
     assert load_bundle(copy).candidate == TINY
     assert os.listdir(copy.parent) == ["best"]
+
+
+def test_what_a_killed_process_left_goes(copy: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left, at_work = (copy.with_name(f".best.{pid}.new") for pid in (ended.pid, os.getppid()))
+    for folder in (left, at_work):
+        folder.mkdir()
+    write(copy)
+    assert sorted(os.listdir(copy.parent)) == sorted([at_work.name, "best"])
 
 
 def test_a_file_in_the_way_is_the_user_s_mistake(tmp_path: Path) -> None:
