@@ -287,7 +287,7 @@ def test_a_failed_write_leaves_the_old_bundle(copy: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("error", "told"), [(OSError("no space"), UserError), (KeyboardInterrupt(), KeyboardInterrupt)]
+    ("error", "told"), [(OSError("no space"), UserError), (KeyboardInterrupt("stopped"), KeyboardInterrupt)]
 )
 def test_a_failed_swap_puts_the_old_bundle_back(
     error: BaseException, told: type[BaseException], copy: Path, monkeypatch: pytest.MonkeyPatch
