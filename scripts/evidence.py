@@ -17,6 +17,7 @@ from scipy import stats
 from study.command_line.options import storage_url, study_name
 from study.command_line.parser import Parser
 from study.command_line.wording import counted
+from study.data.torchvision_sets import SETS
 from study.errors import UserError
 from study.machine.files import write_atomically
 
@@ -60,12 +61,15 @@ def command_line(script: str, words: Sequence[str]) -> str:
 
 
 def without_places(command: str) -> str:
-    """`command` without the options that name folders of this machine."""
-    kept, skip = [], False
-    for word in shlex.split(command):
-        if not skip and word not in PLACES and not word.startswith(tuple(f"{place}=" for place in PLACES)):
+    """`command` without the options that name folders of this machine; a data set of torchvision's is none."""
+    kept: list[str] = []
+    words = iter(shlex.split(command))
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option not in PLACES:
             kept.append(word)
-        skip = word in PLACES
+        elif (value if equals else (value := next(words, ""))) in SETS:
+            kept += [option, value]
     return shlex.join(kept)
 
 

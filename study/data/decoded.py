@@ -31,9 +31,9 @@ def decoded(decode: Callable[..., T], arguments: tuple[Any, ...], checked: Calla
     Raises:
         UserError: The original files are missing or damaged.
     """
-    if multiprocessing.parent_process() is None:
-        with contextlib.suppress(Exception):  # of folders that changed or went: nobody reads those any more
-            _memory().reduce_size(age_limit=KEPT)
+    with contextlib.suppress(Exception):  # a cache that cannot be used is told of below
+        if not _remembered(decode).check_call_in_cache(*arguments):
+            _memory().reduce_size(age_limit=KEPT)  # of folders that changed or went: nobody reads those any more
     for _ in range(2):  # a damaged copy is made anew
         try:
             with warnings.catch_warnings():

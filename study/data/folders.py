@@ -106,6 +106,8 @@ def _by_class(part: Path) -> dict[str, list[Path]]:
                 f"{str(part)!r} must hold one folder for each class and nothing else: {folder.name!r} is a file. Put "
                 "it into the folder of its class, or elsewhere."
             )
+        if not folder.name.isprintable():  # a class is shown, and written into the bundle
+            raise UserError(f"The name of a class must be of printable characters: {str(folder)!r}. Rename its folder.")
         found[folder.name] = list(_shown(folder))
         if not found[folder.name]:
             raise UserError(f"The folder of a class must hold images, and {str(folder)!r} is empty. Remove it.")
@@ -149,10 +151,15 @@ def decode_folder(folder: str, stamp: str, train: bool) -> Part:
 
 def as_part(pixels: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Part:
     """The images with what is measured of them."""
-    digest = hashlib.sha256("\0".join(classes).encode(errors="surrogateescape"))
+    return pixels, labels, _mean_and_std(pixels), digest_of(pixels, labels, classes)
+
+
+def digest_of(pixels: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> str:
+    """Tells images, in their order, from all others."""
+    digest = hashlib.sha256("\0".join(classes).encode())
     digest.update(np.ascontiguousarray(pixels).data)
     digest.update(np.ascontiguousarray(labels).data)
-    return pixels, labels, _mean_and_std(pixels), digest.hexdigest()[:12]
+    return digest.hexdigest()[:12]
 
 
 def _mean_and_std(pixels: np.ndarray) -> tuple[Colours, Colours]:

@@ -27,6 +27,10 @@ class DamagedFileError(Exception):
     """A file that cannot be read: the cause in one line."""
 
 
+class UnreadFileError(DamagedFileError):
+    """The system could not read it now, or not for this user, which says nothing of the file."""
+
+
 def what_is(path: Path | str) -> str:
     """What stands at `path`, for a sentence: "is a file", "is a folder", "does not exist" and so on.
 
@@ -176,8 +180,7 @@ def _archive(file: Path) -> Iterator[None]:
     """Within it `file` is read, an archive that is whole; whatever goes wrong is its damage.
 
     Raises:
-        DamagedFileError: Something went wrong.
-        StudyFailed: The system could not read it now, which says nothing of the file.
+        DamagedFileError: Something went wrong; `UnreadFileError`: but not with the file.
     """
     if not is_file(file):
         raise DamagedFileError(f"it {what_is(file)}")
@@ -188,12 +191,9 @@ def _archive(file: Path) -> Iterator[None]:
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile("a checksum does not match")
         yield
-    except (OSError, MemoryError) as error:
-        if isinstance(error, OSError) and error.errno not in _PASSING:  # seeking to where a damaged file leads
-            raise DamagedFileError(first_line(error)) from error
-        raise StudyFailed(f"{str(file)!r} cannot be read now ({said(error)}). Run the same command again.") from error
     except Exception as error:  # by where the damage is, zipfile, pickle, torch and numpy raise any type there is
-        raise DamagedFileError(first_line(error)) from error
+        passes = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _PASSING)
+        raise (UnreadFileError if passes else DamagedFileError)(first_line(error)) from error
 
 
 def unwritten(what: str, error: OSError, otherwise: str) -> Exception:

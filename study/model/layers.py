@@ -16,9 +16,9 @@ class DenseConv2d(nn.Conv2d):
     """A dense convolution, [N, C, H, W] -> [N, C', H', W'], with correct gradients everywhere.
 
     oneDNN's bfloat16 kernel for the weight gradient of a dilated convolution reads past its buffer when
-    the input channels are more than one group and no whole number of groups (24
-    or 40 channels on 32x32 maps gave NaN or wrong values). Under autocast on a CPU, zero channels fill
-    the last group of such an input; they change no result.
+    the input channels are more than one group and no whole number of groups (24 or 40 channels on 32x32
+    maps gave NaN or wrong values). Under autocast on a CPU, zero channels fill the last group of such an
+    input; they change no result.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from study.bundle.files import load_bundle
 from study.command_line.wording import percent, printable
 from study.data.cifar10 import SIDE, Images
 from study.data.dataset import Colours
+from study.data.folders import digest_of
 from study.data.opening import load_test, open_data_of
 from study.errors import UserError, first_line
 from study.machine.files import DamagedFileError, read_arrays, replaced, unwritten, what_is
@@ -77,7 +77,8 @@ def test_seed(seed: Seed, test: Images) -> Tested:
     device = _tested_on(seed)
     network = use_native_depthwise(build(seed.candidate.architecture), config.native_depthwise)
     states = {**progress.snapshots, config.epochs - 1: progress.ema}  # the last snapshot is the final state
-    epochs, digest = sorted(states), _digest(test)
+    # Of the user's folder test images may have been put right meanwhile.
+    epochs, digest = sorted(states), digest_of(test.pixels, test.labels, test.of.classes)
     stored = _stored(seed.tested, epochs, digest, len(test), network.classifier.out_channels)
     if stored is None:
         found = []
@@ -136,13 +137,6 @@ def latencies(network: Any, seed: Seed) -> dict[str, dict[str, float]]:
                 seconds = timed(run, _LATENCY_S)
             found.setdefault(where, {})[str(n)] = round(1000 * statistics.median(seconds), 4)
     return found
-
-
-def _digest(test: Images) -> str:
-    """Of images, in their order, and of their labels: a folder of the user's may have been put right meanwhile."""
-    digest = hashlib.sha256(np.ascontiguousarray(test.pixels).data)
-    digest.update(np.ascontiguousarray(test.labels).data)
-    return digest.hexdigest()
 
 
 def _stored(

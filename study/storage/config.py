@@ -11,6 +11,7 @@ from search_spaces.fields import Within, check_fields, from_fields, opened
 from study.data.augmentation import AUGMENTATION_ORDER
 from study.data.cifar10 import CIFAR10, SPLIT_SEED
 from study.data.dataset import DataSet
+from study.data.opening import is_cifar10
 from study.errors import UserError
 
 DEFAULT_TARGET = 0.85
@@ -105,9 +106,6 @@ def default_target(data: DataSet) -> float | None:
 
 def refuse_cifar10(name: str, stored: StudyConfig, data: str | None) -> None:
     """As `refuse_other_data`, before anything is downloaded: where `data`, what was typed, means CIFAR-10."""
-    from study.data.cifar10 import CIFAR10
-    from study.data.opening import is_cifar10
-
     if is_cifar10(data):
         refuse_other_data(name, stored, CIFAR10)
 

@@ -15,7 +15,14 @@ from search_spaces.candidate import Candidate
 from study.command_line.wording import printable
 from study.data.augmentation import AUGMENTATION_ORDER
 from study.errors import StudyFailed, first_line
-from study.machine.files import DamagedFileError, read_tensors, tensors_as_bytes, what_is, write_atomically
+from study.machine.files import (
+    DamagedFileError,
+    UnreadFileError,
+    read_tensors,
+    tensors_as_bytes,
+    what_is,
+    write_atomically,
+)
 from study.training.records import Progress, TrainingConfig
 
 
@@ -40,6 +47,9 @@ def load_progress(file: Path, of: tuple[Candidate, TrainingConfig] | None = None
     Args:
         file: Where `save_progress` put it.
         of: The training that is to go on from it, if one is.
+
+    Raises:
+        StudyFailed: It may be whole, and cannot be read now: the training must not be begun anew.
     """
     if what_is(file) == "does not exist":
         return None
@@ -52,6 +62,9 @@ def load_progress(file: Path, of: tuple[Candidate, TrainingConfig] | None = None
 
             TrainState.check(progress, *of)
         return progress
+    except UnreadFileError as error:
+        what = f"The checkpoint {str(file)!r} cannot be read now ({error})"
+        raise StudyFailed(f"{what}. Run the same command again once it can be.") from error
     except (DamagedFileError, AttributeError, KeyError, TypeError, ValueError) as error:  # whole, but not such a file
         print(f"{printable(file.name)} cannot be read ({first_line(error)}): this training starts anew", flush=True)
         return None

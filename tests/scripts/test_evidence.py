@@ -15,6 +15,8 @@ from study.errors import UserError
 def test_a_command_line_has_no_places_of_this_machine() -> None:
     words = ["--data", "/here", "--seeds", "3", "--out=/there", "--results", "/r", "--", "--epochs", "2"]
     assert evidence.command_line("a.py", words) == "python scripts/a.py --seeds 3 -- --epochs 2"
+    command = "python -m study.run --trials 2 --data SVHN --out '/a b/c' --space best --storage sqlite:///x.db"
+    assert evidence.without_places(command) == "python -m study.run --trials 2 --data SVHN --space best"
 
 
 def test_commands_of_older_records_name_todays_place() -> None:

@@ -72,6 +72,15 @@ def test_the_commands_are_those_that_ran(tmp_path: Path) -> None:
     assert published.commands_of(study, tmp_path, 50)[-1] == "python -m study.retrain --trial 0"
 
 
+def test_a_published_bundle_names_no_place(tmp_path: Path) -> None:
+    command = 'python -m study.retrain --seeds 1 --out "/a \\"b\\"" --data /c'
+    (tmp_path / "metrics.json").write_text(json.dumps({"command": command, "seeds": [0]}))
+    (tmp_path / "README.md").write_text(f"- By `{command}`\n")
+    published._leave_out_places(tmp_path)
+    assert evidence.read(tmp_path / "metrics.json") == {"command": "python -m study.retrain --seeds 1", "seeds": [0]}
+    assert (tmp_path / "README.md").read_text() == "- By `python -m study.retrain --seeds 1`\n"
+
+
 def test_a_published_study_has_its_report_again(tmp_path: Path) -> None:
     """Of its record alone: its database is not published."""
     record = evidence.read(RESULTS / "dilated" / "study.json")

@@ -84,6 +84,24 @@ def test_onnx_answers_as_the_network_for_any_batch(
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_few_images_are_of_all_classes(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, making: Callable[..., Images]
+) -> None:
+    """Those of a folder with a test part lie class by class."""
+    made, seen = making(60, noise=30, seed=1), list[Images]()
+    monkeypatch.setattr(export, "load_test", lambda _: made.take(np.argsort(made.labels, kind="stable")))
+    measure = export._measure
+
+    def spy(exports: Any, images: Images, tested: bool) -> Any:
+        seen.append(images)
+        return measure(exports, images, tested)
+
+    monkeypatch.setattr(export, "_measure", spy)
+    assert export.main([str(bundle), "--format", "safetensors", "--images", "20"]) == 0
+    assert np.bincount(seen[0].labels, minlength=10).tolist() == [2] * 10
+
+
+@pytest.mark.usefixtures("quick")
 def test_all_formats_are_measured_and_recorded(
     onnxruntime: Any, bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

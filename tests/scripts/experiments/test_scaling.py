@@ -17,6 +17,14 @@ def test_a_study_of_simulated_workers_is_a_real_one(tmp_path: Path, monkeypatch:
     scaling.make_study(url)
     scaling.simulate(url, tmp_path, 2, 0.0, 60.0, seed=0)
     scaling.fill(url, 20)
+    executors: list[scaling.Simulated] = []
+
+    class Kept(scaling.Simulated):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            executors.append(self)
+
+    monkeypatch.setattr(scaling, "Simulated", Kept)
     watched = scaling.simulate(url, tmp_path, 4, 1.0, 3.0, seed=1)
     assert watched.n_trials >= 4
     assert 0 < watched.busy_s <= watched.watched_s
@@ -25,8 +33,9 @@ def test_a_study_of_simulated_workers_is_a_real_one(tmp_path: Path, monkeypatch:
     row = scaling.row(20, 4, [watched])
     assert row["lost_share"] == watched.lost_s / watched.worker_s
     study = open_study(url, scaling.NAME)
-    # Not watched is a trial that ends before each worker has been given its first.
-    assert 0 <= len(finished_trials(study)) - 20 - watched.n_trials < 4
+    n_ended = len(executors[0]._ended)
+    assert len(finished_trials(study)) == 20 + n_ended
+    assert 0 <= n_ended - watched.n_trials < 4  # before each worker had been given its first
     assert all(trial.state.is_finished() for trial in study.trials)
 
 

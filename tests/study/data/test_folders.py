@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from study.data.dataset import DataSet
 from study.data.folders import listing
 from study.data.opening import is_cifar10, load_test, load_train, open_data
 from study.errors import UserError
+from study.storage.config import StudyConfig, refuse_cifar10
 
 MODES = ("RGB", "L", "RGBA", "P", "1")
 
@@ -78,6 +80,9 @@ def test_names_of_another_encoding_are_names(folder: Path) -> None:
     except OSError:
         pytest.skip("the file system takes names of UTF-8 alone")
     assert open_data(str(folder)).n_train == 75
+    os.rename(folder / "train" / "dark", os.fsencode(folder / "train") + b"/d\xe9")
+    with pytest.raises(UserError, match="must be of printable characters"):
+        open_data(str(folder))
 
 
 def test_what_changes_a_folder_changes_its_fingerprint(folder: Path) -> None:
@@ -103,8 +108,22 @@ def test_copies_that_nobody_reads_go(folder: Path, user_cache: Path) -> None:
         for each in file.parent.iterdir():
             os.utime(each, (0, 0))
     open_data(str(folder))
-    assert copies()
+    assert set(first) < set(copies())  # nothing was added
+    write(folder / "train" / "dark", 1, 64, start=3)
+    open_data(str(folder))
+    assert len(copies()) == 2
     assert not set(first) & set(copies())
+
+
+def test_cifar10_is_refused_before_it_is_looked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STUDY_DATA", raising=False)
+    own = open_data(str(folder)).fingerprint
+    stored = StudyConfig("dilated", 3, 6, 60, 7, 0, "none", "random", "float32", data=own)
+    refuse_cifar10("mine", stored, str(folder))
+    for named in (None, "CIFAR10", str(folder.parent)):
+        with pytest.raises(UserError, match=r"was made with other images .*Name them by --data"):
+            refuse_cifar10("mine", stored, named)
+    refuse_cifar10("usual", dataclasses.replace(stored, data=CIFAR10.fingerprint), None)
 
 
 def test_characters_are_not_mirrored(folder: Path) -> None:

@@ -12,12 +12,14 @@ import pytest
 
 from search_spaces.architecture import Architecture, Conv
 from search_spaces.candidate import Candidate
+from study.bundle.files import Bundle
 from study.data.cifar10 import Images
 from study.errors import StudyFailed
 from study.model.network import build
 from study.retraining import testing
 from study.retraining.seeds import Seed
 from study.training.checkpoints import save_progress
+from study.training.evaluation import accuracy, evaluate
 from study.training.records import EpochRecord, Progress, TrainingConfig
 
 CANDIDATE = Candidate(Architecture((Conv(4, stride=4),)))
@@ -100,6 +102,22 @@ def test_labels_that_were_put_right_are_tested_again(tmp_path: Path, tiny_images
     after = testing.test_seed(seed, tiny_images.take(order))  # as many images of the same classes, elsewhere
     assert np.array_equal(after.logits, before.logits[order])
     assert after.accuracy == before.accuracy
+
+
+def test_a_bundle_is_evaluated_by_its_own_figures(
+    tmp_path: Path, tiny_images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training images that came since change those of the data set."""
+    network = build(CANDIDATE.architecture, seed=1).eval()
+    answers = evaluate(network, tiny_images, "cpu")[1].argmax(1)  # so that it is always right
+    bundle = Bundle(tmp_path, CANDIDATE, {"test_accuracy_shipped": 1.0}, network)
+    changed = dataclasses.replace(tiny_images.of, mean=(0.9, 0.1, 0.9), std=(0.9, 0.01, 0.9))
+    elsewhere = Images(tiny_images.pixels, answers, changed)
+    assert accuracy(evaluate(network, elsewhere, "cpu")[1], answers) < 1
+    monkeypatch.setattr(testing, "load_bundle", lambda _: bundle)
+    monkeypatch.setattr(testing, "open_data_of", lambda *_: changed)
+    monkeypatch.setattr(testing, "load_test", lambda _: elsewhere)
+    assert testing.evaluate_bundle(tmp_path, None, "cpu") == 0
 
 
 def test_a_full_disk_loses_nothing_and_the_same_command_goes_on(

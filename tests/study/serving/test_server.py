@@ -111,6 +111,15 @@ def test_strangers_pages_get_nothing(server: Server, headers: dict[str, str], me
     assert "top" not in text
 
 
+def test_browsers_leave_out_the_usual_port(bundle: Bundle) -> None:
+    try:
+        made = Server(Classifier(bundle), bundle, 80)
+    except OSError:
+        pytest.skip("port 80 is taken or not allowed")
+    with made:
+        assert made.hosts == {ADDRESS, "localhost"}
+
+
 @pytest.mark.parametrize("host", [ADDRESS, "localhost"])
 def test_its_own_page_may_ask(server: Server, host: str) -> None:
     own = f"{host}:{server.server_port}"

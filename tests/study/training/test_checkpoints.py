@@ -59,6 +59,22 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "checkpoints" / "a.pt"
 
 
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), OSError(errno.EMFILE, ""), MemoryError()])
+def test_what_cannot_be_read_now_is_not_taken_for_damaged(
+    error: Exception, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_progress(progress(), file)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as failing:
+        failing.setattr("zipfile.ZipFile.testzip", fail)
+        with pytest.raises(StudyFailed, match="cannot be read now"):
+            load_progress(file)
+    assert loaded(file).epoch == 2
+
+
 def files(folder: Path) -> list[str]:
     return sorted(str(each.relative_to(folder)) for each in folder.rglob("*") if each.is_file())
 
