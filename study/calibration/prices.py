@@ -105,7 +105,7 @@ class Calibration:
 
 def name_of(hardware: dict[str, Any]) -> str:
     """Under which its calibration is kept."""
-    return f"calibration-{identifier([hardware, versions(), 'cost-12'])}"
+    return f"calibration-{identifier([hardware, versions(), 'cost-13'])}"
 
 
 def calibrate(device: str) -> Calibration:

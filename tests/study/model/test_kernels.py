@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
-from study.model.layers import DenseConv2d, DepthwiseConv2d
+from study.model import layers
+from study.model.layers import DenseConv2d, DepthwiseConv2d, GroupedConv2d, on_grids
 
 TOLERANCE = 0.02
 """Of the largest value. bfloat16 has 8 bits: results differ by less than 0.5%; a broken kernel by all of it."""
@@ -63,3 +65,77 @@ def test_dense_unpadded_reduction():
 def test_depthwise_convolution(channels: int, kernel: int, dilation: int, side: int):
     module = DepthwiseConv2d(channels, kernel, 1, dilation * (kernel - 1) // 2, dilation, bias=True)
     assert largest_error(module, side) < TOLERANCE
+
+
+@pytest.fixture
+def dealt(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """The inputs of convolutions that ran on grids."""
+    found: list[torch.Size] = []
+
+    def watched(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
+        found.append(x.shape)
+        return on_grids(x, conv)
+
+    monkeypatch.setattr(layers, "on_grids", watched)
+    return found
+
+
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    return lambda widest: monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: widest)
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "kernel", "dilation", "height", "width"),
+    [(8, 8, 3, 2, 16, 16), (6, 6, 5, 3, 16, 11), (8, 2, 3, 5, 9, 32), (6, 6, 7, 4, 32, 32), (4, 4, 3, 3, 2, 7)],
+)
+def test_grids_compute_the_dilated_convolution(
+    channels: int, groups: int, kernel: int, dilation: int, height: int, width: int
+):
+    padding = dilation * (kernel // 2)
+    conv = nn.Conv2d(channels, channels, kernel, 1, padding, dilation, groups).double()
+    x = torch.randn(3, channels, height, width, dtype=torch.float64).to(memory_format=torch.channels_last)
+    gradient = torch.randn_like(x)
+    results = []
+    for run in (conv, lambda x: on_grids(x, conv)):
+        given = x.clone().requires_grad_()
+        out = run(given)
+        conv.zero_grad()
+        out.backward(gradient)
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        results.append([out, given.grad, conv.weight.grad, conv.bias.grad])
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_dilated_kernels_run_on_grids_where_they_are_faster_there(
+    dealt: list[torch.Size], processor: Callable[[str], None]
+):
+    near, far = (DepthwiseConv2d(4, 7, 1, 3 * d, d, bias=False) for d in (1, 2))
+    short = DepthwiseConv2d(4, 3, 1, 2, 2, bias=False)
+    unpadded = DepthwiseConv2d(4, 3, 1, 0, 2, bias=False)
+    strided = GroupedConv2d(4, 8, 3, 2, 2, 2, 4)
+    even = DepthwiseConv2d(4, 4, 1, 4, 2, bias=False)
+    x = torch.randn(2, 4, 16, 16).to(memory_format=torch.channels_last)
+
+    def n_dealt(module: nn.Module, training: bool) -> int:
+        dealt.clear()
+        module.train(training)(x)
+        return len(dealt)
+
+    processor("AVX2")
+    assert [n_dealt(module, True) for module in (near, far, short, unpadded, strided, even)] == [0, 1, 1, 0, 0, 0]
+    assert [n_dealt(module, False) for module in (near, far, short)] == [0, 1, 0]  # short ones are fast forward
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert n_dealt(short, True) == 1
+    processor("AVX512")
+    assert [n_dealt(module, True) for module in (far, short)] == [0, 0]
+
+
+def test_exported_programs_hold_no_grids(dealt: list[torch.Size], processor: Callable[[str], None]):
+    processor("AVX2")
+    module, x = DepthwiseConv2d(4, 7, 1, 6, 2, bias=False).eval(), torch.randn(2, 4, 16, 16)
+    program = torch.export.export(module, (x,))
+    assert dealt == []
+    torch.testing.assert_close(program.module()(x), module(x))
+    assert len(dealt) == 1
