@@ -24,6 +24,7 @@ from study.machine.paths import RESULTS
 
 BENCHMARKS = ("throughput", "throughput-ours", "slots", "epoch", "operations", "neighbour", "accuracy",
               "trials-per-hour", "overhead", "memory", "startup")  # fmt: skip
+ON_MADE_IMAGES = {"slots", "operations", "neighbour", "memory"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,14 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         doc, raw = str(module.__doc__), argparse.RawDescriptionHelpFormatter
         command = commands.add_parser(name, help=doc.partition("\n")[0], description=doc, formatter_class=raw)
         command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
-        command.add_argument("--data", metavar="DIR", help="folder with cifar-10-batches-py")
+        if name not in ON_MADE_IMAGES:
+            command.add_argument("--data", metavar="DIR", help="folder with cifar-10-batches-py")
         out = RESULTS / "benchmarks"
         command.add_argument("--out", type=Path, default=out, metavar="DIR", help="(default: results/benchmarks)")
         module.add_options(command)
     options = parser.parse_args(words)
     options.command = evidence.command_line("benchmark.py", words)
     options.device = resolve_device(options.device)
-    options.data = str(find_folder(options.data).resolve())
+    if options.benchmark not in ON_MADE_IMAGES:
+        options.data = str(find_folder(options.data).resolve())
     code: int = modules[options.benchmark].run(options)
     return code
 

@@ -50,12 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         UserError: The bundle cannot be read, or the options do not fit together.
     """
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
     if (options.serve is None) != bool(options.images):
         raise UserError(
             "Name images, or --serve alone for a page that takes them: "
             f"{'both are' if options.images else 'neither is'} given."
         )
+    if options.serve is not None:
+        parser.refuse_beside("--serve", options, ("top", "json", "csv"))
     if options.images.count(_STDIN) > 1:
         times = options.images.count(_STDIN)
         raise UserError(f"Standard input can be read once, and {_STDIN} names it {times} times: name it once.")
@@ -194,7 +197,7 @@ def _row(cells: Sequence[Any]) -> str:
     return stream.getvalue()
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(
         prog="python -m study.predict",
         description="Classify image files with a trained network.",

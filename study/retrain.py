@@ -27,9 +27,15 @@ from study.errors import UserError
 from study.retraining.plan import SEEDS, RetrainPlan
 from study.storage.config import DEFAULT_TARGET, RETRAIN_EPOCHS
 
+OF_TRAINING = ("epochs", "seeds", "train_images", "augmentation", "teacher", "teacher_epochs", "target_accuracy")
+"""Options that say how to train, or what the result is measured by."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.evaluate is not None:
+        parser.refuse_beside("--evaluate", options, OF_TRAINING)
     if options.teacher_epochs is not None and not options.teacher:
         raise UserError(f"--teacher-epochs {options.teacher_epochs} needs --teacher.")
     if options.evaluate is not None:
@@ -70,7 +76,7 @@ def _plan(options: argparse.Namespace, argv: Sequence[str] | None) -> RetrainPla
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(
         prog="python -m study.retrain",
         description="Retrain the best trial on all training images, test it once, write the bundle.",
@@ -88,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", action=at_least(1), help=f"(default: {by_device(**RETRAIN_EPOCHS)})")
     parser.add_argument("--seeds", action=at_least(1), help=f"(default: {by_device(**SEEDS)})")
     add_training_options(parser, "seeds")
-    parser.add_argument("--train-images", action=at_least(1), help="the first N only, for a trial run (default: all)")
+    parser.add_argument(
+        "--train-images", action=at_least(1), help="so many only, of every class, for a trial run (default: all)"
+    )
     parser.add_argument(
         "--augmentation",
         choices=("lengthened", "stored"),

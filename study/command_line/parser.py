@@ -8,7 +8,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 from study.command_line.wording import printable, without_passwords
@@ -31,6 +31,21 @@ class Parser(argparse.ArgumentParser):
             UserError: Always.
         """
         raise UserError(f"{message.rstrip('.')}. {self.prog} --help says what there is.")
+
+    def refuse_beside(self, main: str, options: argparse.Namespace, names: Iterable[str]) -> None:
+        """Refuses options that would be ignored.
+
+        Args:
+            main: What makes them void.
+            options: As they were parsed.
+            names: Of these options, as in `options`.
+
+        Raises:
+            UserError: One is given, and is not its default.
+        """
+        given = [name for name in names if getattr(options, name) != self.get_default(name)]
+        if given:
+            raise UserError(f"{main} takes no --{given[0].replace('_', '-')}. Leave it out.")
 
 
 def run_command(main: Callable[[], int | None], resumes: bool = False) -> None:

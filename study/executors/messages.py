@@ -18,7 +18,7 @@ class WorkerSetup:
     Attributes:
         data: Source of the data set (`study.data.opening`).
         train_images, val_images: Sizes of the stratified subsets to train and to validate on. Where `val_images` is
-            None nothing is validated, and the first `train_images` of all training images are trained on.
+            None nothing is validated, and `train_images` of all training images are trained on.
         device: "cpu" or "cuda".
         n_threads: Threads of torch in this worker.
         checkpoint_s: Seconds between two checkpoints of a training.

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from study.command_line.wording import percent
-from study.data.cifar10 import Images, search_split
+from study.data.cifar10 import Images, in_turns, search_split
 from study.data.opening import load_train
 from study.errors import CaptureFailed, StudyFailed, TrialFailed, first_line
 from study.executors.messages import Died, Ended, EpochEnded, Failed, Work, WorkerSetup
@@ -91,7 +91,8 @@ def images_of(setup: WorkerSetup) -> tuple[Images, Images | None]:
     """What a worker trains on, and what it validates on."""
     everything = load_train(setup.data)
     if setup.val_images is None:
-        return everything.take(np.arange(setup.train_images)), None
+        order = in_turns(everything.labels, len(everything.of.classes))
+        return everything.take(np.sort(order[: setup.train_images])), None
     for_training, for_validation = search_split(everything.labels, setup.train_images, setup.val_images, everything.of)
     return everything.take(for_training), everything.take(for_validation)
 

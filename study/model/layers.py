@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -43,7 +45,14 @@ class GroupedConv2d(nn.Conv2d):
 
     Dilated ones run `on_grids` where a processor has AVX2 and no more: oneDNN's gradients of them take 4 to 10 times as
     long there as those of undilated ones, and beyond a padding of 4 so does the convolution itself.
+
+    Attributes:
+        grids: Whether this processor is one of those.
     """
+
+    def __init__(self, *of_convolution: Any, **more: Any) -> None:
+        super().__init__(*of_convolution, **more)
+        self.grids = torch.backends.cpu.get_cpu_capability() == "AVX2"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.device.type != "cpu":
@@ -57,11 +66,11 @@ class GroupedConv2d(nn.Conv2d):
         kernel, dilation, padding = self.kernel_size[0], self.dilation[0], int(self.padding[0])
         keeps_size = kernel % 2 == 1 and self.stride[0] == 1 and padding == dilation * (kernel // 2)
         return (
-            dilation > 1
+            self.grids
+            and dilation > 1
             and keeps_size
             and (self.training or padding > 4)
-            and torch.backends.cpu.get_cpu_capability() == "AVX2"
-            and not torch.compiler.is_compiling()  # an exported program is for any machine
+            and not torch.compiler.is_exporting()  # an exported program is for any machine
         )
 
 

@@ -23,7 +23,7 @@ class RetrainPlan:
         jobs: Seeds at once; None: as many as are measured to be fastest.
         device: "auto", "cpu" or "cuda".
         data: Name or folder of the data set; None: CIFAR-10, where it is looked for.
-        n_train: The first so many training images only; None: all.
+        n_train: So many training images only; None: all.
         augmentation: "lengthened", to the length of the training, or "stored": as the search trained it, or the
             re-ranking, whose winner it is.
         teacher: Whether a larger network is trained first, to learn from.

@@ -31,7 +31,7 @@ class Seed:
 
     Attributes:
         candidate, config: What is trained, and how.
-        data, n_train: On the first so many training images of the data set that has this source.
+        data, n_train: On so many training images of the data set that has this source.
         checkpoints: Folder of the file that keeps it.
         n_threads: Of torch.
         teacher: The training of the network to learn from, if it learns from one; ended before this one begins.

@@ -205,6 +205,8 @@ def test_an_animation_is_said(bundle: Path, tmp_path: Path, capsys: pytest.Captu
         (["a.png", "--serve"], "both are given"),
         (["-", "a.png", "-"], "- names it 2 times: name it once"),
         (["a.png", "--top", "0"], "--top must be at least 1: 0"),
+        (["--serve", "--top", "1"], "--serve takes no --top. Leave it out."),
+        (["--serve", "--csv"], "--serve takes no --csv"),
         (["--serve", "99999"], "--serve must be between 0 and 65,535: 99,999"),
         (["a.png", "--json", "--csv"], "not allowed with argument --json"),
     ],

@@ -20,7 +20,7 @@ from study.data import cifar10
 from study.data.cifar10 import Images
 from study.errors import CaptureFailed
 from study.executors import worker
-from study.executors.messages import Ended, Failed, Work
+from study.executors.messages import Ended, Failed, Work, WorkerSetup
 from study.search.pruning import compared_epochs
 from study.training.loop import Training
 from study.training.records import EpochRecord, TrainingConfig
@@ -153,6 +153,18 @@ def test_halving_needs_all_validation_images_only_where_it_compares(
     told = Told(last=9)
     run(work_of(tmp_path, epochs=6, whole_validations=compared_epochs(pruner, 6)), tiny_images, told)
     assert [record.n_val for record in told.records] == validated_on
+
+
+def test_few_images_of_a_sorted_data_set_are_of_every_class(
+    tiny_images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = tiny_images.take(np.argsort(tiny_images.labels, kind="stable"))
+    monkeypatch.setattr(worker, "load_train", lambda source: everything)
+    few, none = worker.images_of(WorkerSetup("sorted", 30, None, "cpu", 1, 1.0))
+    assert none is None
+    assert np.bincount(few.labels).tolist() == [3] * 10
+    whole, _ = worker.images_of(WorkerSetup("sorted", 200, None, "cpu", 1, 1.0))
+    np.testing.assert_array_equal(whole.pixels, everything.pixels)  # in the order of the files
 
 
 def test_no_test_image_is_loaded(tiny_images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

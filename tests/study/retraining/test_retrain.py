@@ -314,6 +314,9 @@ def test_damaged_checkpoint_starts_the_seed_anew(here: type[Here], made_cifar10:
         (["--train-images", "0"], "--train-images must be at least 1: 0"),
         (["--out", "nowhere"], "There is no study"),
         (["--evaluate", "nowhere"], "nowhere"),
+        (["--evaluate", "nowhere", "--seeds", "3"], "--evaluate takes no --seeds. Leave it out."),
+        (["--evaluate", "nowhere", "--train-images", "500"], "--evaluate takes no --train-images."),
+        (["--evaluate", "nowhere", "--teacher"], "--evaluate takes no --teacher."),
     ],
 )
 def test_mistakes_get_one_line(arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
