@@ -69,7 +69,7 @@ def _made_cifar10(
         assert len(load_test()) == N_TEST
         cost = CostModel(1e-11, 1e-10, 5e-10, 2e-9, 3e-5, 0.0, "cpu")
         known = hardware("cpu")
-        cache.keep(name_of(known), Calibration("cpu", known, "bfloat16", cost, 0.1).to_json())
+        cache.keep(name_of(known), Calibration("cpu", known, "float32", cost, 0.1).to_json())
     return environment
 
 

@@ -123,6 +123,26 @@ def test_a_capture_that_fails_is_left_out_by_another_process(
     assert math.isfinite(price.channels_last_s)
 
 
+@pytest.mark.parametrize(
+    ("processor", "faster", "chosen"),
+    [("AVX2", "bfloat16", "float32"), ("AVX512", "bfloat16", "bfloat16"), ("AVX512", "float32", "float32")],
+)
+def test_a_cpu_trains_in_the_faster_precision_and_none_that_it_emulates(
+    processor: str, faster: str, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: set[str] = set()
+
+    def seconds(architecture: Architecture, device: str, precision: str) -> float:
+        tried.add(precision)
+        return 1.0 if precision == faster else 2.0
+
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: processor)
+    monkeypatch.setattr(measuring, "_seconds_per_image", seconds)
+    monkeypatch.setattr(measuring, "_started", math.inf)
+    assert measuring._faster_precision("cpu") == chosen
+    assert tried == (set() if processor == "AVX2" else {"bfloat16", "float32"})
+
+
 def test_slow_steps_are_repeated_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "_started", math.inf)
     clock = itertools.count(step=measuring.SLICE_S)
