@@ -28,6 +28,7 @@ from search_spaces.candidate import Augmentation, Candidate, Optimisation
 from search_spaces.constraints import Limits
 from search_spaces.reference import REFERENCE_ARCHITECTURE
 from search_spaces.training_dimensions import LONG_AUGMENTATION
+from study.calibration.prices import calibrate
 from study.command_line.parser import run_command
 from study.command_line.wording import counted
 from study.errors import UserError
@@ -140,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = evidence.command_line(SCRIPT, given)
     if options.time:
         rates = {
-            "rates": _rates({name: candidates[name] for name in chosen}),
+            "rates": _rates({name: candidates[name] for name in chosen}, calibrate("cpu").precision),
             "command": command,
             "hardware": hardware("cpu"),
         }
@@ -161,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in chosen
         if (name, seed, options.epochs, options.train_images, candidates[name].candidate_id) not in done
     ]
-    threads = max(1, n_cores() // options.jobs)
+    threads, precision = max(1, n_cores() // options.jobs), calibrate("cpu").precision
     work = (
         delayed(_run)(
             name,
@@ -170,6 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             seed,
             options.train_images,
             threads,
+            precision,
             data,
             options.checkpoints,
         )
@@ -180,6 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "versions": versions(),
         "command": command,
         "jobs": options.jobs,
+        "precision": precision,
     }
     order = list(candidates)
     for run in Parallel(options.jobs, return_as="generator_unordered")(work):
@@ -194,7 +197,7 @@ def _read(file: Path) -> dict[str, Any]:
     return evidence.read(file) or {"runs": []}
 
 
-def _rates(candidates: Mapping[str, Candidate]) -> dict[str, float]:
+def _rates(candidates: Mapping[str, Candidate], precision: str) -> dict[str, float]:
     """Images per second of each on one thread, augmentation left out: the median of several turns."""
     import numpy as np
     import torch
@@ -205,7 +208,9 @@ def _rates(candidates: Mapping[str, Candidate]) -> dict[str, float]:
 
     torch.set_num_threads(1)
     images = Images(np.zeros((512, 32, 32, 3), np.uint8), np.arange(512) % 10)
-    ready = {name: Training(each, images, TrainingConfig(1, 0)) for name, each in candidates.items()}
+    ready = {
+        name: Training(each, images, TrainingConfig(1, 0, precision=precision)) for name, each in candidates.items()
+    }
     found: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(N_TURNS):
         for name, training in ready.items():
@@ -259,7 +264,15 @@ def _key(run: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _run(
-    name: str, candidate: Candidate, epochs: int, seed: int, n_train: int, threads: int, data: str, folder: Path
+    name: str,
+    candidate: Candidate,
+    epochs: int,
+    seed: int,
+    n_train: int,
+    threads: int,
+    precision: str,
+    data: str,
+    folder: Path,
 ) -> dict[str, Any]:
     """One training to its end, from its checkpoint if there is one."""
     import torch
@@ -273,7 +286,7 @@ def _run(
     torch.set_num_threads(threads)
     everything = load_train(data)
     for_training, for_validation = search_split(everything.labels, n_train, VAL_IMAGES)
-    config = TrainingConfig(epochs, seed, n_loaders=0, whole_validations=(epochs - 1,))
+    config = TrainingConfig(epochs, seed, precision=precision, whole_validations=(epochs - 1,))
     file = folder / f"{checkpoint_name(candidate, config, n_train)}.pt"
     saved = [time.monotonic()]
 

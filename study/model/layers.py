@@ -60,16 +60,17 @@ class GroupedConv2d(nn.Conv2d):
         if torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
                 return self.forward(x.float())
-        return on_grids(x, self) if self._wants_grids() else super().forward(x)
+        return on_grids(x, self) if self._wants_grids(min(x.shape[2:])) else super().forward(x)
 
-    def _wants_grids(self) -> bool:
+    def _wants_grids(self, side: int) -> bool:
         kernel, dilation, padding = self.kernel_size[0], self.dilation[0], int(self.padding[0])
         keeps_size = kernel % 2 == 1 and self.stride[0] == 1 and padding == dilation * (kernel // 2)
         return (
             self.grids
             and dilation > 1
             and keeps_size
-            and (self.training or padding > 4)
+            # Grids of one or two pixels, most of them filled up, cost more than they save.
+            and (5 * dilation <= 2 * side if self.training else padding > 4 and dilation < side)
             and not torch.compiler.is_exporting()  # an exported program is for any machine
         )
 
@@ -87,8 +88,8 @@ def on_grids(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
     dealt = x.permute(0, 2, 3, 1).reshape(n, rows, d, columns, d, c).permute(2, 4, 0, 1, 3, 5)
     grids = dealt.reshape(d * d * n, rows, columns, c).permute(0, 3, 1, 2)
     grids = F.conv2d(grids, conv.weight, conv.bias, padding=conv.kernel_size[0] // 2, groups=conv.groups)
-    dealt = grids.permute(0, 2, 3, 1).reshape(d, d, n, rows, columns, -1).permute(2, 3, 0, 4, 1, 5)
-    out = dealt.reshape(n, rows * d, columns * d, -1)[:, :height, :width]
+    dealt = grids.permute(0, 2, 3, 1).reshape(d, d, n, rows, columns, conv.out_channels).permute(2, 3, 0, 4, 1, 5)
+    out = dealt.reshape(n, rows * d, columns * d, conv.out_channels)[:, :height, :width]
     return out.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
@@ -104,7 +105,7 @@ class DepthwiseConv2d(GroupedConv2d):
     `native` are brought into it and back.
 
     Attributes:
-        native: Classes that torch's own kernel runs.
+        native: Classes that torch's own kernel runs on a GPU.
     """
 
     def __init__(self, channels: int, kernel: int, stride: int, padding: int, dilation: int, bias: bool) -> None:
@@ -112,7 +113,7 @@ class DepthwiseConv2d(GroupedConv2d):
         self.native: frozenset[DepthwiseClass] = frozenset()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if depthwise_class(self, x.shape[-1]) not in self.native:
+        if x.device.type == "cpu" or depthwise_class(self, x.shape[-1]) not in self.native:
             # A slice of channels has gaps between its pixels, for which there is no fast convolution.
             return super().forward(x if x.is_contiguous() else x.contiguous(memory_format=torch.channels_last))
         # [C, 1, k, k] may be read as channels_last too; these strides say that it is not.

@@ -131,6 +131,29 @@ def test_dilated_kernels_run_on_grids_where_they_are_faster_there(
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert n_dealt(short, True) == 1
     assert n_dealt(elsewhere, True) == 0
+    assert len(short(x[:0])) == 0
+
+
+@pytest.mark.parametrize(
+    ("side", "kernel", "dilation", "training", "evaluating"),
+    [(16, 3, 6, 1, 1), (16, 3, 7, 0, 1), (16, 3, 16, 0, 0), (8, 5, 3, 1, 1), (8, 3, 4, 0, 0), (32, 3, 4, 1, 0)],
+)
+def test_grids_of_few_pixels_are_left_alone(
+    side: int,
+    kernel: int,
+    dilation: int,
+    training: int,
+    evaluating: int,
+    dealt: list[torch.Size],
+    processor: Callable[[str], None],
+):
+    processor("AVX2")
+    module = DepthwiseConv2d(4, kernel, 1, dilation * (kernel // 2), dilation, bias=False)
+    x = torch.randn(2, 4, side, side).to(memory_format=torch.channels_last)
+    module(x)
+    assert len(dealt) == training
+    module.eval()(x)
+    assert len(dealt) == training + evaluating
 
 
 def test_exported_programs_hold_no_grids(dealt: list[torch.Size], processor: Callable[[str], None]):
@@ -143,8 +166,10 @@ def test_exported_programs_hold_no_grids(dealt: list[torch.Size], processor: Cal
 
 
 @pytest.mark.slow
-def test_grids_compile(processor: Callable[[str], None]):
+def test_grids_compile(dealt: list[torch.Size], processor: Callable[[str], None]):
     processor("AVX2")
     module, x = DepthwiseConv2d(4, 3, 1, 2, 2, bias=False), torch.randn(2, 4, 16, 16)
-    compiled = torch.compile(module, fullgraph=True)
-    torch.testing.assert_close(compiled(x), module(x))
+    expected = module(x)
+    dealt.clear()
+    torch.testing.assert_close(torch.compile(module, fullgraph=True)(x), expected)
+    assert len(dealt) == 1  # while it was traced
