@@ -62,11 +62,14 @@ class Real:
         if self.log:
             return math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
         if self.step is not None:
-            return self.low + self.step * rng.randint(0, round((self.high - self.low) / self.step))
+            return self.low + self.step * rng.randint(0, int((self.high - self.low) / self.step + 1e-9))
         return rng.uniform(self.low, self.high)
 
     def contains(self, value: Any) -> bool:
-        return isinstance(value, (int, float)) and self.low <= value <= self.high
+        if not (isinstance(value, (int, float)) and self.low <= value <= self.high):
+            return False
+        steps = (value - self.low) / self.step if self.step else 0.0
+        return abs(steps - round(steps)) < 1e-8  # as Optuna's FloatDistribution, which refuses what lies between
 
     def __str__(self) -> str:
         suffix = ", log" if self.log else f", step {self.step:g}" if self.step else ""

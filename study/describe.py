@@ -54,11 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         UserError: There is no such space, bundle or trial, or not exactly one was named.
     """
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
     if (options.target is None) == (options.trial is None):
         given = "both" if options.target is not None else "neither"
         raise UserError(f"Name either a target or --trial N, not {given}. Targets: {_targets()}.")
+    if options.target is not None:
+        parser.refuse_beside(options.target, options, ("space", "study_name", "storage", "out"))
     if options.check:
+        parser.refuse_beside("--check", options, ("json",))
         if options.target is None or not (is_own(options.target) or options.target in SPACES):
             raise UserError(f"--check holds a search space to its contract: name one, or {SPACE_FORM}.")
         return _check(options.target)
@@ -80,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(
         prog="python -m study.describe",
         description="Describe a network, layer by layer, or a search space.",

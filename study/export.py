@@ -166,6 +166,10 @@ def _check(options: argparse.Namespace) -> None:
         )
 
 
+def _training_images(bundle: Bundle, options: argparse.Namespace) -> Images:
+    return load_train(open_data_of(bundle.preprocessing.classes, options.data).source)
+
+
 def _images(options: argparse.Namespace, bundle: Bundle) -> Images:
     """What to compare on."""
     if options.images == 0:
@@ -191,7 +195,7 @@ def _exports(bundle: Bundle, options: argparse.Namespace) -> list[Export]:
         program = onnx_program(bundle.network, bundle.preprocessing)
         exports.append(Export("onnx", ONNX, program, run_by_onnxruntime(program)))
         if options.int8 or wanted == "all":
-            train = load_train(open_data_of(bundle.preprocessing.classes, options.data).source)
+            train = _training_images(bundle, options)
             rows = np.random.default_rng(CALIBRATION_SEED).permutation(len(train))[:N_CALIBRATION]
             small = int8_program(program, _as_input(train.pixels[np.sort(rows)]), bundle.preprocessing)
             exports.append(Export("onnx int8", INT8, small, run_by_onnxruntime(small), exact=False))
@@ -269,7 +273,7 @@ def _record(
     record: dict[str, Any] = {
         "candidate_id": bundle.candidate.candidate_id,
         "test_images": 0 if options.images == 0 else n_images,
-        "calibration_images": N_CALIBRATION,
+        "calibration_images": min(N_CALIBRATION, len(_training_images(bundle, options))),
         "formats": [dataclasses.asdict(each) for each in measured],
         "hardware": hardware("cpu"),
         "versions": {**versions(), **{name: version(name) for name in _EXTRA}},

@@ -27,8 +27,11 @@ from study.errors import UserError
 from study.retraining.plan import SEEDS, RetrainPlan
 from study.storage.config import DEFAULT_TARGET, RETRAIN_EPOCHS
 
-OF_TRAINING = ("epochs", "seeds", "train_images", "augmentation", "teacher", "teacher_epochs", "target_accuracy")
-"""Options that say how to train, or what the result is measured by."""
+OF_TRAINING = (
+    *("epochs", "seeds", "jobs", "train_images", "augmentation", "teacher", "teacher_epochs", "target_accuracy"),
+    *("cluster", "worker_cpus", "worker_gpus", "space", "storage", "study_name", "out"),
+)
+"""Options that say what to train, how and where, or what the result is measured by."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
@@ -28,6 +29,9 @@ _COUNTED_CLASSES = 20
 """More of them leave no room for counts in a confusion matrix."""
 _UPSCALE, _AUGMENTED_UPSCALE = 5, 3
 """Screen pixels per image pixel in the sheets of images; whole numbers keep every pixel square."""
+
+_as_written = rc_context({"text.parse_math": False})
+"""Classes may be called anything, `$` and `$$` too, which would be mathematics."""
 
 TRAIN_AND_TEST = {"train": "train (augmented images, running mean)", "test": "test (averaged weights)"}
 Curves = Sequence[Mapping[str, Any]]
@@ -85,6 +89,7 @@ def draw_curves(
     _save(figure, file, dpi)
 
 
+@_as_written
 def draw_misses(images: Images, logits: np.ndarray, file: Path, classes: Sequence[str] = CLASSES) -> None:
     """A sheet of misclassified images with true and predicted class, the most confident mistakes first.
 
@@ -141,6 +146,7 @@ def draw_augmented(rows: np.ndarray, file: Path) -> None:
     Image.fromarray(sheet.repeat(_AUGMENTED_UPSCALE, 0).repeat(_AUGMENTED_UPSCALE, 1)).save(file, format="PNG")
 
 
+@_as_written
 def draw_confusion(confusion: np.ndarray, file: Path, classes: Sequence[str] = CLASSES) -> None:
     """The confusion matrix as a heat map of row shares, with the counts written in.
 

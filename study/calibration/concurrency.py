@@ -30,11 +30,11 @@ from study.calibration.prices import keep_unless
 from study.command_line.waiting import said_while
 from study.data.augmentation import AugmentedBatches, training_order
 from study.data.cifar10 import Images
-from study.errors import CaptureFailed, TrialFailed
+from study.errors import CaptureFailed, StudyFailed, TrialFailed, said
 from study.machine import cache
 from study.machine.hardware import hardware, n_cores, n_loaders, versions
 from study.machine.neighbours import Neighbours
-from study.machine.processes import end_with_parent
+from study.machine.processes import begin, end_with_parent, without_ctrl_c
 from study.training.records import TrainingConfig
 
 if TYPE_CHECKING:
@@ -107,9 +107,10 @@ def _measured(device: str, precision: str, candidate: Candidate) -> dict[int, fl
     while True:
         try:
             return measure(device, precision, candidate, numbers)
-        except (BrokenProcessPool, BrokenBarrierError, TrialFailed, CaptureFailed):
+        except (BrokenProcessPool, BrokenBarrierError, TrialFailed, CaptureFailed) as error:
             if len(numbers) == 1:
-                raise
+                why = "it was killed; is there enough memory?" if isinstance(error, BrokenProcessPool) else said(error)
+                raise StudyFailed(f"no training could be measured on this machine: {why}") from error
             numbers = numbers[:-1]  # most likely too many for the memory
 
 
@@ -163,11 +164,12 @@ def trainings(device: str, precision: str, candidate: Candidate, most: int) -> I
     context = multiprocessing.get_context("spawn")
     manager = SyncManager(ctx=context)
     manager.start(end_with_parent)
-    with manager, ProcessPoolExecutor(most, context, end_with_parent) as pool:
+    with manager, ProcessPoolExecutor(most, context, begin) as pool:
 
         def at_once(jobs: int, window: Window) -> float:
             barrier = manager.Barrier(jobs)  # a process that waits takes no second task
-            found = [pool.submit(_train, device, precision, candidate, jobs, window, barrier) for _ in range(jobs)]
+            with without_ctrl_c():
+                found = [pool.submit(_train, device, precision, candidate, jobs, window, barrier) for _ in range(jobs)]
             return sum(future.result() for future in found)
 
         at_once(most, Window(0.0, 0.0, 1))
@@ -175,8 +177,11 @@ def trainings(device: str, precision: str, candidate: Candidate, most: int) -> I
 
 
 def _train(device: str, precision: str, candidate: Candidate, jobs: int, window: Window, barrier: Any) -> float:
+    from study.training.loop import failures_said
+
     try:
-        return _images_per_second(_ready(device, precision, candidate), jobs, window, barrier)
+        with failures_said():
+            return _images_per_second(_ready(device, precision, candidate), jobs, window, barrier)
     except BaseException:  # raised again
         barrier.abort()  # the others must not wait for this one
         raise

@@ -22,7 +22,7 @@ from study.errors import StudyFailed
 from study.machine import cache
 from study.machine.hardware import hardware, versions
 from study.machine.neighbours import Neighbours
-from study.machine.processes import end_with_parent
+from study.machine.processes import begin, without_ctrl_c
 
 if TYPE_CHECKING:
     from study.model.layers import DepthwiseClass
@@ -145,9 +145,11 @@ def _measured(device: str) -> Calibration:
     spoiled: set[str] = set()
     while True:
         # In a process of its own: a GPU context or thread pools must not stay behind in the caller.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent) as pool:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), begin) as pool:
             try:
-                return pool.submit(measure, device, frozenset(spoiled)).result()
+                with without_ctrl_c():
+                    found = pool.submit(measure, device, frozenset(spoiled))
+                return found.result()
             except SpoiledError as error:  # the process must measure no more; another one leaves that out
                 spoiled.add(str(error))
             except BrokenProcessPool as error:

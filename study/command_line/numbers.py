@@ -46,9 +46,9 @@ def between(least: int, most: int) -> type[argparse.Action]:
     return _checked(int, "N", rule, lambda value: least <= value <= most)
 
 
-def above(bound: float) -> type[argparse.Action]:
-    """The action of an option that takes more than `bound` seconds."""
-    return _checked(float, "S", f"must be above {bound:g} seconds", lambda value: value > bound)
+def above(bound: float, unit: str = "seconds") -> type[argparse.Action]:
+    """The action of an option that takes more than `bound` of a unit."""
+    return _checked(float, unit[0].upper(), f"must be above {bound:g} {unit}", lambda value: value > bound)
 
 
 def fraction() -> type[argparse.Action]:

@@ -89,7 +89,7 @@ def add_training_options(parser: argparse.ArgumentParser, what: str) -> None:
     group.add_argument("--worker-cpus", type=int, action=at_least(1), help="cores of a worker (default: 1 on a CPU)")
     group.add_argument(
         "--worker-gpus",
-        action=above(0),
+        action=above(0, "GPUs"),
         help="GPUs of a worker; a fraction lets several share one (default: 1, if any)",
     )
 

@@ -190,7 +190,10 @@ def _load(text: str, option: str, form: str) -> tuple[Any, str]:
     if not is_file(path):
         raise UserError(f"{option} {form} must name a file: {path!r} {what_is(path)}.")
     file = Path(path).resolve()
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    try:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        raise UserError(f"{option} {text}: the file cannot be read ({error.strerror or error}).") from error
     if (file, digest) not in _loaded:
         _run(file, digest, option)
     try:

@@ -76,14 +76,15 @@ def open_data_of(classes: Sequence[str], data: str | None) -> DataSet:
     Raises:
         UserError: As `open_data`, or it has other classes.
     """
-    found = open_data(data)
+    _refuse_mistyped(data)
+    found = CIFAR10 if is_cifar10(data) else open_data(data)  # not downloaded to be refused
     if found.classes != tuple(classes):
         named = shortened(", ".join(classes))
         raise UserError(
             f"The network is for other classes ({named}) than those of {found.name}. Name the data set that it was "
             "trained on by --data."
         )
-    return found
+    return open_data(data) if found is CIFAR10 else found
 
 
 def _other(source: str, train: bool) -> Images:

@@ -360,6 +360,18 @@ class _Worker:
         threading.Thread(target=self._train, args=(work, kept, taught), daemon=True).start()
 
     def _train(self, work: Work, kept: Mapping[str, bytes], taught: Mapping[str, bytes]) -> None:
+        try:
+            said = self._last_words(work, kept, taught)
+        except SystemExit:
+            said = _Left()
+        except Exception as error:  # told, and another worker takes this one's place
+            said = worker.died(work.key, error)
+        self._n_done += 1
+        with contextlib.suppress(Exception):  # of a device that is lost; whoever waits must hear
+            worker.tidy(self._setup.device, self._n_done)
+        self._said.put(said)
+
+    def _last_words(self, work: Work, kept: Mapping[str, bytes], taught: Mapping[str, bytes]) -> Any:
         torch.set_num_threads(self._setup.n_threads)
         with tempfile.TemporaryDirectory(prefix="small-cnn-study-") as folder:
             checkpoint, known = Path(folder) / work.checkpoint.name, set(kept)
@@ -382,19 +394,8 @@ class _Worker:
                 )
                 known.update(found)
 
-            def last_words() -> Any:
-                try:
-                    every = self._setup.checkpoint_s
-                    return worker.run(here, self._images, self._validation, tell, every, self._leave.is_set, saved)
-                except SystemExit:
-                    return _Left()
-                except Exception as error:  # told, and another worker takes this one's place
-                    return worker.died(work.key, error)
-
-            said = last_words()
-        self._n_done += 1
-        worker.tidy(self._setup.device, self._n_done)
-        self._said.put(said)
+            every = self._setup.checkpoint_s
+            return worker.run(here, self._images, self._validation, tell, every, self._leave.is_set, saved)
 
 
 def _with_cores(n: int, function: Callable[..., T], *arguments: Any) -> T:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from study.executors import worker
 from study.executors.messages import SAVING_S, Died, EpochEnded, Executor, Message, Work, WorkerSetup
 from study.machine.hardware import gpus, n_cores
+from study.machine.processes import without_ctrl_c
 
 T = TypeVar("T")
 _CONTEXT = multiprocessing.get_context("spawn")
@@ -129,7 +130,7 @@ class _Worker:
         self.work: Work | None = None
         self.connection, theirs = _CONTEXT.Pipe()
         self.process = _CONTEXT.Process(target=worker.main, args=(theirs, setup), name="trial-worker")
-        with _visible(setup.gpu), _without_ctrl_c():
+        with _visible(setup.gpu), without_ctrl_c():
             self.process.start()
         theirs.close()
 
@@ -191,13 +192,3 @@ def _visible(gpu: str | None) -> Iterator[None]:
             os.environ.pop(name)
             if before is not None:
                 os.environ[name] = before
-
-
-@contextmanager
-def _without_ctrl_c() -> Iterator[None]:
-    """Lets a process that is started meanwhile ignore Ctrl-C from its first moment: the supervisor handles that."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

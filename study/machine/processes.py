@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import signal
 import threading
+from collections.abc import Iterator
 
 
 def lives(pid: str) -> bool:
@@ -21,6 +24,25 @@ def lives(pid: str) -> bool:
 def end_with_parent() -> None:
     """Ends this process, a child made by `multiprocessing`, as soon as its parent has ended, even by a kill."""
     threading.Thread(target=_wait, daemon=True).start()
+
+
+def begin() -> None:
+    """What a child of a pool begins with: Ctrl-C ends it without a word, as the end of its parent does."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    end_with_parent()
+
+
+@contextlib.contextmanager
+def without_ctrl_c() -> Iterator[None]:
+    """Lets a process that is started meanwhile ignore Ctrl-C from its first moment: its parent handles that."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may choose, and is told of signals
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _wait() -> None:

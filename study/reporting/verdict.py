@@ -54,9 +54,11 @@ def _tested(facts: Facts) -> Text:
     n_seeds = len(accuracies) if isinstance(accuracies, list) else 1
     seeds = f"mean of {n_seeds} seeds" if n_seeds > 1 else "one seed"
     spread = f" ± {100 * std:.1f}" if is_number(std) and n_seeds > 1 else ""
-    met = metrics.get("target_met", is_number(target) and mean > target)
-    verdict = f"{aim} is {'met' if met else 'not met'}" if is_number(target) else "no target was set"
-    return Text(f"Retrained test accuracy {percent(mean)}{spread} ({seeds}): {verdict}.", "good" if met else "bad")
+    accuracy = f"Retrained test accuracy {percent(mean)}{spread} ({seeds})"
+    if not is_number(target):
+        return Text(f"{accuracy}: no target was set.")
+    met = metrics.get("target_met", mean > target)
+    return Text(f"{accuracy}: {aim} is {'met' if met else 'not met'}.", "good" if met else "bad")
 
 
 def why_retrained(facts: Facts) -> str:

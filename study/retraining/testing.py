@@ -119,12 +119,12 @@ def latencies(network: Any, seed: Seed) -> dict[str, dict[str, float]]:
     """
     import torch
 
-    from study.model.network import folded
+    from study.model.network import folded, use_native_depthwise
 
     found: dict[str, dict[str, float]] = {}
     side = seed.candidate.architecture.image_size
     for where in dict.fromkeys(("cpu", _tested_on(seed))):
-        model = folded(network).to(where)
+        model = use_native_depthwise(folded(network).to(where), frozenset())  # as whoever loads the bundle has it
         for n in LATENCY_BATCHES:
             images = torch.rand(n, 3, side, side, device=where).contiguous(memory_format=torch.channels_last)
 

@@ -276,7 +276,10 @@ def anchors(space: SearchSpace, config: StudyConfig, cost: CostModel) -> list[tu
     clock, limits = Clock(cost, config.train_images, config.val_images), config.limits.to_decode
     usable = []
     for name, params in space.anchors(limits).items():
-        decoded = space.decode(params, limits, clock)
+        try:
+            decoded = space.decode(params, limits, clock)
+        except InfeasibleError:  # of a space of the user's
+            continue
         # A network with a name of its own must be that network, not what the limits leave of it.
         unlimited = dataclasses.replace(limits, max_epoch_s=None, max_macs=None)
         if name == "default" or decoded.candidate == space.decode(params, unlimited).candidate:

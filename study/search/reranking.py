@@ -93,6 +93,11 @@ def rerank(plan: RerankPlan) -> int:
         study, storage = new_study(plan.search.url, plan.search.name, config, machine.calibration, target, **more)
     else:
         study, storage = existing
+        if "given" not in study.user_attrs:
+            raise UserError(
+                f"The study {study.study_name!r} is a search, and its name is what the re-ranking of {plan.source!r} "
+                "would be called. Re-rank in another --storage, or copy one of them under another name."
+            )
         if not is_rerank(study, source):
             raise UserError(
                 f"The study {study.study_name!r} re-ranks another {source.study_name!r}, which is no longer there. "

@@ -15,7 +15,7 @@ from search_spaces import SearchSpace
 from search_spaces.candidate import Candidate
 from search_spaces.constraints import Limits
 from study.command_line.wording import counted, duration, printable, shown_value
-from study.errors import StudyDeleted, StudyFailed
+from study.errors import StudyDeleted, StudyFailed, UserError
 from study.reporting.optional import report
 from study.search.creation import (
     create_study,
@@ -79,6 +79,11 @@ def search(plan: SearchPlan) -> int:
     refuse_early(plan)
     existing = find_study(plan)
     if existing is not None:
+        if "given" in existing[0].user_attrs:
+            raise UserError(
+                f"The study {plan.name!r} re-ranks another one, which study.rerank goes on with. Choose another "
+                "--study-name."
+            )
         refuse_untyped(plan, existing[0])
         refuse_cifar10(plan.name, config_of(existing[0]), plan.data)
     refuse_foreign(plan.out, plan.name, existing and existing[0], new=existing is None)

@@ -184,10 +184,17 @@ class SlotTable:
 
     def n_finished(self) -> int:
         """Finished slots."""
+        return self._n("finished")
+
+    def n_open(self) -> int:
+        """Slots that were begun and left, or failed."""
+        return self._n("open")
+
+    def _n(self, state: str) -> int:
         counted = (
             sa.select(sa.func.count())
             .select_from(_slots)
-            .where(_slots.c.study_id == self._study_id, _slots.c.state == "finished")
+            .where(_slots.c.study_id == self._study_id, _slots.c.state == state)
         )
         with self._engine.connect() as connection:
             return int(connection.execute(counted).scalar_one())

@@ -56,8 +56,19 @@ def train(
     Raises:
         TrialFailed: The loss became NaN or infinite, memory ran out, or cuDNN has no kernel for the network.
     """
-    try:
+    with failures_said():
         return Training(candidate, images, config, validation, teacher).run(on_epoch, resume, on_checkpoint)
+
+
+@contextlib.contextmanager
+def failures_said() -> Iterator[None]:
+    """Tells what a network or a machine cannot do from bugs.
+
+    Raises:
+        TrialFailed: Memory ran out, or cuDNN has no kernel for the network.
+    """
+    try:
+        yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise TrialFailed(f"out of memory: {str(error).splitlines()[0] if str(error) else 'MemoryError'}") from error
     except RuntimeError as error:

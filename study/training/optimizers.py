@@ -40,8 +40,10 @@ def make_optimizer(network: nn.Module, optimisation: Optimisation) -> torch.opti
     kernels = list(_dense_kernels(network))
     ids = {id(p) for p in kernels}
     groups[0]["params"] = [p for p in decayed if id(p) not in ids]
-    muon = Muon([{"params": kernels, "weight_decay": decay}])
-    return Together(muon, _adamw([group for group in groups if group["params"]]))
+    others_too = _adamw([group for group in groups if group["params"]])
+    if not kernels:  # of a network that mixes channels in its first and last convolution alone
+        return others_too
+    return Together(Muon([{"params": kernels, "weight_decay": decay}]), others_too)
 
 
 def _adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -8,6 +8,7 @@ import random
 import pytest
 
 from search_spaces.candidate import Augmentation, Optimisation
+from search_spaces.space import Real
 from search_spaces.training_dimensions import (
     DEFAULT_TRAINING,
     LONG_AUGMENTATION,
@@ -75,3 +76,11 @@ def test_regularisation_only_grows() -> None:
 
 def test_published_optimisations_are_plain_sgd() -> None:
     assert Optimisation().optimizer == "sgd"
+
+
+def test_numbers_between_the_steps_of_a_grid_are_not_of_it() -> None:
+    grid, uneven = Real(0.5, 2.5, step=0.25), Real(0.0, 1.0, step=0.6)
+    assert all(grid.contains(value) for value in (0.5, 0.75, 2.5, 1))
+    assert not any(grid.contains(value) for value in (1.1, 0.25, 2.75, "1", float("nan")))
+    assert {uneven.sample(random.Random(seed)) for seed in range(20)} == {0.0, 0.6}
+    assert Real(0.1, 0.7, step=0.1).contains(0.1 + 0.1 + 0.1)

@@ -199,3 +199,15 @@ def test_table_numbers_every_run_of_a_repeated_block() -> None:
         ("", "Add", "identity"),
     ]
     assert found[3:] == [("1", "Residual", "2"), *run, *run, ("2", "AvgPool2d", "global,"), ("", "Conv2d", "1x1,")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["dilated", "--out", "x"], "dilated takes no --out"),
+        (["dilated", "--check", "--json"], "--check takes no --json"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(arguments: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        main(arguments)

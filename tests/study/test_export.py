@@ -113,6 +113,7 @@ def test_all_formats_are_measured_and_recorded(
     assert [each["format"] for each in record["formats"]] == names
     assert [line.split("  ")[0] for line in out.splitlines() if "KiB" in line] == names
     assert record["test_images"] == 60
+    assert record["calibration_images"] == len(export.load_train("")) < export.N_CALIBRATION
     for each in record["formats"]:
         assert (tmp_path / each["file"]).stat().st_size == each["size_bytes"]
         assert min(each["latency_ms"].values()) > 0

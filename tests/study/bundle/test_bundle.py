@@ -254,6 +254,15 @@ def test_curves_of_any_length(tmp_path: Path, n_epochs: int) -> None:
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
+def test_classes_may_be_called_what_would_be_mathematics(tmp_path: Path) -> None:
+    classes = ("$", "$$", "$_$")
+    bundle_figures.draw_confusion(np.eye(3, dtype=int), tmp_path / "confusion.png", classes)
+    images = make_images(3)
+    logits = np.roll(np.eye(3), 1, axis=0)
+    bundle_figures.draw_misses(images, logits, tmp_path / "misses.png", classes)
+    assert (tmp_path / "misses.png").stat().st_size > 1000
+
+
 def test_no_misses_is_a_figure_too(tmp_path: Path) -> None:
     images = make_images(10)
     bundle_figures.draw_misses(images, np.eye(10), tmp_path / "misses.png")

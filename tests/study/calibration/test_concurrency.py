@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import threading
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
+import torch
 
 from search_spaces.candidate import Candidate
 from search_spaces.reference import REFERENCE
 from study.calibration import concurrency
-from study.errors import TrialFailed
+from study.errors import StudyFailed, TrialFailed
 
 
 @pytest.mark.parametrize(
@@ -72,13 +75,36 @@ def test_it_is_measured_once(user_cache: Path, monkeypatch: pytest.MonkeyPatch) 
     assert concurrency.known_rates("cpu", "float32", REFERENCE) == {}
 
 
-def test_a_machine_that_trains_none_says_why(user_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (TrialFailed("out of memory"), "this machine: out of memory"),
+        (BrokenProcessPool("a child ended"), "this machine: it was killed; is there enough memory?"),
+    ],
+)
+def test_a_machine_that_trains_none_says_why(
+    failure: Exception, words: str, user_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def measure(device: str, precision: str, candidate: Candidate, numbers: list[int]) -> dict[int, float]:
-        raise TrialFailed("out of memory")
+        raise failure
 
     monkeypatch.setattr(concurrency, "measure", measure)
-    with pytest.raises(TrialFailed, match="out of memory"):
+    with pytest.raises(StudyFailed, match=re.escape(words)):
         concurrency.rates("cpu", "float32", REFERENCE)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
+def test_memory_that_runs_out_while_it_is_measured_is_told_from_a_bug(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ready(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(concurrency, "_ready", ready)
+    barrier = threading.Barrier(1)
+    with pytest.raises(TrialFailed, match="out of memory"):
+        concurrency._train("cpu", "float32", REFERENCE, 1, concurrency.WINDOWS["cpu"], barrier)
+    assert barrier.broken
 
 
 def test_a_gpu_is_watched_for_a_few_seconds() -> None:

@@ -18,6 +18,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", action=at_least(0))
     parser.add_argument("--train-images", action=between(10, 50_000))
     parser.add_argument("--max-epoch-s", action=above(0))
+    parser.add_argument("--worker-gpus", action=above(0, "GPUs"))
     parser.add_argument("--target", action=fraction())
     return parser
 
@@ -37,6 +38,7 @@ def test_what_is_meant_is_kept(parser: argparse.ArgumentParser) -> None:
         ("--jobs 0", "--jobs must be at least 1: 0."),
         ("--seed -1", "--seed must not be negative: -1."),
         ("--train-images 60000", "--train-images must be between 10 and 50,000: 60,000."),
+        ("--worker-gpus 0", "--worker-gpus must be above 0 GPUs: 0."),
         ("--max-epoch-s 0", "--max-epoch-s must be above 0 seconds: 0."),
         ("--max-epoch-s nan", "--max-epoch-s must be above 0 seconds: nan."),
         ("--target 85", "--target is a fraction between 0 and 1: 85. For 85% write 0.85."),

@@ -23,6 +23,7 @@ from study.data.cifar10 import (
     load_train,
     search_split,
 )
+from study.data.opening import open_data_of
 from study.errors import UserError
 
 LABELS = np.random.default_rng(9).permutation(np.arange(50_000) % 10)
@@ -178,3 +179,10 @@ def test_the_real_data_set(cifar10_folder: str, user_cache: Path) -> None:
     assert np.bincount(train.labels[indices]).tolist() == [4_500] * 10
     assert np.bincount(train.labels[held_out]).tolist() == [500] * 10
     assert data.CLASSES[int(train.labels[0])] == "frog"  # the first image of data_batch_1
+
+
+def test_the_data_set_is_not_downloaded_to_be_refused(user_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STUDY_DATA", raising=False)
+    monkeypatch.setattr(data, "_download", lambda folder: pytest.fail("downloads"))
+    with pytest.raises(UserError, match=r"for other classes \(cat, dog\) than those of CIFAR-10"):
+        open_data_of(("cat", "dog"), None)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -29,6 +30,8 @@ from study.training.checkpoints import load_progress
 from study.training.records import EpochRecord
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[cluster]'")
+from study.executors import cluster  # noqa: E402 - which imports Ray
+
 pytestmark = pytest.mark.slow
 TINY = [
     "--train-images",
@@ -190,3 +193,25 @@ def test_no_cluster_is_a_users_mistake(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(UserError, match="Start a cluster with ray start --head"):
         run.main(["--cluster", "127.0.0.1:1", "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("failing", ["disk", "device"])
+def test_a_training_that_cannot_begin_or_be_tidied_is_heard_of(
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    if failing == "disk":
+        monkeypatch.setattr(cluster.tempfile, "TemporaryDirectory", fail)
+    else:
+        monkeypatch.setattr(worker, "run", lambda work, *more: Ended(work.key, False, 1.0))
+        monkeypatch.setattr(worker, "tidy", fail)
+    actor = object.__new__(cluster._Worker)
+    actor._setup, actor._images, actor._validation = WorkerSetup("", 200, 100, "cpu", 1, 1.0), None, None
+    actor._said, actor._answers, actor._leave, actor._n_done = SimpleQueue(), SimpleQueue(), threading.Event(), 0
+    actor.train(work_of(7, tmp_path), {}, {})
+    (said,) = actor.listen()
+    assert said.key == 7
+    assert isinstance(said, Died if failing == "disk" else Ended)
+    assert failing == "device" or "No space left" in said.reason

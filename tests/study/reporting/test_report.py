@@ -33,7 +33,9 @@ from study.machine.paths import REPOSITORY
 from study.reporting import page as report_page
 from study.reporting import report
 from study.reporting.facts import outcome, read_facts
+from study.reporting.page import Text
 from study.reporting.sections import at_bound
+from study.reporting.verdict import verdict_blocks
 from study.storage.config import StudyConfig
 from study.storage.database import open_storage
 
@@ -348,6 +350,9 @@ def test_retrain_is_shown(tmp_path: Path) -> None:
     assert "Retrained test accuracy 91.5% ± 0.5 (mean of 3 seeds): the target of 85.0% is met." in verdict
     assert row(section(markdown, "The retrained network"), "Shipped weights")[1] == "91.00% (seed 0)"
     assert "Retrained is trial 1, the best of the search." in verdict
+    file.write_text(json.dumps({**metrics, "target_accuracy": None, "target_met": None}))
+    first = verdict_blocks(read_facts(study, tmp_path))[0]
+    assert first == Text("Retrained test accuracy 91.5% ± 0.5 (mean of 3 seeds): no target was set.")
 
     file.write_text(json.dumps({**metrics, "candidate_id": trials[2].user_attrs["candidate_id"], "target_met": False}))
     verdict = section(report_page.to_markdown(report.build_page(study, tmp_path)), "Verdict")

@@ -316,6 +316,8 @@ def test_damaged_checkpoint_starts_the_seed_anew(here: type[Here], made_cifar10:
         (["--evaluate", "nowhere"], "nowhere"),
         (["--evaluate", "nowhere", "--seeds", "3"], "--evaluate takes no --seeds. Leave it out."),
         (["--evaluate", "nowhere", "--train-images", "500"], "--evaluate takes no --train-images."),
+        (["--evaluate", "nowhere", "--out", "elsewhere"], "--evaluate takes no --out."),
+        (["--evaluate", "nowhere", "--cluster"], "--evaluate takes no --cluster."),
         (["--evaluate", "nowhere", "--teacher"], "--evaluate takes no --teacher."),
     ],
 )

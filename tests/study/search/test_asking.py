@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from stage import CONFIG, COST, Stage
 
 from search_spaces import get_space
-from search_spaces.constraints import Limits, OwnLimit
+from search_spaces.constraints import InfeasibleError, Limits, OwnLimit
 from search_spaces.dilated import DilatedSpace
 from search_spaces.space import Decoded
 from study.command_line.own import OwnLimits
@@ -46,6 +46,20 @@ def test_the_anchors_come_first_and_are_run_as_they_are(stage: Stage) -> None:
     assert [asked.anchor for asked in stage.asked] == [*known, None]
     assert stage.attributes("anchor") == [*known, None]
     assert [trial.params for trial in stage.trials()[:2]] == [dict(params) for params in known.values()]
+
+
+def test_an_anchor_that_the_limits_exclude_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = type(SPACE).decode
+
+    def strict(space: Any, params: Any, *limits: Any) -> Any:
+        if params == {"too": "large"}:
+            raise InfeasibleError([])
+        return decode(space, params, *limits)
+
+    known = SPACE.anchors(Limits())
+    monkeypatch.setattr(type(SPACE), "anchors", lambda space, limits: {**known, "further": {"too": "large"}})
+    monkeypatch.setattr(type(SPACE), "decode", strict)
+    assert [name for name, _ in anchors(SPACE, CONFIG, COST)] == list(known)
 
 
 @pytest.mark.parametrize("max_params", [1_200, 1_500, 2_000, 3_000, 5_000])
@@ -255,7 +269,7 @@ def test_one_that_comes_where_a_trial_is_to_be_repeated_waits_for_a_slot(stage: 
     assert stage.trials()[1].user_attrs["mine"] is True
 
 
-@pytest.mark.parametrize("params", [{"budget_frac": 7.0}, {"stem": "none"}, {"no such": 1}])
+@pytest.mark.parametrize("params", [{"budget_frac": 7.0}, {"width_ratio_2": 1.1}, {"stem": "none"}, {"no such": 1}])
 def test_one_that_is_not_of_the_space_is_failed_and_does_not_stop_the_study(
     stage: Stage, params: dict[str, Any]
 ) -> None:

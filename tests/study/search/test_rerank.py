@@ -197,3 +197,20 @@ def test_mistakes_get_a_line(searched: Path, tmp_path: Path) -> None:
     assert rerank.main([*TINY, "--top", "1", "--epochs", "1", *out]) == 0
     with pytest.raises(UserError, match="made with other settings"):
         rerank.main([*TINY, "--top", "1", "--epochs", "2", *out])
+
+
+def test_a_search_and_a_reranking_are_not_taken_for_each_other(searched: Path, tmp_path: Path) -> None:
+    assert rerank.main([*TINY, "--top", "1", "--settings", "light", "--out", str(searched)]) == 0
+    url = f"sqlite:///{searched / 'study.db'}"
+    storage = ["--storage", url, "--out", str(tmp_path / "new")]
+    with pytest.raises(UserError, match="'dilated-rerank' re-ranks another one"):
+        run.main([*TINY, *storage, "--study-name", "dilated-rerank", "--trials", "5"])
+    found = optuna.load_study(study_name="dilated-rerank", storage=open_storage(url))
+    known = {name: value for name, value in found.user_attrs.items() if name not in ("given", "rerank_of")}
+    storage_of_both = open_storage(url)
+    optuna.delete_study(study_name="dilated-rerank", storage=storage_of_both)
+    search = optuna.create_study(study_name="dilated-rerank", storage=storage_of_both, direction="maximize")
+    for name, value in known.items():
+        search.set_user_attr(name, value)
+    with pytest.raises(UserError, match="'dilated-rerank' is a search, and its name is what the re-ranking"):
+        rerank.main([*TINY, "--top", "1", "--out", str(searched)])

@@ -276,6 +276,18 @@ def test_an_interruption_frees_the_slots_at_work_with_their_parameters(stage: St
     assert [trial.params for trial in again] == [trial.params for trial in stopped]
 
 
+def test_checkpoints_stay_while_a_slot_is_cut_off(stage: Stage) -> None:
+    """Also where a later command asks for fewer trials than were begun."""
+    stage.skip_anchors()
+    n_trials, checkpoints = stage.n_anchors + 1, stage.out / "checkpoints" / "trials"
+    checkpoints.mkdir(parents=True)
+    assert play_and_interrupt(stage, ["hangs"], n_trials) == "interrupted"
+    assert stage.play([], trials=stage.n_anchors) == "done"
+    assert checkpoints.exists()
+    assert stage.play(["complete"], trials=n_trials) == "done"
+    assert not checkpoints.exists()
+
+
 def test_workers_that_are_told_to_end_with_it_do_not_fail(stage: Stage) -> None:
     """A SIGTERM to the whole group, as timeout and systemd send it: theirs may be heard of first."""
     stage.skip_anchors()

@@ -124,3 +124,12 @@ def test_a_restored_optimizer_goes_on_exactly() -> None:
 def test_rates_scale_with_the_batch() -> None:
     assert Optimisation(lr=0.1, batch_size=512).peak_lr == pytest.approx(0.4)
     assert Optimisation(lr=0.01, batch_size=512, optimizer="muon").peak_lr == pytest.approx(0.02)
+
+
+def test_a_network_without_inner_kernels_is_adamws() -> None:
+    network = build(Architecture((Conv(8, kernel=3, separable=True, dilation=2),)), seed=0)
+    optimizer = make_optimizer(network, Optimisation(optimizer="muon"))
+    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in network.parameters())
+    network(torch.randn(2, 3, 16, 16)).sum().backward()
+    optimizer.step()
