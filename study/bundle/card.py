@@ -181,7 +181,9 @@ def _recipe(candidate: Candidate, known: Mapping[str, Any]) -> Iterator[str]:
         settings = dataclasses.asdict(part).items()
         yield f"{label}: {', '.join(f'{name} {shown_value(value)}' for name, value in settings)}"
     if known["epochs"] is not None:
-        spent = "" if known["wall_s"] is None else f" in {duration(known['wall_s'])}"
+        n_seeds = len(known["seeds"] or ())
+        each = f" for all {n_seeds} seeds" if n_seeds > 1 else ""
+        spent = "" if known["wall_s"] is None else f" in {duration(known['wall_s'])}{each}"
         yield f"{counted(known['epochs'], 'epoch')}{spent}, averaged weights (EMA)"
     if seeds := known["seeds"]:
         yield f"Seeds {', '.join(map(str, seeds))}; these weights are of seed {known['shipped_seed']}"

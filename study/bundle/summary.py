@@ -58,4 +58,6 @@ def _key_metrics(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if found["device"] is not None:
         yield "Device", found["device"]
     if found["wall_s"] is not None:
-        yield "Wall time", f"{found['wall_s']:,.0f} s"
+        n_seeds = len(found["seeds"] or ())
+        each = f" for all {n_seeds} seeds" if n_seeds > 1 else ""
+        yield "Wall time", f"{found['wall_s']:,.0f} s{each}"

@@ -66,6 +66,8 @@ def _summary(trained: Trained) -> Sequence[Block]:
         return ", ".join(percent(value, 2) for value in (values if isinstance(values, list) else [values]))
 
     seed = f" (seed {metrics['shipped_seed']})" if "shipped_seed" in metrics else ""
+    n_seeds = len(metrics.get("seeds") or ())
+    spent_on = f" for all {n_seeds} seeds" if n_seeds > 1 else ""
     formats: tuple[tuple[str, str, Any], ...] = (
         ("test_accuracy", "Test accuracy per seed", each),
         ("seeds", "Seeds", lambda seeds: ", ".join(map(str, seeds))),
@@ -76,7 +78,7 @@ def _summary(trained: Trained) -> Sequence[Block]:
         ("params", "Parameters", whole),
         ("receptive_field", "Receptive field", whole),
         ("macs", "Multiply-accumulates", millions),
-        ("wall_s", "Time", duration),
+        ("wall_s", "Time", lambda wall_s: duration(wall_s) + spent_on),
         ("device", "Device", str),
         ("candidate_id", "Candidate", str),
         ("commit", "Commit", str),

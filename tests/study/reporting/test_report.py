@@ -349,6 +349,7 @@ def test_retrain_is_shown(tmp_path: Path) -> None:
     verdict = section(markdown, "Verdict")
     assert "Retrained test accuracy 91.5% ± 0.5 (mean of 3 seeds): the target of 85.0% is met." in verdict
     assert row(section(markdown, "The retrained network"), "Shipped weights")[1] == "91.00% (seed 0)"
+    assert row(section(markdown, "The retrained network"), "Time")[1] == "2 h 0 min for all 3 seeds"
     assert "Retrained is trial 1, the best of the search." in verdict
     file.write_text(json.dumps({**metrics, "target_accuracy": None, "target_met": None}))
     first = verdict_blocks(read_facts(study, tmp_path))[0]
