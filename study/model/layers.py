@@ -105,7 +105,7 @@ class DepthwiseConv2d(GroupedConv2d):
     `native` are brought into it and back.
 
     Attributes:
-        native: Classes that torch's own kernel runs on a GPU.
+        native: Classes that torch's own kernel runs.
     """
 
     def __init__(self, channels: int, kernel: int, stride: int, padding: int, dilation: int, bias: bool) -> None:
@@ -113,7 +113,7 @@ class DepthwiseConv2d(GroupedConv2d):
         self.native: frozenset[DepthwiseClass] = frozenset()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.device.type == "cpu" or depthwise_class(self, x.shape[-1]) not in self.native:
+        if depthwise_class(self, x.shape[-1]) not in self.native:
             # A slice of channels has gaps between its pixels, for which there is no fast convolution.
             return super().forward(x if x.is_contiguous() else x.contiguous(memory_format=torch.channels_last))
         # [C, 1, k, k] may be read as channels_last too; these strides say that it is not.

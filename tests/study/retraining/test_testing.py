@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from search_spaces.architecture import Architecture, Conv
 from search_spaces.candidate import Candidate
 from study.bundle.files import Bundle
 from study.data.cifar10 import Images
 from study.errors import StudyFailed
-from study.model.network import build
+from study.model.layers import DepthwiseConv2d
+from study.model.network import build, use_native_depthwise
 from study.retraining import testing
 from study.retraining.seeds import Seed
 from study.training.checkpoints import save_progress
@@ -134,3 +136,22 @@ def test_a_full_disk_loses_nothing_and_the_same_command_goes_on(
     assert len(testing.test_seed(seed, tiny_images).curve) == 2
     with pytest.raises(StudyFailed, match="does not hold a finished training"):
         testing.test_seed(dataclasses.replace(seed, checkpoints=disk / "other"), tiny_images)
+
+
+def test_latencies_are_of_the_network_as_a_bundle_gives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of the kernels that a GPU chose while it trained."""
+    seen: set[frozenset[Any]] = set()
+    forward = DepthwiseConv2d.forward
+
+    def watched(module: DepthwiseConv2d, x: torch.Tensor) -> torch.Tensor:
+        seen.add(module.native)
+        return forward(module, x)
+
+    monkeypatch.setattr(DepthwiseConv2d, "forward", watched)
+    monkeypatch.setattr(testing, "_LATENCY_S", 0.01)
+    candidate = Candidate(Architecture((Conv(4, stride=4), Conv(4, kernel=3, separable=True))))
+    network = use_native_depthwise(build(candidate.architecture), frozenset({(3, False, 8)})).eval()
+    found = testing.latencies(network, Seed(candidate, TrainingConfig(1, 0), "", 10, tmp_path, 1))
+    assert min(found["cpu"].values()) > 0
+    assert seen == {frozenset()}
+    assert all(each.native for each in network.modules() if isinstance(each, DepthwiseConv2d))
