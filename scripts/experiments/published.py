@@ -15,6 +15,7 @@ from evidence import percent
 from study.bundle.card import CARD
 from study.bundle.files import EXPORTS, MODEL, NUMBERS, WEIGHTS
 from study.bundle.metrics import METRICS
+from study.command_line.wording import for_all
 from study.machine.paths import RESULTS
 
 if TYPE_CHECKING:
@@ -283,11 +284,10 @@ def headline(results: Path = RESULTS) -> str:
             is_default = anchors.get(number) == "default" and m.get("study_created") == created
             title = TITLES.get(bundle, default if is_default else f"trial {number} of `{{study}}`")
             n = len(m["seeds"])
-            of_all = f" for all {n}" if n > 1 else ""
             spread = "(1 seed)" if n == 1 else f"± {100 * m['test_accuracy_std']:.2f} ({n} seeds)"
             accuracy = f"**{percent(m['test_accuracy_mean'])}** {spread}"
             file = f"[metrics](results/{study}/{bundle}/metrics.json)"
-            place = (str(m["epochs"]), evidence.machine(m["hardware"]), f"{m['wall_s'] / 60:.0f} min{of_all}", file)
+            place = (str(m["epochs"]), evidence.machine(m["hardware"]), f"{m['wall_s'] / 60:.0f} min{for_all(n)}", file)
             rows.append((title.format(study=study), accuracy, *_sizes(m), *place))
     return evidence.table(head, [*rows, AS_PUBLISHED])
 

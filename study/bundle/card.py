@@ -15,7 +15,16 @@ from search_spaces.candidate import Candidate
 from study.bundle.metrics import accuracy_interval
 from study.bundle.preprocessing import Preprocessing
 from study.bundle.summary import USE_WITH_PROJECT, USE_WITH_TORCH
-from study.command_line.wording import counted, duration, markdown_table, markdown_text, percent, printable, shown_value
+from study.command_line.wording import (
+    counted,
+    duration,
+    for_all,
+    markdown_table,
+    markdown_text,
+    percent,
+    printable,
+    shown_value,
+)
 
 CARD = "README.md"
 LICENCE = "mit"
@@ -181,9 +190,8 @@ def _recipe(candidate: Candidate, known: Mapping[str, Any]) -> Iterator[str]:
         settings = dataclasses.asdict(part).items()
         yield f"{label}: {', '.join(f'{name} {shown_value(value)}' for name, value in settings)}"
     if known["epochs"] is not None:
-        n_seeds = len(known["seeds"] or ())
-        each = f" for all {n_seeds} seeds" if n_seeds > 1 else ""
-        spent = "" if known["wall_s"] is None else f" in {duration(known['wall_s'])}{each}"
+        seconds, together = known["wall_s"], for_all(len(known["seeds"] or ()))
+        spent = "" if seconds is None else f" in {duration(seconds)}{together}"
         yield f"{counted(known['epochs'], 'epoch')}{spent}, averaged weights (EMA)"
     if seeds := known["seeds"]:
         yield f"Seeds {', '.join(map(str, seeds))}; these weights are of seed {known['shipped_seed']}"

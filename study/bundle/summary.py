@@ -9,6 +9,7 @@ from typing import Any
 
 from search_spaces.candidate import Candidate
 from search_spaces.layer_table import layer_table
+from study.command_line.wording import for_all
 
 SUMMARY = "summary.txt"
 USE_WITH_PROJECT = """\
@@ -58,6 +59,4 @@ def _key_metrics(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if found["device"] is not None:
         yield "Device", found["device"]
     if found["wall_s"] is not None:
-        n_seeds = len(found["seeds"] or ())
-        each = f" for all {n_seeds} seeds" if n_seeds > 1 else ""
-        yield "Wall time", f"{found['wall_s']:,.0f} s{each}"
+        yield "Wall time", f"{found['wall_s']:,.0f} s{for_all(len(found['seeds'] or ()))}"

@@ -49,6 +49,11 @@ def duration(seconds: float | None) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
+def for_all(n_seeds: int) -> str:
+    """What follows a time that several seeds took together."""
+    return f" for all {n_seeds} seeds" if n_seeds > 1 else ""
+
+
 def counted(n: int, noun: str, verb: str = "") -> str:
     """(1, "trial") -> 1 trial; (1200, "trial") -> 1,200 trials; (2, "class") -> 2 classes; (3, "trial", "are") -> 3
     trials are."""

@@ -17,7 +17,7 @@ from search_spaces.architecture import ACTIVATION_NAMES, NORM_NAMES, Architectur
 from search_spaces.candidate import Augmentation
 from study.bundle.evaluation import CURVES, Evaluation, reliability
 from study.bundle.metrics import accuracy_interval
-from study.command_line.wording import counted, duration, millions, percent, shown_value, whole
+from study.command_line.wording import counted, duration, for_all, millions, percent, shown_value, whole
 from study.reporting.facts import Facts, is_number
 from study.reporting.figures import BLUE, GREEN, GREY, base_figure, whole_ticks
 from study.reporting.page import Block, Charts, Layer, Layers, Picture, Pictures, Section, Table, Text, Tiles
@@ -66,8 +66,7 @@ def _summary(trained: Trained) -> Sequence[Block]:
         return ", ".join(percent(value, 2) for value in (values if isinstance(values, list) else [values]))
 
     seed = f" (seed {metrics['shipped_seed']})" if "shipped_seed" in metrics else ""
-    n_seeds = len(metrics.get("seeds") or ())
-    spent_on = f" for all {n_seeds} seeds" if n_seeds > 1 else ""
+    together = for_all(len(metrics.get("seeds") or ()))
     formats: tuple[tuple[str, str, Any], ...] = (
         ("test_accuracy", "Test accuracy per seed", each),
         ("seeds", "Seeds", lambda seeds: ", ".join(map(str, seeds))),
@@ -78,7 +77,7 @@ def _summary(trained: Trained) -> Sequence[Block]:
         ("params", "Parameters", whole),
         ("receptive_field", "Receptive field", whole),
         ("macs", "Multiply-accumulates", millions),
-        ("wall_s", "Time", lambda wall_s: duration(wall_s) + spent_on),
+        ("wall_s", "Time", lambda wall_s: duration(wall_s) + together),
         ("device", "Device", str),
         ("candidate_id", "Candidate", str),
         ("commit", "Commit", str),
