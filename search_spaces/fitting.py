@@ -157,7 +157,7 @@ def solve_width(plan: Plan, limits: Limits, clock: Clock | None) -> Architecture
     best = fits(low)
     if best is None:
         return None
-    while high - low > 1:  # params, macs and seconds never fall as the base width grows
+    while high - low > 1:  # all grow with the base width, but where a reduction gets more groups
         middle = (low + high) // 2
         found = fits(middle)
         if found is None:

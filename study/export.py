@@ -99,7 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         UserError: The bundle cannot be read, a package is missing, or a file cannot be written.
         StudyFailed: The format does not give the network's answers.
     """
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.format == "card":
+        parser.refuse_beside("--format card", options, ("out", "images", "data"))
     _check(options)
     folder = Path(options.bundle)
     print(f"Exporting {printable(str(folder))}", flush=True)
@@ -125,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(
         prog="python -m study.export",
         description="Write a trained network in another format, compare it with the network and measure it.",
@@ -154,8 +157,6 @@ def _check(options: argparse.Namespace) -> None:
     """
     if options.int8 and options.format not in ("onnx", "all"):
         raise UserError(f"--int8 is a variant of --format onnx, not of {options.format}.")
-    if options.format == "card" and options.out:
-        raise UserError("--format card writes into the bundle: leave out --out.")
     wanted = "a folder" if options.format == "all" else "a file"
     if options.out and (found := what_is(options.out)) not in (f"is {wanted}", "does not exist"):
         raise UserError(f"--out must be {wanted}: {options.out!r} {found}.")

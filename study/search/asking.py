@@ -49,6 +49,7 @@ class Asked:
         trial: In the storage.
         seed: Of its training.
         anchor: Name of the known point that it is, if it is one; such a trial is never pruned.
+        given: Whether the study was given its candidate, and knows no other for the slot.
         candidate: What to train; None if what was drawn breaks a limit.
         reason: Which limit.
     """
@@ -59,6 +60,7 @@ class Asked:
     anchor: str | None
     candidate: Candidate | None
     reason: str = ""
+    given: bool = False
 
 
 class Asker:
@@ -155,7 +157,7 @@ class Asker:
         if candidate is not None:
             note = trial_note(trial, candidate.architecture, hidden["repairs"])
             publish_trial(self._study, self._storage, trial, candidate.architecture, note, self._artifacts)
-        return Asked(claim, trial, seed, anchor, candidate, reason)
+        return Asked(claim, trial, seed, anchor, candidate, reason, given is not None)
 
     def _prescribed(self, claim: Claim) -> tuple[dict[str, Any], str | None, dict[str, Any] | None]:
         """Parameters of the slot, the anchor's name if they are one's, and the candidate if that is given."""

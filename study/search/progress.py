@@ -62,9 +62,9 @@ class Progress:
     def failed(self, slot: int, reason: str) -> None:
         self.write(f"slot {slot}: failed: {reason}")
 
-    def finished(self, slot: int, trial: int, value: float, pruned: str, wall_s: float) -> None:
-        """A trial is complete, or was `pruned`, which says when."""
-        self.n_finished += 1
+    def finished(self, n: int, slot: int, trial: int, value: float, pruned: str, wall_s: float) -> None:
+        """A trial is complete, or was `pruned`, which says when; `n` are finished now, those of others too."""
+        self.n_finished = n
         if not pruned:
             self.best = max(self.best or 0.0, value)
         spent = time.monotonic() - self.started
@@ -76,7 +76,7 @@ class Progress:
                 f"{wall_s:.0f} s; best {_percent(self.best)}; {duration(left)} left"
             )
         if self.bar is not None:
-            self.bar.update(1)
+            self.bar.update(n - self.bar.n)
 
     def write(self, line: str) -> None:
         with self._above(), contextlib.suppress(OSError):  # where else could it be said?

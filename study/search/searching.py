@@ -6,9 +6,8 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from search_spaces import SearchSpace
@@ -191,7 +190,7 @@ def bring_to_end(
     config = config_of(study)
     study.pruner = make_pruner(config.pruner, config.epochs, first_step(study))
     _banner(plan, machine, config, slots, created, freed, [each.name for each in given or ()])
-    started, begun = time.monotonic(), datetime.now()
+    started = time.monotonic()
     setup = WorkerSetup(
         data=machine.data.source,
         train_images=config.train_images,
@@ -231,11 +230,13 @@ def bring_to_end(
             print(f"Stopped. {finished}; the same command goes on.", flush=True)
         supervisor.interrupted.end()
     _finish(plan, study, storage, whole=stopped == "done")
-    _learn(machine, config, study, begun, time.monotonic() - started)
+    _learn(machine, config, study, supervisor.told, time.monotonic() - started - supervisor.waited_s)
     if stopped == "timeout":
         print(f"--timeout reached. {finished}; the same command goes on.", flush=True)
-    elif n_finished < plan.trials:
-        print(f"{counted(plan.trials - n_finished, 'trial', 'are')} run by other processes.", flush=True)
+    for what in supervisor.left_out.values():
+        print(printable(f"Left out after failing twice, until the same command tries it again: {what}"), flush=True)
+    if supervisor.left_out and not n_finished:
+        raise StudyFailed("no candidate could be trained")
     return 0
 
 
@@ -302,13 +303,13 @@ def _finish(plan: SearchPlan, study: optuna.Study, storage: optuna.storages.RDBS
         print(f"{'Then' if number else 'Next'}:   {printable(command)}", flush=True)
 
 
-def _learn(machine: Machine, config: StudyConfig, study: optuna.Study, begun: datetime, elapsed_s: float) -> None:
-    """Keeps what the trials that began after `begun` took, for what is expected of later runs here."""
+def _learn(machine: Machine, config: StudyConfig, study: optuna.Study, told: Collection[int], elapsed_s: float) -> None:
+    """Keeps what the trials `told` took, all of this machine, for what is expected of later runs here."""
     from study.calibration.experience import experience, keep
     from study.storage.database import candidate_of, finished_trials, stored
 
     epochs_s = predicted_s = 0.0
-    ours = [trial for trial in finished_trials(study) if trial.datetime_start and trial.datetime_start >= begun]
+    ours = [trial for trial in finished_trials(study) if trial.number in told]
     for trial in ours:
         curve = stored(trial, "curve") or []
         candidate, sizes = candidate_of(trial), (config.train_images, config.val_images)

@@ -6,10 +6,12 @@ import contextlib
 import math
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import optuna
 
+from study.command_line.wording import counted
 from study.errors import StudyFailed
 from study.executors.messages import Died, Ended, EpochEnded, Executor, Failed, Message, Work
 from study.machine.interrupts import InterruptFlag
@@ -27,12 +29,16 @@ from study.training.checkpoints import checkpoint_name
 from study.training.records import TrainingConfig
 
 MAX_FAILURES_IN_A_ROW = 5
+MAX_FAILURES_OF_A_CANDIDATE = 2
+"""Of one that a re-ranking was given: there is nothing to draw in its place."""
 MAX_INFEASIBLE_IN_A_ROW = 100
 TICK_S = 0.5
 WORKERS_AN_AHEAD = 6
 """For so many one trial is made ahead: of a hundred, ten end within a trial's making now and then."""
 RENEW_S = 15.0
 """Much less than what a lease and an outage leave between them."""
+OTHERS_S = 5.0
+"""Between two looks at what others still run, when nothing else is left to do."""
 
 
 class Supervisor:
@@ -48,6 +54,9 @@ class Supervisor:
 
     Attributes:
         interrupted: Why it was, if it was.
+        told: Numbers of the trials that it finished.
+        waited_s: Seconds in which only others had something to do.
+        left_out: Slots whose candidates were given and could not be trained: which, and why.
     """
 
     def __init__(
@@ -70,6 +79,10 @@ class Supervisor:
         self._running: dict[int, Running] = {}
         self._ready: list[Running] = []
         self._failures_in_a_row = self._infeasible_in_a_row = 0
+        self._failures_of: Counter[int] = Counter()
+        self.told: list[int] = []
+        self.waited_s = 0.0
+        self.left_out: dict[int, str] = {}
         self._deadline = math.inf
         self._renewed = time.monotonic()
         self.interrupted = InterruptFlag()
@@ -99,11 +112,24 @@ class Supervisor:
                     if self._running:
                         self._hear(self._executor.wait(TICK_S))
                         self._tick()
-                    elif late or not self._reconcile():
+                    elif late or not (self._reconcile() or self._wait_for_others()):
                         return self._over(late)
                 return "interrupted"
             finally:
                 self._shut_down()
+
+    def _wait_for_others(self) -> bool:
+        """Waits a while if they run what is missing: it may be left to this one yet. False: nobody does."""
+        n_left = self._n_left()
+        if n_left <= 0 or not self._patiently(lambda: self._slots.others_work(())):
+            return False
+        if not self.waited_s:
+            self._progress.write(f"waiting for {counted(n_left, 'trial')} of other processes")
+        started = time.monotonic()
+        while time.monotonic() < started + OTHERS_S and not self.interrupted.raised and not self._is_late():
+            time.sleep(0.1)
+        self.waited_s += time.monotonic() - started
+        return True
 
     def _is_late(self) -> bool:
         return time.monotonic() > self._deadline
@@ -156,7 +182,7 @@ class Supervisor:
         if self._slots.n_finished() >= n_slots:
             return None
         queued = self._slots.claim(n_slots, queued=True) if self._asker.has_queued() else None
-        return queued or self._slots.claim(n_slots)
+        return queued or self._slots.claim(n_slots, but=self.left_out)
 
     def _work(self, asked: Asked) -> Work:
         assert asked.candidate is not None
@@ -210,7 +236,9 @@ class Supervisor:
         self._failures_in_a_row = self._infeasible_in_a_row = 0
         reason = self._teller.reason(running) if message.stopped else ""
         slot, number = running.asked.claim.slot, running.asked.trial.number
-        self._progress.finished(slot, number, running.accuracy, reason, message.wall_s)
+        self.told.append(number)
+        n_finished = self._patiently(self._slots.n_finished)
+        self._progress.finished(n_finished, slot, number, running.accuracy, reason, message.wall_s)
         self._report.trial_finished()
 
     def _failed(self, running: Running, message: Failed | Died) -> None:
@@ -222,6 +250,7 @@ class Supervisor:
             self._progress.write(message.traceback)
         self._teller.failed(running, message.reason, message if isinstance(message, Failed) else None)
         self._progress.failed(running.asked.claim.slot, message.reason)
+        self._leave_out(running.asked, message.reason)
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
             raise StudyFailed(f"{self._failures_in_a_row} trials failed in a row; the last: {message.reason}")
@@ -229,9 +258,17 @@ class Supervisor:
     def _infeasible(self, asked: Asked) -> None:
         self._teller.infeasible(asked)
         self._progress.failed(asked.claim.slot, asked.reason)
+        self._leave_out(asked, asked.reason)
         self._infeasible_in_a_row += 1
         if self._infeasible_in_a_row >= MAX_INFEASIBLE_IN_A_ROW:
             raise StudyFailed(f"{self._infeasible_in_a_row} samples in a row broke a limit; the last: {asked.reason}")
+
+    def _leave_out(self, asked: Asked, reason: str) -> None:
+        """Does not try a given candidate for ever. The next call tries it again."""
+        slot = asked.claim.slot
+        self._failures_of[slot] += 1
+        if asked.given and self._failures_of[slot] >= MAX_FAILURES_OF_A_CANDIDATE:
+            self.left_out[slot] = f"{asked.anchor}: {reason}"
 
     def _lost(self, running: Running) -> None:
         """Somebody else has the slot now, or ended the trial: what was done for it here does not count."""

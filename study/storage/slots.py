@@ -84,9 +84,9 @@ class Claim:
 
 
 def process_owner(pid: int | None = None) -> str:
-    """Names a process so that a later one with the same number is not taken for it."""
+    """Names a process so that no other one with the same number is taken for it: a later one, or one of a container."""
     pid = os.getpid() if pid is None else pid
-    return f"{socket.gethostname()}/{_boot_id()}/{pid}/{_started(pid)}"
+    return f"{socket.gethostname()}/{_boot_id()}/{_pid_namespace()}/{pid}/{_started(pid)}"
 
 
 class SlotTable:
@@ -120,16 +120,18 @@ class SlotTable:
         with self._engine.connect() as connection:
             return connection.execute(query, {"study_id": self._study_id}).one_or_none()
 
-    def claim(self, n_slots: int, queued: bool = False) -> Claim | None:
+    def claim(self, n_slots: int, queued: bool = False, but: Collection[int] = ()) -> Claim | None:
         """Takes the lowest slot below `n_slots` that nobody runs and that is not finished.
 
         Args:
             n_slots: Slots of the study.
             queued: Take one that was never claimed, for a trial from Optuna's queue.
+            but: Slots to leave as they are.
         """
         while True:
             rows = self._rows()
-            waiting = [row for row in rows.values() if row.state == "open" and row.slot < n_slots and not queued]
+            waiting = [row for row in rows.values() if row.state == "open" and row.slot < n_slots]
+            waiting = [row for row in waiting if not queued and row.slot not in but]
             lease = {"state": "running", "owner": self._owner, "expires": self._expiry()}
             try:
                 with self._engine.begin() as connection:
@@ -285,15 +287,18 @@ class SlotTable:
 
     def _alive(self, rows: Mapping[int, Any], now: float, held: Collection[Claim]) -> set[int]:
         """The slots that somebody works on."""
-        ours, here = _names(held), self._owner.split("/")
-        # A file is on this machine; of a server's clients several may have one name.
-        n_same = 1 if self._engine.dialect.name == "sqlite" else 2
+        ours, (host, boot, namespace, *_) = _names(held), self._owner.split("/")
+        # A file is on this machine, which was booted again since; of a server's clients several may have one name.
+        on_file = self._engine.dialect.name == "sqlite"
 
         def lives(row: Any) -> bool:
             if row.owner == self._owner:
                 return (row.slot, row.fence) in ours
-            if row.owner and row.owner.split("/")[:n_same] == here[:n_same]:
+            theirs = (row.owner or "").split("/")
+            if theirs[:3] == [host, boot, namespace]:
                 return _process_lives(row.owner)
+            if on_file and theirs[0] == host and boot not in theirs[1:2]:
+                return False
             return row.expires is not None and row.expires > now
 
         return {slot for slot, row in rows.items() if row.state == "running" and lives(row)}
@@ -378,13 +383,21 @@ def _make_table(engine: sa.Engine) -> None:
 
 def _process_lives(owner: str) -> bool:
     """Whether a process of this machine is still the one that `owner` names."""
-    pid = owner.split("/")[2]
+    pid = owner.split("/")[3]
     return process_owner(int(pid)) == owner if Path("/proc/self").exists() else lives(pid)
 
 
 def _boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
+    except OSError:
+        return "-"
+
+
+def _pid_namespace() -> str:
+    """Containers of one machine, which may even share its name, have their own numbers of processes."""
+    try:
+        return os.readlink("/proc/self/ns/pid").removeprefix("pid:").strip("[]")
     except OSError:
         return "-"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -15,16 +16,19 @@ import sqlalchemy
 from optuna.trial import TrialState
 from stage import Stage
 
+from search_spaces.constraints import Limits
+from search_spaces.dilated import DilatedSpace
 from study.command_line.parser import run_command
 from study.errors import StudyDeleted, StudyFailed
 from study.executors.messages import EpochEnded, Message
 from study.search import supervisor as module
 from study.search import telling
+from study.search.plan import Given
 from study.search.supervisor import MAX_FAILURES_IN_A_ROW, MAX_INFEASIBLE_IN_A_ROW, Supervisor
 from study.storage import patience
 from study.storage.database import MOST_SHOWN, open_storage, stored
 from study.storage.known import KnownTrials
-from study.storage.slots import LEASE_S, SlotTable
+from study.storage.slots import LEASE_S, Claim, SlotTable
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 3])
@@ -106,6 +110,26 @@ def test_a_machine_that_is_lost_is_no_failure_of_its_trials(stage: Stage) -> Non
     assert [trial.user_attrs["outcome"] for trial in lost] == ["interrupted"] * n_lost
     assert complete.params == lost[0].params
     assert len({work.checkpoint for work in stage.executor.works}) == 1
+
+
+@pytest.mark.parametrize(
+    ("jobs", "script"),
+    [(1, ["failed", "dies", "complete", "complete"]), (2, ["failed", "complete", "complete", "dies"])],
+)
+def test_a_given_candidate_that_cannot_be_trained_holds_up_no_other_one(
+    empty_study: Path, tmp_path: Path, jobs: int, script: list[str]
+) -> None:
+    space = DilatedSpace()
+    params = dict(space.anchors(Limits())["default"])
+    candidate = space.decode(params, Limits()).candidate.to_json()
+    given = [Given(f"trial {number}, light", params, candidate) for number in range(3)]
+    stage = Stage(Path(shutil.copy(empty_study, tmp_path)), given=given)
+    supervisor = stage.supervisor(script, trials=3, jobs=jobs)
+    assert supervisor.run() == "done"
+    assert supervisor.left_out == {0: "trial 0, light: the worker was killed by SIGKILL"}
+    assert stage.slots.n_finished() == 2
+    assert stage.play(["failed", "complete"], trials=3, jobs=jobs) == "done"  # the next call tries it again
+    assert stage.slots.n_finished() == 3
 
 
 def test_a_success_forgives_the_failures_before_it(stage: Stage) -> None:
@@ -214,8 +238,8 @@ def test_a_study_that_is_deleted_ends_it_and_the_next_one_stays_clean(
     def first(owner: Any, name: str, when: Callable[[Any], bool]) -> None:
         original = getattr(owner, name)
 
-        def delete_first(*arguments: Any) -> Any:
-            result = original(*arguments)
+        def delete_first(*arguments: Any, **named: Any) -> Any:
+            result = original(*arguments, **named)
             if when(result):
                 delete()
             return result
@@ -386,19 +410,64 @@ def test_what_was_asked_for_ahead_does_not_start_after_the_timeout(stage: Stage)
 # Others at work on the same study
 
 
-def test_no_more_than_n_when_others_work_on_the_study(stage: Stage) -> None:
+def test_no_more_than_n_when_others_work_on_the_study(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = other_table(stage)
     claims = [other.claim(10) for _ in range(3)]
-    assert claims[1] is not None
-    stage.study.add_trial(optuna.create_trial(value=0.5, user_attrs={"slot": 1, "candidate": {}}))
-    other.finish(claims[1])
-    assert stage.play(["complete"] * 2, trials=5) == "done"  # slots 0 and 2 are at work elsewhere
-    assert sorted(stage.attributes("slot")) == [1, 3, 4]
+    finish_elsewhere(stage, other, claims[1])
+    supervisor = stage.supervisor(["complete"] * 2, trials=5)  # slots 0 and 2 are at work elsewhere
+    when_it_waits(monkeypatch, lambda: [finish_elsewhere(stage, other, claims[slot]) for slot in (0, 2)])
+    assert supervisor.run() == "done"
+    assert sorted(stage.attributes("slot")) == [0, 1, 2, 3, 4]
+    assert supervisor.told == [1, 2]
+    said = capsys.readouterr()
+    assert said.err.count("waiting for 2 trials of other processes") == 1
+    assert "[3/5] slot 4, trial 2" in said.out  # those of others are counted
+
+
+def test_what_others_leave_while_it_waits_for_them_is_taken_over(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert other_table(stage).claim(1) is not None
+    when_it_waits(monkeypatch, lambda: let_leases_end(stage))
+    assert stage.play(["complete"], trials=1) == "done"
+    assert stage.slots.n_finished() == 1
+
+
+@pytest.mark.parametrize("ends", ["timeout", "interrupted"])
+def test_it_does_not_wait_for_others_longer_than_it_may(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    assert other_table(stage).claim(1) is not None
+    supervisor = stage.supervisor([], trials=1, timeout=0.3 if ends == "timeout" else None)
+    if ends == "interrupted":
+        when_it_waits(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert supervisor.run() == ends
+
+
+def finish_elsewhere(stage: Stage, other: SlotTable, claim: Claim | None) -> None:
+    assert claim is not None
+    stage.study.add_trial(optuna.create_trial(value=0.5, user_attrs={"slot": claim.slot, "candidate": {}}))
+    assert other.finish(claim)
+
+
+def when_it_waits(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
+    """What happens elsewhere the first time that a supervisor has nothing to do."""
+    once = iter([happens])
+    monkeypatch.setattr(module, "OTHERS_S", 0.0)
+    waits = Supervisor._wait_for_others
+
+    def wait(self: Supervisor) -> bool:
+        waited = waits(self)
+        for each in once if waited else ():
+            each()
+        return waited
+
+    monkeypatch.setattr(Supervisor, "_wait_for_others", wait)
 
 
 def other_table(stage: Stage) -> SlotTable:
     table = SlotTable(stage.study, stage.storage)
-    table._owner = "elsewhere/boot/1/1"
+    table._owner = "elsewhere/boot/namespace/1/1"
     return table
 
 
@@ -415,7 +484,7 @@ def test_one_that_was_away_for_too_long_stores_nothing_more(
     monkeypatch.setattr(module, "RENEW_S", 0.0)
     stage.skip_anchors()
     n_trials, other = stage.n_anchors + 1, other_table(stage)
-    stage.slots._owner = "here/boot/1/1"  # a process that cannot be looked up
+    stage.slots._owner = "here/boot/namespace/1/1"  # a process that cannot be looked up
     supervisor = stage.supervisor(["hangs"], trials=n_trials)
     wait, taken = stage.executor.wait, []
 
@@ -437,10 +506,12 @@ def test_one_that_was_away_for_too_long_stores_nothing_more(
     assert "another process took it over" in capsys.readouterr().err
 
 
-def test_a_result_that_comes_after_the_slot_was_lost_does_not_count(stage: Stage) -> None:
+def test_a_result_that_comes_after_the_slot_was_lost_does_not_count(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stage.skip_anchors()
     n_trials, other = stage.n_anchors + 1, other_table(stage)
-    stage.slots._owner = "here/boot/1/1"
+    stage.slots._owner = "here/boot/namespace/1/1"
     supervisor = stage.supervisor(["complete"], trials=n_trials)
     submit, taken = stage.executor.submit, []
 
@@ -451,31 +522,34 @@ def test_a_result_that_comes_after_the_slot_was_lost_does_not_count(stage: Stage
         taken.append(other.claim(n_trials))
 
     stage.executor.submit = take_over  # type: ignore[method-assign]
+    when_it_waits(monkeypatch, lambda: finish_elsewhere(stage, other, taken[0]))
     assert supervisor.run() == "done"
-    assert stage.trials()[-1].state == TrialState.FAIL
-    assert stage.slots.n_finished() == stage.n_anchors
-    assert other.finish(taken[0])
+    assert [trial.state for trial in stage.trials()[stage.n_anchors :]] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert supervisor.told == []
 
 
 def test_a_result_in_the_moment_of_a_take_over_does_not_count(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """The slot is another's already, its old trial not failed yet: else the slot would have two results."""
     stage.skip_anchors()
     n_trials, other = stage.n_anchors + 1, other_table(stage)
-    stage.slots._owner = "here/boot/1/1"
+    stage.slots._owner = "here/boot/namespace/1/1"
     monkeypatch.setattr(other, "_fail_orphans", lambda *args: None)
     supervisor = stage.supervisor(["complete"], trials=n_trials)
-    submit = stage.executor.submit
+    submit, taken = stage.executor.submit, []
 
     def take_over(work: Any) -> None:
         submit(work)
         let_leases_end(stage)
         other.reconcile()
-        assert other.claim(n_trials) is not None
+        taken.append(other.claim(n_trials))
 
     stage.executor.submit = take_over  # type: ignore[method-assign]
+    when_it_waits(monkeypatch, lambda: finish_elsewhere(stage, other, taken[0]))
     assert supervisor.run() == "done"
-    assert stage.trials()[-1].state != TrialState.COMPLETE
-    assert stage.slots.n_finished() == stage.n_anchors
+    lost, theirs = stage.trials()[stage.n_anchors :]
+    assert lost.state != TrialState.COMPLETE
+    assert theirs.state == TrialState.COMPLETE
+    assert supervisor.told == []
 
 
 def test_what_others_left_is_taken_over_while_this_one_works(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

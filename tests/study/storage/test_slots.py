@@ -251,7 +251,7 @@ def test_waiting_trials_take_slots_of_their_own_that_others_do_not_count(slots: 
 def test_a_lease_that_ended_is_taken_over_and_its_old_owner_writes_nothing_more(
     study: optuna.Study, slots: SlotTable, later: SlotTable
 ) -> None:
-    owned_by(slots, "elsewhere/boot/1/1")
+    owned_by(slots, "elsewhere/boot/namespace/1/1")
     claim = take(slots, 1)
     trial = start_trial(study, 0, fence=claim.fence)
     let_leases_end(slots)
@@ -271,7 +271,7 @@ def test_a_lease_that_ended_is_taken_over_and_its_old_owner_writes_nothing_more(
 
 
 def test_a_lease_that_is_renewed_lasts(slots: SlotTable, later: SlotTable) -> None:
-    owned_by(slots, "elsewhere/boot/1/1")
+    owned_by(slots, "elsewhere/boot/namespace/1/1")
     claim = take(slots, 1)
     let_leases_end(slots)
     assert slots.renew([claim]) == []  # nobody took it meanwhile
@@ -361,7 +361,7 @@ def test_a_running_trial_without_a_slot_is_failed_unless_somebody_may_be_about_t
     study: optuna.Study, slots: SlotTable, later: SlotTable
 ) -> None:
     nameless = study.ask()
-    owned_by(slots, "elsewhere/boot/1/1")
+    owned_by(slots, "elsewhere/boot/namespace/1/1")
     claim = take(slots, 1)
     later.reconcile()
     assert state_of(study, nameless).state == TrialState.RUNNING
@@ -540,9 +540,33 @@ def test_another_machine_that_finished_its_trial_is_believed(
     assert later.n_finished() == 1
 
 
-def test_a_process_is_named_by_host_boot_number_and_start() -> None:
+def test_containers_of_one_name_on_one_machine_are_told_apart(slots: SlotTable, later: SlotTable) -> None:
+    """Their processes may have the same numbers, and cannot be looked up from another one."""
+    host, boot, _, *process = process_owner().split("/")
+    owned_by(slots, "/".join([host, boot, "another", *process])).claim(1)
+    assert later.reconcile() == []
+    let_leases_end(slots)
+    assert later.reconcile() == [0]
+
+
+def test_a_process_from_before_the_machine_was_booted_again_is_gone(slots: SlotTable, later: SlotTable) -> None:
+    host, _, *rest = process_owner().split("/")
+    owned_by(slots, "/".join([host, "earlier", *rest])).claim(1)
+    assert later.reconcile() == [0]
+
+
+@pytest.mark.skipif(not shutil.which("unshare") or os.geteuid() != 0, reason="needs unshare, as root")
+def test_a_process_in_another_namespace_has_another_name() -> None:
+    name = "from study.storage.slots import process_owner; print(process_owner(1))"
+    inside = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", name]
+    theirs = subprocess.run(inside, capture_output=True, text=True, check=True).stdout.strip()
+    assert theirs.split("/")[:2] == process_owner(1).split("/")[:2]
+    assert theirs.split("/")[2] != process_owner(1).split("/")[2]
+
+
+def test_a_process_is_named_by_host_boot_namespace_number_and_start() -> None:
     ours = process_owner()
     assert ours == process_owner(os.getpid())
-    assert ours.split("/")[2] == str(os.getpid())
+    assert ours.split("/")[3] == str(os.getpid())
     assert len(ours) < 255
     assert process_owner(os.getppid()) != ours
