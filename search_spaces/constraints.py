@@ -222,7 +222,7 @@ def check(
         ),
         _held("dilated_convolution", 1 - architecture.n_dilated, "no dilated convolution"),
         _held("depthwise_separable_convolution", 1 - architecture.n_separable, "no depthwise separable convolution"),
-        _dilation_reach(architecture),
+        dilation_reach(architecture),
         _held("pooling", n_pools, f"{n_pools} pooling{'s' * (n_pools > 1)} before the global average"),
     ]
     if limits.max_macs is not None:
@@ -329,7 +329,7 @@ def _held(name: str, value: float, reason: str) -> Constraint:
     return Constraint(name, value, reason if value > 0 else "")
 
 
-def _dilation_reach(architecture: Architecture) -> Constraint:
+def dilation_reach(architecture: Architecture) -> Constraint:
     """In a padded dilated convolution the outer taps must be able to land inside the map."""
     worst, reason = 0, ""
     for op in architecture.operations:

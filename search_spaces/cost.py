@@ -88,8 +88,14 @@ class CostModel:
         return n_train * seconds + n_val * (seconds - self.image_s) * self.EVALUATION_SHARE
 
     def candidate_seconds(self, candidate: Candidate, n_train: int, n_val: int = 0) -> float:
-        """The same for a candidate, in batches of its own size."""
-        return self.epoch_seconds(candidate.architecture, n_train, n_val, candidate.optimisation.batch_size)
+        """The same for a candidate, in batches of its own size: the mean of all epochs, some on smaller images."""
+        whole, optimisation = candidate.architecture, candidate.optimisation
+        seconds, begun = self.epoch_seconds(whole, 0, n_val, optimisation.batch_size), 0.0
+        for end, side in optimisation.phases(whole.image_size):
+            seen = whole if side == whole.image_size else dataclasses.replace(whole, image_size=side)
+            seconds += (end - begun) * n_train * self.image_seconds(seen, optimisation.batch_size)
+            begun = end
+        return seconds
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -12,7 +12,9 @@ import dataclasses
 import math
 from typing import Any
 
-from search_spaces.candidate import Augmentation, Optimisation
+from search_spaces.architecture import ArchitectureError
+from search_spaces.candidate import Augmentation, Candidate, Optimisation
+from search_spaces.constraints import dilation_reach
 from search_spaces.space import Choice, Dimension, Integer, Params, Real, column, same_named
 
 _TRAINING: dict[str, tuple[Dimension, Any]] = {
@@ -67,6 +69,10 @@ LONG_LABEL_SMOOTHING, LONG_DECAY = 0.1, 1.5
 """Regularisation that a long training may gain from: the usual label smoothing (Szegedy et al. 2016), and half as much
 weight decay again, an eighth of the range that spaces search. Enough to be told apart, too little to spoil anything."""
 
+SMALL_IMAGES = 0.7
+"""Of `Optimisation.small_images`, where a network keeps scale: for the same time half as many epochs again, and nearly
+a point more of them (results/README.md)."""
+
 SHORT_PASSES, LONG_PASSES = 4, 100
 """Passes over 50,000 images: up to the first nothing is raised, from the second on everything is."""
 
@@ -95,6 +101,25 @@ def regularised(optimisation: Optimisation) -> Optimisation:
     smoothing = max(optimisation.label_smoothing, LONG_LABEL_SMOOTHING)
     decay = LONG_DECAY * optimisation.weight_decay
     return dataclasses.replace(optimisation, label_smoothing=smoothing, weight_decay=decay)
+
+
+def with_small_images(candidate: Candidate) -> Candidate:
+    """`candidate`, trained on smaller images at first, if its network takes them for what they are.
+
+    Every map must shrink as the image does, and a dilated kernel still reach into it. One that an unpadded dilated
+    convolution halves is halved by more on a smaller image.
+    """
+    whole, small = candidate.architecture, dataclasses.replace(candidate.optimisation, small_images=SMALL_IMAGES)
+    for _, side in small.phases(whole.image_size):
+        try:
+            seen = dataclasses.replace(whole, image_size=side)
+            maps = [(a.out_shape[1], b.out_shape[1]) for a, b in zip(seen.operations, whole.operations, strict=True)]
+        except ArchitectureError:  # one vanishes
+            return candidate
+        as_much = all(found + 1 > of_whole * side / whole.image_size for found, of_whole in maps)
+        if not as_much or not dilation_reach(seen).feasible:
+            return candidate
+    return dataclasses.replace(candidate, optimisation=small)
 
 
 def training_params(augmentation: Augmentation, optimisation: Optimisation) -> dict[str, Any]:

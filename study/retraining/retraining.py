@@ -8,8 +8,8 @@ import statistics
 import subprocess
 from typing import Any
 
-from search_spaces.candidate import Augmentation
-from search_spaces.training_dimensions import lengthened
+from search_spaces.candidate import Candidate
+from search_spaces.training_dimensions import lengthened, with_small_images
 from study.bundle.files import write_bundle
 from study.bundle.preprocessing import Preprocessing
 from study.calibration.experience import START_S, experience
@@ -131,7 +131,7 @@ def _prepare(plan: RetrainPlan, target: Target, place: Workplace, data: DataSet)
     cores = place.cores(jobs)
     candidate = target.candidate
     if plan.augmentation == "lengthened":
-        candidate = dataclasses.replace(candidate, augmentation=lengthened(candidate.augmentation, epochs * n_train))
+        candidate = _for_length(candidate, epochs * n_train, device)
     config = TrainingConfig(
         epochs=epochs,
         seed=0,
@@ -158,8 +158,10 @@ def _prepare(plan: RetrainPlan, target: Target, place: Workplace, data: DataSet)
     print(f"  retrain  {target.facts['name']}: candidate {candidate.candidate_id}, {params:,} parameters")
     print(f"    train  {n_train:,} images of {data.name}, {how_long}, {how_many}, {precision}, {device}")
     print(f" expected  about {duration(seconds)}; stopped, the same command goes on from its checkpoint", flush=True)
-    if candidate != target.candidate:
-        print("  raised   " + _raised(target.candidate.augmentation, candidate.augmentation), flush=True)
+    if raised := _raised(target.candidate, candidate):
+        print(f"  raised   {raised}", flush=True)
+    if small := _small(candidate, epochs):
+        print(f"   small   {small}", flush=True)
     return [first, *(first.changed(seed=seed, n_snapshots=0) for seed in range(1, n_seeds))], jobs
 
 
@@ -199,9 +201,23 @@ def _metrics(target: Target, seeds: list[Seed], results: list[Tested], place: Wo
     }
 
 
-def _raised(before: Augmentation, after: Augmentation) -> str:
+def _for_length(candidate: Candidate, n_images: int, device: str) -> Candidate:
+    """`candidate` for a training that sees so many images; a GPU, whose step is one graph, sees whole ones always."""
+    candidate = dataclasses.replace(candidate, augmentation=lengthened(candidate.augmentation, n_images))
+    if device == "cpu":
+        return with_small_images(candidate)
+    return dataclasses.replace(candidate, optimisation=dataclasses.replace(candidate.optimisation, small_images=0.0))
+
+
+def _small(candidate: Candidate, epochs: int) -> str:
+    """The sizes of images in the epochs before they are whole, for people."""
+    *before, _ = candidate.optimisation.phases(candidate.architecture.image_size)
+    return ", ".join(f"images of {side}x{side} up to epoch {int(end * epochs + 1e-9)}" for end, side in before)
+
+
+def _raised(before: Candidate, after: Candidate) -> str:
     """What the longer training changes, for people."""
-    old, new = dataclasses.asdict(before), dataclasses.asdict(after)
+    old, new = dataclasses.asdict(before.augmentation), dataclasses.asdict(after.augmentation)
     return ", ".join(f"{name} {old[name]:.3g} -> {new[name]:.3g}" for name in old if old[name] != new[name])
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from search_spaces import SPACES
 from search_spaces.constraints import Clock, Limits
 from search_spaces.space import Decoded, Params, SearchSpace
-from search_spaces.training_dimensions import lengthened, regularised
+from search_spaces.training_dimensions import lengthened, regularised, with_small_images
 from study.command_line.own import SPACE_FORM
 from study.command_line.wording import counted
 from study.errors import UserError
@@ -87,7 +87,7 @@ def rerank(plan: RerankPlan) -> int:
     retrained = RETRAIN_EPOCHS[place.device] * machine.data.n_train
     if existing is None:
         config = _config(plan.search, config_of(source), machine)
-        given = [_description(trial, setting, config, retrained) for trial in best for setting in settings]
+        given = [_description(each, setting, config, retrained, place.device) for each in best for setting in settings]
         more = {**origin(source), "given": given}
         target = source.user_attrs["target_accuracy"]
         study, storage = new_study(plan.search.url, plan.search.name, config, machine.calibration, target, **more)
@@ -106,7 +106,10 @@ def rerank(plan: RerankPlan) -> int:
             )
         wanted = _more_wanted(known, [trial.number for trial in best], plan.top or 0, settings)
         config = config_of(study)
-        added = [_description(get_trial(source, number), setting, config, retrained) for number, setting in wanted]
+        added = [
+            _description(get_trial(source, number), setting, config, retrained, place.device)
+            for number, setting in wanted
+        ]
         given = known + added
         if added:
             study.set_user_attr("given", given)
@@ -174,7 +177,7 @@ def _config(plan: SearchPlan, source: StudyConfig, machine: Machine) -> StudyCon
     )
 
 
-def _description(trial: FrozenTrial, setting: str, config: StudyConfig, retrained: int) -> dict[str, Any]:
+def _description(trial: FrozenTrial, setting: str, config: StudyConfig, retrained: int, device: str) -> dict[str, Any]:
     """The candidate of `trial` as it is trained with `setting`.
 
     Args:
@@ -182,6 +185,7 @@ def _description(trial: FrozenTrial, setting: str, config: StudyConfig, retraine
         setting: One of `SETTINGS`.
         config: Of the re-ranking.
         retrained: Images that a retrain sees in all, counting repetitions.
+        device: On a CPU it begins with smaller images, as a retrain does.
     """
     from study.storage.database import candidate_of
 
@@ -190,6 +194,8 @@ def _description(trial: FrozenTrial, setting: str, config: StudyConfig, retraine
         n_images = max(n_images, retrained)
         candidate = dataclasses.replace(candidate, optimisation=regularised(candidate.optimisation))
     candidate = dataclasses.replace(candidate, augmentation=lengthened(candidate.augmentation, n_images))
+    if device == "cpu":
+        candidate = with_small_images(candidate)
     measured = {"measured": trial.user_attrs["measured"]} if "measured" in trial.user_attrs else {}
     return {
         "name": f"trial {trial.number}, {setting}",

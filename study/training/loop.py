@@ -141,10 +141,13 @@ class Training:
         """See `train`."""
         if resume is not None:
             self.go_on_from(resume)
-        self.prepare()  # before the loaders start: they must not disturb it
         progress = self.progress
+        self.resize(progress.epoch)
+        self.prepare()  # before the loaders start: they must not disturb it
         with contextlib.closing(self.batches(progress.epoch, progress.batch)) as source:
             for epoch in range(progress.epoch, self.config.epochs):
+                if self.resize(epoch):
+                    self.prepare()
                 record = self._epoch(epoch, source, on_checkpoint)
                 progress.records.append(record)
                 if self.config.keeps_snapshot(epoch):
@@ -155,6 +158,18 @@ class Training:
                 if on_checkpoint is not None:
                     on_checkpoint(self.checkpoint)
         return Trained(self.ema.network, progress.records, progress.snapshots, bool(progress.compiled))
+
+    def resize(self, epoch: int) -> bool:
+        """Gets the step ready for images as large as those of `epoch`, from zero. False: nothing changes."""
+        whole = self.images.pixels.shape[1]
+        done = (epoch + 1) / self.config.epochs - 1e-9
+        found = next(side for end, side in self.candidate.optimisation.phases(whole) if done <= end)
+        side = None if found == whole else found
+        if side == self.step.settings.side:
+            return False
+        self.step = dataclasses.replace(self.step, settings=dataclasses.replace(self.step.settings, side=side))
+        self.train_on = self.step
+        return True
 
     def prepare(self) -> None:
         """Makes the step as fast as it gets: on a GPU one graph, and compiled where the steps left pay for that."""

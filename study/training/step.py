@@ -42,6 +42,7 @@ class StepSettings:
         label_smoothing: Share of the target spread over all classes.
         mixes: Whether images are mixed in pairs.
         of: What the images are of.
+        side: That images are resized to; None: they stay as they are.
     """
 
     device: str
@@ -49,6 +50,7 @@ class StepSettings:
     label_smoothing: float = 0.0
     mixes: bool = False
     of: DataSet = CIFAR10
+    side: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +89,8 @@ class Step:
             pixels = normalise(pixels, settings.of)
             if settings.mixes:
                 pixels = torch.lerp(pixels.flip(0), pixels, mix.to(pixels.dtype))
-            logits = self.forward(pixels).float()
+            seen = pixels if settings.side is None else resized(pixels, settings.side)
+            logits = self.forward(seen).float()
             with torch.no_grad():
                 teacher_logits = None if self.teacher is None else self.teacher(pixels).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
@@ -146,6 +149,11 @@ def ready(plain: Step, example: Batch) -> AnyStep:
         CaptureFailed: See `CapturedStep`.
     """
     return CapturedStep(plain, example) if plain.settings.device == "cuda" else plain
+
+
+def resized(images: torch.Tensor, side: int) -> torch.Tensor:
+    """float [N, C, S, S] -> [N, C, side, side], each pixel a mean of those that it covers, weighted bilinearly."""
+    return F.interpolate(images, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
 
 
 def moved(batch: Batch, device: str) -> Batch:

@@ -7,17 +7,23 @@ import random
 
 import pytest
 
-from search_spaces.candidate import Augmentation, Optimisation
+from search_spaces import get_space
+from search_spaces.architecture import Architecture, Conv
+from search_spaces.candidate import Augmentation, Candidate, Optimisation
+from search_spaces.constraints import Limits
+from search_spaces.reference import REFERENCE
 from search_spaces.space import Real
 from search_spaces.training_dimensions import (
     DEFAULT_TRAINING,
     LONG_AUGMENTATION,
+    SMALL_IMAGES,
     TRAINING_DIMENSIONS,
     decode_augmentation,
     decode_optimisation,
     lengthened,
     regularised,
     training_params,
+    with_small_images,
 )
 
 NONE = Augmentation(flip_p=0.5, crop_padding=0)
@@ -84,3 +90,41 @@ def test_numbers_between_the_steps_of_a_grid_are_not_of_it() -> None:
     assert not any(grid.contains(value) for value in (1.1, 0.25, 2.75, "1", float("nan")))
     assert {uneven.sample(random.Random(seed)) for seed in range(20)} == {0.0, 0.6}
     assert Real(0.1, 0.7, step=0.1).contains(0.1 + 0.1 + 0.1)
+
+
+def test_images_grow_to_their_own_size() -> None:
+    assert Optimisation().phases(32) == ((1.0, 32),)
+    assert Optimisation(small_images=0.7).phases(32) == (
+        (pytest.approx(0.4), 20),
+        (pytest.approx(0.7), 26),
+        (1.0, 32),
+    )
+
+
+@pytest.mark.parametrize("name", ["dilated", "separable", "multiscale", "best"])
+def test_defaults_learn_from_smaller_images(name: str) -> None:
+    space = get_space(name)
+    default = space.decode(space.anchors(Limits())["default"], Limits()).candidate
+    changed = with_small_images(default)
+    assert changed.optimisation == dataclasses.replace(default.optimisation, small_images=SMALL_IMAGES)
+    assert dataclasses.replace(changed, optimisation=default.optimisation) == default
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        REFERENCE.architecture.layers,
+        (Conv(8, dilation=4, padded=False),),  # 32 -> 24, but 20 -> 12
+        (Conv(8, stride=4), Conv(8, dilation=2, padded=False)),  # the last map vanishes
+        (Conv(8), Conv(8, dilation=25)),  # whose taps all lie beside an image of 20x20
+    ],
+    ids=["reference", "unpadded", "vanishing", "out of reach"],
+)
+def test_a_network_that_would_see_another_scale_keeps_whole_images(layers: tuple[Conv, ...]) -> None:
+    candidate = Candidate(Architecture(layers))
+    assert with_small_images(candidate) == candidate
+
+
+def test_one_pixel_is_no_other_scale() -> None:
+    rounded = Candidate(Architecture((Conv(8, stride=2), Conv(8, padded=False), Conv(8, stride=2))))
+    assert with_small_images(rounded) != rounded

@@ -10,7 +10,14 @@ import optuna
 import pytest
 
 from search_spaces.candidate import Candidate
-from search_spaces.training_dimensions import LONG_AUGMENTATION, LONG_PASSES, lengthened, regularised
+from search_spaces.training_dimensions import (
+    LONG_AUGMENTATION,
+    LONG_PASSES,
+    SMALL_IMAGES,
+    lengthened,
+    regularised,
+    with_small_images,
+)
 from study import rerank, retrain, run
 from study.errors import UserError
 from study.search.reranking import best_candidates
@@ -120,7 +127,7 @@ def test_retrain_prefers_the_winner_and_says_so(searched: Path, capsys: pytest.C
     report = (searched / "report.md").read_text()
     assert f"Retrained is trial {last.number}, strong, the best of those that were trained again" in report
     trained = Candidate.from_json(json.loads((searched / "best" / "candidate.json").read_text()))
-    assert trained.optimisation == regularised(candidate_of(last).optimisation)
+    assert trained.optimisation == regularised(with_small_images(candidate_of(last)).optimisation)
     assert retrain.main(["--trial", "0", "--epochs", "1", "--train-images", "200", "--out", str(searched)]) == 0
     assert "reranked" not in capsys.readouterr().out
 
@@ -141,7 +148,10 @@ def test_longer_trainings_augment_more(
         before = candidate_of(source.get_trials()[given[trial.user_attrs["slot"]]["trial"]])
         after = candidate_of(trial)
         assert after.augmentation == lengthened(before.augmentation, 5000 * 2 * 200) != before.augmentation
-        assert (after.architecture, after.optimisation) == (before.architecture, before.optimisation)
+        assert (after.architecture, after.optimisation) == (
+            before.architecture,
+            with_small_images(before).optimisation,
+        )
 
     capsys.readouterr()
     command = ["--epochs", "1", "--train-images", "200", "--device", "cpu", "--out", str(searched)]
@@ -168,7 +178,10 @@ def test_longer_trainings_augment_more(
         after = candidate_of(trial)
         assert after.augmentation == lengthened(before.augmentation, LONG_PASSES * 50_000)
         assert after.augmentation != lengthened(before.augmentation, 5000 * 2 * 200)
-        assert (after.architecture, after.optimisation) == (before.architecture, regularised(before.optimisation))
+        expected = regularised(with_small_images(before).optimisation)
+        assert (after.architecture, after.optimisation) == (before.architecture, expected)
+    sizes = {candidate_of(trial).optimisation.small_images for trial in found.get_trials()}
+    assert sizes == {0.0, SMALL_IMAGES}  # the reference network is among them, which sees whole images
 
 
 def test_equal_candidates_count_once() -> None:

@@ -20,7 +20,7 @@ from search_spaces.candidate import Augmentation, Candidate, Optimisation
 from study.data.batches import normalise
 from study.data.cifar10 import Images
 from study.errors import TrialFailed
-from study.model.network import build, folded
+from study.model.network import Network, build, folded
 from study.training.evaluation import accuracy, evaluate
 from study.training.loop import Training, learning_rate, train
 from study.training.records import EpochRecord, Progress, Trained, TrainingConfig
@@ -38,6 +38,7 @@ CANDIDATE = Candidate(
     Augmentation(0.5, 2, 0.3, 0.1, 0.1, 10.0, 0.3, 6),
     Optimisation(lr=0.2, batch_size=40, label_smoothing=0.05),
 )
+SMALL_FIRST = dataclasses.replace(CANDIDATE, optimisation=dataclasses.replace(CANDIDATE.optimisation, small_images=0.7))
 EPOCHS = 3
 
 
@@ -282,6 +283,62 @@ def test_interrupted_and_resumed_is_uninterrupted(tiny_images: Images, where: tu
     assert sorted(resumed.snapshots) == sorted(whole.snapshots)
     for epoch, state in whole.snapshots.items():
         assert all(torch.equal(tensor, resumed.snapshots[epoch][name]) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("where", [(1, 0), (2, 1), (4, 3)])
+def test_small_images_come_first_also_when_resumed(
+    tiny_images: Images, where: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six epochs, of which the rule makes two of 20, two of 26 and two of 32 pixels."""
+    config = TrainingConfig(6, seed=3, precision="float32")
+    sides: list[int] = []
+    forward = Network.forward
+
+    def seen(self: Network, images: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            sides.append(images.shape[2])
+        return forward(self, images)
+
+    monkeypatch.setattr(Network, "forward", seen)
+    saved: list[bytes] = []
+
+    def interrupt(capture: Any) -> None:
+        progress = capture()
+        if (progress.epoch, progress.batch) == where:
+            saved.append(_saved(progress))
+            raise InterruptedHereError
+
+    whole = train(SMALL_FIRST, tiny_images, config, tiny_images)
+    n_steps = len(sides) // 6
+    assert sides == [20] * 2 * n_steps + [26] * 2 * n_steps + [32] * 2 * n_steps
+    with pytest.raises(InterruptedHereError):
+        train(SMALL_FIRST, tiny_images, config, tiny_images, on_checkpoint=interrupt)
+    sides.clear()
+    assert _same(whole, train(SMALL_FIRST, tiny_images, config, tiny_images, resume=_loaded(saved[0])))
+    assert sides[0] == {1: 20, 2: 26, 4: 32}[where[0]]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 150])
+def test_the_last_epoch_sees_whole_images(tiny_images: Images, epochs: int) -> None:
+    training = Training(SMALL_FIRST, tiny_images, TrainingConfig(epochs, seed=3, precision="float32"))
+    found = []
+    for epoch in range(epochs):
+        training.resize(epoch)
+        found.append(training.step.settings.side)
+    assert found[-1] is None
+    if epochs == 150:
+        assert [found.count(side) for side in (20, 26, None)] == [60, 45, 45]
+
+
+def test_a_teacher_sees_whole_images(tiny_images: Images) -> None:
+    teacher, seen = build(CANDIDATE.architecture), []
+    training = Training(SMALL_FIRST, tiny_images, TrainingConfig(3, 3, precision="float32"), teacher=teacher)
+    training.resize(0)
+    assert training.step.settings.side == 20
+    teacher.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[2]))
+    training.network.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[2]))
+    training.step(next(training.batches(0)), 0.01, 0.5)
+    assert seen == [20, 32]
 
 
 def test_a_checkpoint_changes_nothing_and_is_changed_by_nothing(tiny_images: Images) -> None:
