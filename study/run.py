@@ -93,7 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--sampler",
         choices=SAMPLERS,
-        help=f"anchored is TPE that starts with neighbours of the space's default (default: {DEFAULT_SAMPLER})",
+        help="anchored is TPE that starts with neighbours of the space's default while they are better than samples "
+        f"(default: {DEFAULT_SAMPLER})",
     )
     search.add_argument("--pruner", choices=PRUNERS, help=f"(default: {DEFAULT_PRUNER})")
     fidelity = parser.add_argument_group("fidelity of a trial (fixed when a study is created)")

@@ -76,25 +76,27 @@ COLOURS = ("#d95f02", "#e7298a", "#66a61e", "#7570b3", "#7f7f7f", "#1b9e77", "#0
 class Setting(NamedTuple):
     """A way to choose the next trial.
 
-    `near` says whether a slot, of a study with so many finished trials, gets a neighbour: of the default during the
-    start-up, of the best trial after it, as an earlier default did. `share` is that of the replays asked for: the
-    Gaussian process takes longer.
+    `near` says whether a study with so many finished trials gets a neighbour next: of the default during the start-up,
+    of the best trial after it. `compares` says whether in the start-up that depends on what neighbours and samples
+    reached so far. `share` is that of the replays asked for: the Gaussian process takes longer.
     """
 
     title: str
     sampler: str = "tpe"
-    near: Callable[[int, int], bool] = lambda slot, n_finished: False
+    near: Callable[[int], bool] = lambda n_finished: False
+    compares: bool = False
     share: float = 1.0
 
 
 NO_SEARCH = "none"
 SETTINGS = {
-    "anchored": Setting("neighbours of the default, then TPE", near=lambda slot, n: n < search.N_STARTUP_TRIALS),
-    "turns": Setting(
-        "neighbours of the default, then TPE and neighbours of the best in turns",
-        near=lambda slot, n: n < search.N_STARTUP_TRIALS or slot % 2 == 0,
+    "anchored": Setting(
+        "neighbours of the default while they are better, then TPE",
+        near=lambda n: n < search.N_STARTUP_TRIALS,
+        compares=True,
     ),
-    "neighbours": Setting("neighbours only", near=lambda slot, n_finished: True),
+    "near": Setting("neighbours of the default, then TPE", near=lambda n: n < search.N_STARTUP_TRIALS),
+    "neighbours": Setting("neighbours only", near=lambda n: True),
     "tpe": Setting("TPE"),
     "random": Setting("random", sampler="random"),
     "gp": Setting("Gaussian process, not pruned", sampler="gp", share=0.2),
@@ -365,10 +367,13 @@ def replay(setting: Setting, problem: Problem, seed: int, budget: int) -> Steps:
             fixed = dict(starts[slot])
         elif setting.sampler == NO_SEARCH:
             break
-        elif setting.near(slot, finished):
-            known = best_of(study.get_trials(deepcopy=False, states=FINISHED))
-            centre = known.params if known and finished >= search.N_STARTUP_TRIALS else problem.default
-            fixed = search.neighbour(space, centre, chosen)
+        elif setting.near(finished):
+            known = study.get_trials(deepcopy=False, states=FINISHED)
+            best_known = best_of(known) if finished >= search.N_STARTUP_TRIALS else None
+            centre = best_known.params if best_known else problem.default
+            nth = slot - len(starts)
+            if not setting.compares or search.near_is_better(space, centre, known[len(starts) :], nth):
+                fixed = search.neighbour(space, centre, chosen)
         study.sampler = search.fixed_sampler(fixed) if fixed else search.make_sampler(setting.sampler, chosen)
         trial = study.ask(search.distributions(space))
         try:

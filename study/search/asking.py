@@ -26,6 +26,7 @@ from study.search.sampling import (
     N_STARTUP_TRIALS,
     Draws,
     fixed_sampler,
+    near_is_better,
     neighbour,
     sampler_seed,
     training_seed,
@@ -179,7 +180,10 @@ class Asker:
         seed = sampler_seed(self._config.seed, claim.slot, claim.attempt, redraw)
         finished = self._known.finished()
         if self._config.sampler == "anchored" and len(finished) < N_STARTUP_TRIALS:
-            return neighbour(self._space, self._space.anchors(self._config.limits.to_decode)["default"], seed)
+            default = self._space.anchors(self._config.limits.to_decode)["default"]
+            tried = [trial for trial in finished if "anchor" not in trial.user_attrs]
+            if near_is_better(self._space, default, tried, claim.ordinal - len(self._anchors)):
+                return neighbour(self._space, default, seed)
         return self._draws.draw(finished, seed)
 
     def _from_queue(self, claim: Claim) -> tuple[Claim, optuna.Trial | None]:

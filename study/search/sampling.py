@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -50,13 +51,40 @@ def neighbour(space: Domain, centre: Params, seed: int) -> dict[str, Any]:
     A space has some thirty dimensions, and its default is good in most of them. A uniform sample is bad in some, so
     of ten none comes near the default, and for a few dozen trials TPE has nothing good to go by. Trusting a known good
     point at the start is what samplers with priors do (Souza et al. 2021); here a draw changes few dimensions instead
-    of all of them a little. After the start-up TPE alone is ahead of taking turns with neighbours of the best trial, as
-    PriorBand does (Mallik et al. 2023): results/replays.
+    of all of them a little.
     """
     rng = random.Random(seed)
     drawn = space.sample(rng)
-    changed = set(rng.sample(list(drawn), math.ceil(CHANGED_SHARE * len(drawn))))
+    changed = set(rng.sample(list(drawn), _n_changed(space)))
     return {name: value if name in changed else centre[name] for name, value in drawn.items()}
+
+
+def near_is_better(space: Domain, centre: Params, tried: Sequence[FrozenTrial], nth: int) -> bool:
+    """Whether the next draw of an "anchored" start-up is to be a neighbour of `centre`, or a uniform sample like TPE's.
+
+    The first is a neighbour and the second a sample; from then on it is what has the higher median so far. So a default
+    that is worse than most of its space, as a user's own may be, costs a draw or two: results/tables.
+
+    Args:
+        space: Of both.
+        centre: The default.
+        tried: The finished trials of the start-up, without known points. A pruned one is worse than any complete one.
+        nth: How many draws were begun before.
+    """
+    values: dict[bool, list[float]] = {True: [], False: []}
+    for trial in tried:
+        is_near = sum(trial.params.get(name) != value for name, value in centre.items()) <= _n_changed(space)
+        complete = trial.state == TrialState.COMPLETE and trial.value is not None
+        values[is_near].append(trial.value if complete else -math.inf)  # type: ignore[arg-type]
+    near, far = values[True], values[False]
+    if not far:
+        return nth != 1
+    return not near or statistics.median(near) >= statistics.median(far)
+
+
+def _n_changed(space: Domain) -> int:
+    """Dimensions of a neighbour that are drawn anew."""
+    return math.ceil(CHANGED_SHARE * len(space.dimensions))
 
 
 class _Tpe(optuna.samplers.TPESampler):

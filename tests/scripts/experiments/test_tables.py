@@ -60,7 +60,7 @@ def test_neighbours_are_of_the_start(table: tables.Table, monkeypatch: pytest.Mo
     seen: list[Any] = []
     train = good.train
     monkeypatch.setattr(good, "train", lambda params, seed: (seen.append(dict(params)), train(params, seed))[1])
-    tables.search("anchored", good, 0, 10)
+    tables.search("near", good, 0, 10)
     assert all(sum(params[name] != good.default[name] for name in params) <= 1 for params in seen)
     assert len({repr(params) for params in seen}) > 3
 

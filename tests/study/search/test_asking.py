@@ -13,7 +13,7 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from stage import CONFIG, COST, Stage
 
 from search_spaces import get_space
@@ -27,7 +27,14 @@ from study.search import asking
 from study.search.asking import N_REDRAWS, Asked
 from study.search.creation import anchors, refuse_impossible
 from study.search.plan import Given
-from study.search.sampling import N_STARTUP_TRIALS, sampler_seed, training_seed
+from study.search.sampling import (
+    N_STARTUP_TRIALS,
+    distributions,
+    near_is_better,
+    neighbour,
+    sampler_seed,
+    training_seed,
+)
 from study.storage import patience
 from study.storage.database import candidate_of, stored
 
@@ -99,7 +106,7 @@ def test_an_anchored_study_starts_near_the_default(empty_study: Path, tmp_path: 
     stage = Stage(Path(shutil.copy(empty_study, tmp_path)), dataclasses.replace(CONFIG, sampler="anchored"))
     # The last neighbour of the default fails twice and is drawn anew, still near it.
     n_start = N_STARTUP_TRIALS
-    script = ["complete", "complete", "pruned", "complete", *["pruned"] * (n_start - 5), "failed", "failed"]
+    script = ["complete", "complete", "complete", "pruned", *["complete"] * (n_start - 5), "failed", "failed"]
     assert stage.play([*script, *["pruned"] * 5], trials=n_start + 4) == "done"
     default = SPACE.anchors(Limits())["default"]
     params = [asked.trial.params for asked in stage.asked]
@@ -107,12 +114,45 @@ def test_an_anchored_study_starts_near_the_default(empty_study: Path, tmp_path: 
     def n_changed(found: Mapping[str, Any], centre: Mapping[str, Any]) -> int:
         return sum(found[name] != centre[name] for name in centre)
 
-    near = params[stage.n_anchors : n_start + 2]
-    assert near[-3] == near[-2] != near[-1]
-    assert all(1 <= n_changed(each, default) <= len(default) / 2 for each in near)
+    first, sample, *others = params[stage.n_anchors : n_start + 2]
+    assert others[-3] == others[-2] != others[-1]
+    assert all(1 <= n_changed(each, default) <= len(default) / 2 for each in (first, *others))
+    assert n_changed(sample, default) > len(default) / 2
     after = params[n_start + 2 :]
     assert [asked.claim.slot for asked in stage.asked[n_start + 2 :]] == [10, 11, 12, 13]
     assert not any(n_changed(each, default) <= len(default) / 2 for each in after)
+
+
+def test_an_anchored_study_leaves_a_default_that_samples_beat(empty_study: Path, tmp_path: Path) -> None:
+    stage = Stage(Path(shutil.copy(empty_study, tmp_path)), dataclasses.replace(CONFIG, sampler="anchored"))
+    script = ["complete", "complete", "pruned", "complete", *["complete"] * (N_STARTUP_TRIALS - 4)]
+    assert stage.play(script, trials=N_STARTUP_TRIALS) == "done"
+    default = SPACE.anchors(Limits())["default"]
+    near, *samples = (asked.trial.params for asked in stage.asked[stage.n_anchors :])
+    assert sum(near[name] != default[name] for name in default) <= len(default) / 2
+    assert all(sum(each[name] != default[name] for name in default) > len(default) / 2 for each in samples)
+
+
+def test_the_better_kind_of_draw_is_taken_until_the_other_is_better() -> None:
+    default = SPACE.anchors(Limits())["default"]
+    distributions_of = distributions(SPACE)
+    rng = random.Random(0)
+
+    def tried(near: bool, value: float | None) -> FrozenTrial:
+        params = neighbour(SPACE, default, rng.randrange(10**6)) if near else SPACE.sample(rng)
+        state = TrialState.PRUNED if value is None else TrialState.COMPLETE
+        return optuna.create_trial(state=state, value=value, params=params, distributions=distributions_of)
+
+    def better(*trials: FrozenTrial, nth: int = 5) -> bool:
+        return near_is_better(SPACE, default, trials, nth)
+
+    assert [better(nth=nth) for nth in range(4)] == [True, False, True, True]  # while no sample is finished
+    assert better(tried(False, 0.2), nth=2)  # and while no neighbour is
+    assert better(tried(True, 0.5), tried(False, 0.4))
+    assert better(tried(True, 0.5), tried(False, 0.5))
+    assert not better(tried(True, 0.5), tried(False, 0.6))
+    assert not better(tried(True, None), tried(False, 0.1))
+    assert better(tried(True, 0.7), tried(True, 0.8), tried(True, None), tried(False, 0.9), tried(False, None))
 
 
 def test_a_trial_stores_all_that_the_report_and_the_retrain_read(stage: Stage) -> None:
