@@ -27,7 +27,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.candidate import Augmentation, Candidate, Optimisation
 from search_spaces.constraints import Limits
 from search_spaces.reference import REFERENCE_ARCHITECTURE
-from search_spaces.training_dimensions import LONG_AUGMENTATION
+from search_spaces.training_dimensions import LONG_AUGMENTATION, SMALL_IMAGES
 from study.calibration.prices import calibrate
 from study.command_line.parser import run_command
 from study.command_line.wording import counted
@@ -74,7 +74,8 @@ def _last_pair_twice(architecture: Architecture) -> Architecture:
 
 def groups() -> dict[str, dict[str, Candidate]]:
     """The candidates by group and name; the first of a group is what the others change."""
-    plain = near_default()
+    plain, small = near_default(), near_default(batch_size=64)
+    long = changed(small, LONG_AUGMENTATION)
     muon: Any = {"optimizer": "muon", "weight_decay": 0.05}
     earlier = Candidate(REFERENCE_ARCHITECTURE, EARLIER, Optimisation(lr=0.1, batch_size=128, weight_decay=5e-4))
     return {
@@ -107,9 +108,12 @@ def groups() -> dict[str, dict[str, Candidate]]:
             "last reduction dilated": near_default(reduction="dilated", dilated_at="second"),
             "ratios of 1.5": near_default(width_ratio_2=1.5, width_ratio_3=1.5),
             "last pair twice": dataclasses.replace(plain, architecture=_last_pair_twice(plain.architecture)),
-            "batches of 64": near_default(batch_size=64),
+            "batches of 64": small,
             "batches of 256": near_default(batch_size=256),
             "depths 1, 3, 4, batches of 64": near_default(depth_1=1, depth_2=3, depth_3=4, batch_size=64),
+            "batches of 64, small images first": changed(small, small_images=SMALL_IMAGES),
+            "batches of 64, long augmentation": long,
+            "batches of 64, long augmentation, small images first": changed(long, small_images=SMALL_IMAGES),
         },
     }
 
