@@ -12,7 +12,7 @@ import dataclasses
 import math
 from typing import Any
 
-from search_spaces.architecture import ArchitectureError
+from search_spaces.architecture import Architecture, ArchitectureError
 from search_spaces.candidate import Augmentation, Candidate, Optimisation
 from search_spaces.constraints import dilation_reach
 from search_spaces.space import Choice, Dimension, Integer, Params, Real, column, same_named
@@ -70,8 +70,7 @@ LONG_LABEL_SMOOTHING, LONG_DECAY = 0.1, 1.5
 weight decay again, an eighth of the range that spaces search. Enough to be told apart, too little to spoil anything."""
 
 SMALL_IMAGES = 0.7
-"""Of `Optimisation.small_images`, where a network keeps scale: for the same time half as many epochs again, and nearly
-a point more of them (results/README.md)."""
+"""Of `Optimisation.small_images`, where a network keeps scale: half as many epochs again in the same time."""
 
 SHORT_PASSES, LONG_PASSES = 4, 100
 """Passes over 50,000 images: up to the first nothing is raised, from the second on everything is."""
@@ -103,23 +102,32 @@ def regularised(optimisation: Optimisation) -> Optimisation:
     return dataclasses.replace(optimisation, label_smoothing=smoothing, weight_decay=decay)
 
 
-def with_small_images(candidate: Candidate) -> Candidate:
-    """`candidate`, trained on smaller images at first, if its network takes them for what they are.
+def keeps_scale(architecture: Architecture) -> bool:
+    """Whether a network takes smaller images for what they are.
 
     Every map must shrink as the image does, and a dilated kernel still reach into it. One that an unpadded dilated
     convolution halves is halved by more on a smaller image.
     """
-    whole, small = candidate.architecture, dataclasses.replace(candidate.optimisation, small_images=SMALL_IMAGES)
-    for _, side in small.phases(whole.image_size):
+    for _, side in Optimisation(small_images=SMALL_IMAGES).phases(architecture.image_size):
+        small, share = dataclasses.replace(architecture, image_size=side), side / architecture.image_size
         try:
-            seen = dataclasses.replace(whole, image_size=side)
-            maps = [(a.out_shape[1], b.out_shape[1]) for a, b in zip(seen.operations, whole.operations, strict=True)]
+            maps = [op.out_shape[1] for op in small.operations]
         except ArchitectureError:  # one vanishes
-            return candidate
-        as_much = all(found + 1 > of_whole * side / whole.image_size for found, of_whole in maps)
-        if not as_much or not dilation_reach(seen).feasible:
-            return candidate
-    return dataclasses.replace(candidate, optimisation=small)
+            return False
+        as_much = all(
+            found + 1 > share * op.out_shape[1] for found, op in zip(maps, architecture.operations, strict=True)
+        )
+        if not as_much or not dilation_reach(small).feasible:
+            return False
+    return True
+
+
+def with_small_images(candidate: Candidate, share: float = SMALL_IMAGES) -> Candidate:
+    """`candidate`, trained on smaller images in that share of its epochs if its network keeps scale, else in none."""
+    small_images = share if keeps_scale(candidate.architecture) else 0.0
+    return dataclasses.replace(
+        candidate, optimisation=dataclasses.replace(candidate.optimisation, small_images=small_images)
+    )
 
 
 def training_params(augmentation: Augmentation, optimisation: Optimisation) -> dict[str, Any]:

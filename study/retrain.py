@@ -104,8 +104,8 @@ def _parser() -> Parser:
         "--augmentation",
         choices=("lengthened", "stored"),
         default="lengthened",
-        help="raise the strengths of the trial, or of the re-ranking's winner, for the longer training, or leave them "
-        "(default: lengthened)",
+        help="raise the strengths of the trial, or of the re-ranking's winner, for the longer training, on a CPU with "
+        "smaller images first, or leave all as it was (default: lengthened)",
     )
     parser.add_argument(
         "--teacher",

@@ -202,7 +202,8 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _rates(candidates: Mapping[str, Candidate], precision: str) -> dict[str, float]:
-    """Images per second of each on one thread, augmentation left out: the median of several turns."""
+    """Images per second of each on one thread, over a whole training, augmentation left out: the median of several
+    turns."""
     import numpy as np
     import torch
 
@@ -212,14 +213,20 @@ def _rates(candidates: Mapping[str, Candidate], precision: str) -> dict[str, flo
 
     torch.set_num_threads(1)
     images = Images(np.zeros((512, 32, 32, 3), np.uint8), np.arange(512) % 10)
-    ready = {
-        name: Training(each, images, TrainingConfig(1, 0, precision=precision)) for name, each in candidates.items()
-    }
+    # So many epochs as all sizes of images, which may differ, have a share of.
+    config = TrainingConfig(10, 0, precision=precision)
+    ready = {name: Training(each, images, config) for name, each in candidates.items()}
     found: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(N_TURNS):
         for name, training in ready.items():
             training.network.train()
-            found[name].append(training.candidate.optimisation.batch_size / training.seconds_a_step())
+            of_side: dict[int | None, float] = {}
+            steps = []
+            for epoch in range(config.epochs):
+                if training.resize(epoch) or not of_side:
+                    of_side[training.step.settings.side] = training.seconds_a_step()
+                steps.append(of_side[training.step.settings.side])
+            found[name].append(training.candidate.optimisation.batch_size / statistics.fmean(steps))
     return {name: round(statistics.median(rates), 1) for name, rates in found.items()}
 
 

@@ -24,8 +24,8 @@ class RetrainPlan:
         device: "auto", "cpu" or "cuda".
         data: Name or folder of the data set; None: CIFAR-10, where it is looked for.
         n_train: So many training images only; None: all.
-        augmentation: "lengthened", to the length of the training, or "stored": as the search trained it, or the
-            re-ranking, whose winner it is.
+        augmentation: "lengthened", to the length of the training, on a CPU with smaller images first, or "stored": as
+            the search trained it, or the re-ranking, whose winner it is.
         teacher: Whether a larger network is trained first, to learn from.
         teacher_epochs: Its epochs; None: as many as `epochs`.
         target_accuracy: A fraction; None: the study's, or the default.

@@ -9,7 +9,7 @@ import subprocess
 from typing import Any
 
 from search_spaces.candidate import Candidate
-from search_spaces.training_dimensions import lengthened, with_small_images
+from search_spaces.training_dimensions import SMALL_IMAGES, keeps_scale, lengthened, with_small_images
 from study.bundle.files import write_bundle
 from study.bundle.preprocessing import Preprocessing
 from study.calibration.experience import START_S, experience
@@ -131,7 +131,7 @@ def _prepare(plan: RetrainPlan, target: Target, place: Workplace, data: DataSet)
     cores = place.cores(jobs)
     candidate = target.candidate
     if plan.augmentation == "lengthened":
-        candidate = _for_length(candidate, epochs * n_train, device)
+        candidate = _for_length(candidate, target.recipe_of or candidate, epochs * n_train, device)
     config = TrainingConfig(
         epochs=epochs,
         seed=0,
@@ -201,18 +201,18 @@ def _metrics(target: Target, seeds: list[Seed], results: list[Tested], place: Wo
     }
 
 
-def _for_length(candidate: Candidate, n_images: int, device: str) -> Candidate:
-    """`candidate` for a training that sees so many images; a GPU, whose step is one graph, sees whole ones always."""
+def _for_length(candidate: Candidate, recipe_of: Candidate, n_images: int, device: str) -> Candidate:
+    """`candidate` for a training that sees so many images; on a GPU, where that was not tried, whole ones always."""
     candidate = dataclasses.replace(candidate, augmentation=lengthened(candidate.augmentation, n_images))
-    if device == "cpu":
-        return with_small_images(candidate)
-    return dataclasses.replace(candidate, optimisation=dataclasses.replace(candidate.optimisation, small_images=0.0))
+    small = device == "cpu" and keeps_scale(recipe_of.architecture)
+    return with_small_images(candidate, SMALL_IMAGES if small else 0.0)
 
 
 def _small(candidate: Candidate, epochs: int) -> str:
     """The sizes of images in the epochs before they are whole, for people."""
-    *before, _ = candidate.optimisation.phases(candidate.architecture.image_size)
-    return ", ".join(f"images of {side}x{side} up to epoch {int(end * epochs + 1e-9)}" for end, side in before)
+    whole = candidate.architecture.image_size
+    last = {candidate.optimisation.side_in(epoch, epochs, whole): epoch for epoch in range(epochs)}
+    return ", ".join(f"images of {side}x{side} up to epoch {last[side] + 1}" for side in last if side != whole)
 
 
 def _raised(before: Candidate, after: Candidate) -> str:

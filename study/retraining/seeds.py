@@ -178,11 +178,16 @@ class _Training:
             return  # of its checkpoint
         self._n_told, self._n_lost = record.epoch + 1, 0
         epochs = self.seed.config.epochs
-        left = (epochs - record.epoch - 1) * record.wall_s
+        left = record.wall_s * sum(map(self._pixels, range(record.epoch + 1, epochs))) / self._pixels(record.epoch)
         interrupted.say(
             f"{self.name} epoch {record.epoch + 1}/{epochs}: train loss {record.train_loss:.3f}, "
             f"accuracy {percent(record.train_accuracy, 2)}, {record.wall_s:.0f} s; {duration(left)} left"
         )
+
+    def _pixels(self, epoch: int) -> int:
+        """Of an image, in that epoch."""
+        side = self.seed.candidate.architecture.image_size
+        return self.seed.candidate.optimisation.side_in(epoch, self.seed.config.epochs, side) ** 2
 
     def _lost(self, died: Died, interrupted: InterruptFlag) -> None:
         config = self.seed.config

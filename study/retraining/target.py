@@ -27,6 +27,7 @@ class Target:
 
     Attributes:
         candidate: As the search trained it, or the re-ranking with the setting that won.
+        recipe_of: Whose recipe that is, if it is another network's.
         folder: Of the bundle.
         facts: What the bundle says of its origin.
         target_accuracy: To pass, a fraction; None: that of the data set, if it has one.
@@ -38,6 +39,7 @@ class Target:
     folder: Path
     facts: dict[str, Any]
     target_accuracy: float | None
+    recipe_of: Candidate | None = None
     precision: str | None = None
     cost: CostModel | None = None
     study: optuna.Study | None = None
@@ -61,9 +63,10 @@ def find_target(plan: RetrainPlan) -> Target:
     study = open_study(plan.url, plan.name)
     refuse_foreign(plan.out, plan.name, study)
     trial, title, facts = _chosen(plan, study)
-    candidate = candidate_of(trial)
+    candidate, recipe_of = candidate_of(trial), None
     if plan.what == "yardstick":
-        title, candidate = "yardstick", dataclasses.replace(candidate, architecture=YARDSTICK_ARCHITECTURE)
+        title, recipe_of = "yardstick", candidate
+        candidate = dataclasses.replace(candidate, architecture=YARDSTICK_ARCHITECTURE)
         setting = {"recipe_setting": facts["reranked_setting"]} if "reranked_setting" in facts else {}
         facts = {"recipe_of_trial": facts["trial"], **setting, "broken_limits": ["pooling"]}
     else:
@@ -74,6 +77,7 @@ def find_target(plan: RetrainPlan) -> Target:
         folder=plan.out / named(title),
         facts={"name": named(title), "study": plan.name, "study_created": study.user_attrs.get("created"), **facts},
         target_accuracy=plan.target_accuracy or study.user_attrs.get("target_accuracy"),
+        recipe_of=recipe_of,
         precision=config_of(study).precision,
         cost=cost_model_of(study),
         study=study,

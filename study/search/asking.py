@@ -181,7 +181,7 @@ class Asker:
         finished = self._known.finished()
         if self._config.sampler == "anchored" and len(finished) < N_STARTUP_TRIALS:
             default = self._space.anchors(self._config.limits.to_decode)["default"]
-            tried = [trial for trial in finished if "anchor" not in trial.user_attrs]
+            tried = [trial for trial in finished if not trial.user_attrs.keys() & {"anchor", "queued"}]
             if near_is_better(self._space, default, tried, claim.ordinal - len(self._anchors)):
                 return neighbour(self._space, default, seed)
         return self._draws.draw(finished, seed)
@@ -255,7 +255,8 @@ class Asker:
             "n_dilated_reductions": architecture.n_dilated_reductions,
             "candidate_id": candidate.candidate_id,
             "architecture_id": architecture.architecture_id,
-            "predicted_s": config.epochs * clock.epoch_s(architecture),
+            "predicted_s": config.epochs
+            * clock.cost.candidate_seconds(candidate, config.train_images, config.val_images),
         }
         hidden |= {"candidate": candidate.to_json(), "repairs": list(decoded.repairs)}  # so it can be run again
         return candidate, certified

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search_spaces import SPACES
+from search_spaces.candidate import Candidate
 from search_spaces.constraints import Clock, Limits
 from search_spaces.space import Decoded, Params, SearchSpace
 from search_spaces.training_dimensions import lengthened, regularised, with_small_images
@@ -87,8 +88,9 @@ def rerank(plan: RerankPlan) -> int:
     retrained = RETRAIN_EPOCHS[place.device] * machine.data.n_train
     if existing is None:
         config = _config(plan.search, config_of(source), machine)
-        given = [_description(each, setting, config, retrained, place.device) for each in best for setting in settings]
-        more = {**origin(source), "given": given}
+        small = place.device == "cpu"
+        given = [_description(each, setting, config, retrained, small) for each in best for setting in settings]
+        more = {**origin(source), "given": given, "small_images": small}
         target = source.user_attrs["target_accuracy"]
         study, storage = new_study(plan.search.url, plan.search.name, config, machine.calibration, target, **more)
     else:
@@ -106,15 +108,16 @@ def rerank(plan: RerankPlan) -> int:
             )
         wanted = _more_wanted(known, [trial.number for trial in best], plan.top or 0, settings)
         config = config_of(study)
+        small = study.user_attrs.get("small_images", False)  # as those that it is compared with
         added = [
-            _description(get_trial(source, number), setting, config, retrained, place.device)
-            for number, setting in wanted
+            _description(get_trial(source, number), setting, config, retrained, small) for number, setting in wanted
         ]
         given = known + added
         if added:
             study.set_user_attr("given", given)
     candidates = [Given(each["name"], each["params"], each["candidate"], each.get("measured", {})) for each in given]
     search = dataclasses.replace(plan.search, trials=len(candidates))
+    machine = dataclasses.replace(machine, candidates=tuple(Candidate.from_json(each["candidate"]) for each in given))
     return bring_to_end(search, machine, study, storage, existing is None, candidates, space)
 
 
@@ -177,7 +180,7 @@ def _config(plan: SearchPlan, source: StudyConfig, machine: Machine) -> StudyCon
     )
 
 
-def _description(trial: FrozenTrial, setting: str, config: StudyConfig, retrained: int, device: str) -> dict[str, Any]:
+def _description(trial: FrozenTrial, setting: str, config: StudyConfig, retrained: int, small: bool) -> dict[str, Any]:
     """The candidate of `trial` as it is trained with `setting`.
 
     Args:
@@ -185,7 +188,7 @@ def _description(trial: FrozenTrial, setting: str, config: StudyConfig, retraine
         setting: One of `SETTINGS`.
         config: Of the re-ranking.
         retrained: Images that a retrain sees in all, counting repetitions.
-        device: On a CPU it begins with smaller images, as a retrain does.
+        small: Whether it begins with smaller images, as a retrain on a CPU does.
     """
     from study.storage.database import candidate_of
 
@@ -194,7 +197,7 @@ def _description(trial: FrozenTrial, setting: str, config: StudyConfig, retraine
         n_images = max(n_images, retrained)
         candidate = dataclasses.replace(candidate, optimisation=regularised(candidate.optimisation))
     candidate = dataclasses.replace(candidate, augmentation=lengthened(candidate.augmentation, n_images))
-    if device == "cpu":
+    if small:
         candidate = with_small_images(candidate)
     measured = {"measured": trial.user_attrs["measured"]} if "measured" in trial.user_attrs else {}
     return {

@@ -120,11 +120,12 @@ class Supervisor:
 
     def _wait_for_others(self) -> bool:
         """Waits a while if they run what is missing: it may be left to this one yet. False: nobody does."""
-        n_left = self._n_left()
-        if n_left <= 0 or not self._patiently(lambda: self._slots.others_work(())):
+        missing = set(range(self._plan.trials)) - self.left_out.keys()
+        n_theirs = 0 if self._n_left() <= 0 else len(self._patiently(self._slots.running) & missing)
+        if not n_theirs:
             return False
         if not self.waited_s:
-            self._progress.write(f"waiting for {counted(n_left, 'trial')} of other processes")
+            self._progress.write(f"waiting for {counted(n_theirs, 'trial')} of other processes; Ctrl-C ends that")
         started = time.monotonic()
         while time.monotonic() < started + OTHERS_S and not self.interrupted.raised and not self._is_late():
             time.sleep(0.1)
@@ -136,7 +137,9 @@ class Supervisor:
 
     def _over(self, late: bool) -> str:
         left = self._n_left()
-        goes_on = self._patiently(lambda: self._slots.others_work(()) or self._slots.n_open())
+        open_slots = self._patiently(self._slots.open)
+        self.left_out = {slot: what for slot, what in self.left_out.items() if slot in open_slots}
+        goes_on = open_slots or self._patiently(self._slots.running)
         if left <= 0 and not goes_on:  # more slots than are asked for now may have been cut off
             shutil.rmtree(self._checkpoints, ignore_errors=True)  # of slots that were drawn anew
         return "timeout" if late and left > 0 else "done"
@@ -251,7 +254,7 @@ class Supervisor:
         self._teller.failed(running, message.reason, message if isinstance(message, Failed) else None)
         self._progress.failed(running.asked.claim.slot, message.reason)
         self._leave_out(running.asked, message.reason)
-        self._failures_in_a_row += 1
+        self._failures_in_a_row += not running.asked.given  # of which there are only so many
         if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
             raise StudyFailed(f"{self._failures_in_a_row} trials failed in a row; the last: {message.reason}")
 

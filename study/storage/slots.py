@@ -186,20 +186,26 @@ class SlotTable:
 
     def n_finished(self) -> int:
         """Finished slots."""
-        return self._n("finished")
-
-    def n_open(self) -> int:
-        """Slots that were begun and left, or failed."""
-        return self._n("open")
-
-    def _n(self, state: str) -> int:
         counted = (
             sa.select(sa.func.count())
             .select_from(_slots)
-            .where(_slots.c.study_id == self._study_id, _slots.c.state == state)
+            .where(_slots.c.study_id == self._study_id, _slots.c.state == "finished")
         )
         with self._engine.connect() as connection:
             return int(connection.execute(counted).scalar_one())
+
+    def open(self) -> set[int]:
+        """Slots that were begun and left, or failed."""
+        return self._in("open")
+
+    def running(self) -> set[int]:
+        """Slots that are claimed, by whomever."""
+        return self._in("running")
+
+    def _in(self, state: str) -> set[int]:
+        wanted = sa.select(_slots.c.slot).where(_slots.c.study_id == self._study_id, _slots.c.state == state)
+        with self._engine.connect() as connection:
+            return set(connection.execute(wanted).scalars())
 
     def others_work(self, held: Collection[Claim]) -> bool:
         """Whether a slot is claimed, by whomever, but not among `held`."""

@@ -122,8 +122,7 @@ def _tried(step: Step, example: Batch, architecture_id: str, plain_s: float) -> 
 def _name(step: AnyStep, example: Batch, architecture_id: str) -> str:
     settings = step.settings
     where = [hardware(settings.device), versions(), settings.precision, torch.get_num_threads()]
-    small = [] if settings.side is None else [settings.side]
-    return f"compiled-{identifier([*where, architecture_id, len(example[1]), *small])}"
+    return f"compiled-{identifier([*where, architecture_id, len(example[1])])}"
 
 
 def _known(name: str) -> Gain | None:

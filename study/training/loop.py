@@ -143,7 +143,7 @@ class Training:
             self.go_on_from(resume)
         progress = self.progress
         self.resize(progress.epoch)
-        self.prepare()  # before the loaders start: they must not disturb it
+        self.prepare()  # before the loaders start: beside a GPU they would disturb it
         with contextlib.closing(self.batches(progress.epoch, progress.batch)) as source:
             for epoch in range(progress.epoch, self.config.epochs):
                 if self.resize(epoch):
@@ -162,8 +162,7 @@ class Training:
     def resize(self, epoch: int) -> bool:
         """Gets the step ready for images as large as those of `epoch`, from zero. False: nothing changes."""
         whole = self.images.pixels.shape[1]
-        done = (epoch + 1) / self.config.epochs - 1e-9
-        found = next(side for end, side in self.candidate.optimisation.phases(whole) if done <= end)
+        found = self.candidate.optimisation.side_in(epoch, self.config.epochs, whole)
         side = None if found == whole else found
         if side == self.step.settings.side:
             return False
@@ -172,17 +171,18 @@ class Training:
         return True
 
     def prepare(self) -> None:
-        """Makes the step as fast as it gets: on a GPU one graph, and compiled where the steps left pay for that."""
+        """Makes the step as fast as it gets: on a GPU one graph, and compiled where the steps left pay for that; for
+        smaller images, which are soon over, never."""
         config, progress = self.config, self.progress
-        on_gpu = config.device == "cuda"
-        if not (config.capture if on_gpu else config.compiled):
+        on_gpu, compiles = config.device == "cuda", config.compiled and self.step.settings.side is None
+        if not (config.capture if on_gpu else compiles):
             return
         self.network.train()
         left = self.n_steps - progress.epoch * self.steps_per_epoch - progress.batch
         self.train_on, progress.compiled = fastest(
             self.step,
             self.example(),
-            left if config.compiled else 0,
+            left if compiles else 0,
             self.candidate.architecture.architecture_id,
             decided=None if on_gpu else progress.compiled,
         )

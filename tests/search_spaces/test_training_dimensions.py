@@ -123,6 +123,8 @@ def test_defaults_learn_from_smaller_images(name: str) -> None:
 def test_a_network_that_would_see_another_scale_keeps_whole_images(layers: tuple[Conv, ...]) -> None:
     candidate = Candidate(Architecture(layers))
     assert with_small_images(candidate) == candidate
+    small = dataclasses.replace(candidate, optimisation=Optimisation(small_images=SMALL_IMAGES))
+    assert with_small_images(small) == candidate
 
 
 def test_one_pixel_is_no_other_scale() -> None:

@@ -133,6 +133,17 @@ def test_an_anchored_study_leaves_a_default_that_samples_beat(empty_study: Path,
     assert all(sum(each[name] != default[name] for name in default) > len(default) / 2 for each in samples)
 
 
+def test_what_the_user_queued_is_no_draw(empty_study: Path, tmp_path: Path) -> None:
+    stage = Stage(Path(shutil.copy(empty_study, tmp_path)), dataclasses.replace(CONFIG, sampler="anchored"))
+    stage.skip_anchors()
+    for seed in range(2):
+        stage.study.enqueue_trial(SPACE.sample(random.Random(seed)))
+    stage.play(["complete", "complete", "pruned", "pruned", "complete"], trials=stage.n_anchors + 5)
+    default = SPACE.anchors(Limits())["default"]
+    near = [sum(asked.trial.params[name] != default[name] for name in default) <= 8 for asked in stage.asked]
+    assert near == [False, False, True, False, True]
+
+
 def test_the_better_kind_of_draw_is_taken_until_the_other_is_better() -> None:
     default = SPACE.anchors(Limits())["default"]
     distributions_of = distributions(SPACE)

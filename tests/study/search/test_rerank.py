@@ -60,7 +60,7 @@ def test_the_best_are_trained_again_as_they_were(searched: Path, capsys: pytest.
     best = sorted(source.get_trials(), key=lambda trial: (-trial.value, trial.number))
     names = [f"trial {trial.number}, {setting}" for trial in best[:2] for setting in ("light", "strong")]
     assert [trial.user_attrs["anchor"] for trial in found.trials] == names
-    assert ids(found)[::2] == [trial.user_attrs["candidate_id"] for trial in best[:2]]
+    assert ids(found)[::2] == [with_small_images(candidate_of(trial)).candidate_id for trial in best[:2]]
     assert ids(found, "architecture_id") == [t.user_attrs["architecture_id"] for t in best[:2] for _ in range(2)]
     assert [len(trial.intermediate_values) for trial in found.trials] == [2, 2, 2, 2]
     assert len(source.trials) == 4  # not counted among them
@@ -91,7 +91,9 @@ def test_one_from_before_there_were_settings_goes_on(searched: Path, capsys: pyt
     older = [{**given, "name": f"trial {number}"} for given in found.user_attrs["given"]]
     older[0].pop("setting")
     storage = open_storage(f"sqlite:///{searched / 'study.db'}")
-    optuna.load_study(study_name=found.study_name, storage=storage).set_user_attr("given", older)
+    found = optuna.load_study(study_name=found.study_name, storage=storage)
+    found.set_user_attr("given", older)
+    found.set_user_attr("small_images", False)  # as that they were not known then
     for more, n, settings in (
         ((), 1, []),
         (("--top", "2"), 2, ["light"]),
@@ -104,6 +106,7 @@ def test_one_from_before_there_were_settings_goes_on(searched: Path, capsys: pyt
         assert [given["setting"] for given in found.user_attrs["given"][1:]] == settings
     assert len(set(ids(found))) == 4
     assert len(set(ids(found, "architecture_id"))) == 2
+    assert not any(candidate_of(trial).optimisation.small_images for trial in found.get_trials()[1:])
 
 
 def test_retrain_prefers_the_winner_and_says_so(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:

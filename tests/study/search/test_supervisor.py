@@ -119,17 +119,54 @@ def test_a_machine_that_is_lost_is_no_failure_of_its_trials(stage: Stage) -> Non
 def test_a_given_candidate_that_cannot_be_trained_holds_up_no_other_one(
     empty_study: Path, tmp_path: Path, jobs: int, script: list[str]
 ) -> None:
-    space = DilatedSpace()
-    params = dict(space.anchors(Limits())["default"])
-    candidate = space.decode(params, Limits()).candidate.to_json()
-    given = [Given(f"trial {number}, light", params, candidate) for number in range(3)]
-    stage = Stage(Path(shutil.copy(empty_study, tmp_path)), given=given)
+    stage = Stage(Path(shutil.copy(empty_study, tmp_path)), given=same_candidates(3))
     supervisor = stage.supervisor(script, trials=3, jobs=jobs)
     assert supervisor.run() == "done"
     assert supervisor.left_out == {0: "trial 0, light: the worker was killed by SIGKILL"}
     assert stage.slots.n_finished() == 2
     assert stage.play(["failed", "complete"], trials=3, jobs=jobs) == "done"  # the next call tries it again
     assert stage.slots.n_finished() == 3
+
+
+def test_many_given_candidates_that_cannot_be_trained_hold_up_no_other_one(empty_study: Path, tmp_path: Path) -> None:
+    n_bad = MAX_FAILURES_IN_A_ROW
+    stage = Stage(Path(shutil.copy(empty_study, tmp_path)), given=same_candidates(n_bad + 1))
+    supervisor = stage.supervisor(["failed"] * 2 * n_bad + ["complete"], trials=n_bad + 1)
+    assert supervisor.run() == "done"
+    assert sorted(supervisor.left_out) == list(range(n_bad))
+    assert stage.slots.n_finished() == 1
+
+
+def test_what_is_left_out_is_not_waited_for(stage: Stage, empty_study: Path, tmp_path: Path) -> None:
+    """Another process re-ranks more candidates; when it finishes the one that was left out here, that counts."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    stage = Stage(Path(shutil.copy(empty_study, folder)), given=same_candidates(3))
+    other = other_table(stage)
+    supervisor = stage.supervisor(["failed", "failed", "complete"], trials=2)
+    claim, seen = stage.slots.claim, []
+
+    def claim_and_note(*arguments: Any, **named: Any) -> Claim | None:
+        found = claim(*arguments, **named)
+        if found is None and not seen:
+            seen.append(other.claim(3))
+            assert seen[0] is not None
+            finish_elsewhere(stage, other, seen[0])
+            seen.append(other.claim(3))
+        return found
+
+    stage.slots.claim = claim_and_note  # type: ignore[method-assign]
+    assert supervisor.run() == "done"
+    assert [each.slot for each in seen] == [0, 2]
+    assert supervisor.waited_s == 0
+    assert supervisor.left_out == {}
+
+
+def same_candidates(n: int) -> list[Given]:
+    space = DilatedSpace()
+    params = dict(space.anchors(Limits())["default"])
+    candidate = space.decode(params, Limits()).candidate.to_json()
+    return [Given(f"trial {number}, light", params, candidate) for number in range(n)]
 
 
 def test_a_success_forgives_the_failures_before_it(stage: Stage) -> None:

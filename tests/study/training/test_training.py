@@ -260,7 +260,7 @@ def _loaded(content: bytes) -> Progress:
     return Progress.from_dict(torch.load(io.BytesIO(content), weights_only=True))
 
 
-@pytest.mark.parametrize("where", [(0, 1), (1, 3), (2, 0)], ids=str)
+@pytest.mark.parametrize("where", [(0, 1), (1, 3), (2, 0), (EPOCHS, 0)], ids=str)
 @pytest.mark.parametrize("n_loaders", [0, 1])
 def test_interrupted_and_resumed_is_uninterrupted(tiny_images: Images, where: tuple[int, int], n_loaders: int) -> None:
     saved: list[bytes] = []
@@ -285,7 +285,7 @@ def test_interrupted_and_resumed_is_uninterrupted(tiny_images: Images, where: tu
         assert all(torch.equal(tensor, resumed.snapshots[epoch][name]) for name, tensor in state.items())
 
 
-@pytest.mark.parametrize("where", [(1, 0), (2, 1), (4, 3)])
+@pytest.mark.parametrize("where", [(1, 0), (2, 0), (2, 1), (4, 0), (4, 3), (6, 0)], ids=str)
 def test_small_images_come_first_also_when_resumed(
     tiny_images: Images, where: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,7 +315,21 @@ def test_small_images_come_first_also_when_resumed(
         train(SMALL_FIRST, tiny_images, config, tiny_images, on_checkpoint=interrupt)
     sides.clear()
     assert _same(whole, train(SMALL_FIRST, tiny_images, config, tiny_images, resume=_loaded(saved[0])))
-    assert sides[0] == {1: 20, 2: 26, 4: 32}[where[0]]
+    assert sides[:1] == {1: [20], 2: [26], 4: [32], 6: []}[where[0]]
+
+
+def test_only_whole_images_are_worth_a_compiler(tiny_images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int | None, int, bool | None]] = []
+
+    def fastest(step: Any, example: Any, n_steps: int, name: str, decided: bool | None) -> tuple[Any, bool]:
+        asked.append((step.settings.side, n_steps, decided))
+        return step, True
+
+    monkeypatch.setattr("study.training.loop.fastest", fastest)
+    config = TrainingConfig(6, seed=3, precision="float32", compiled=True)
+    assert train(SMALL_FIRST, tiny_images, config).compiled
+    n_steps = len(tiny_images) // SMALL_FIRST.optimisation.batch_size
+    assert asked == [(None, 2 * n_steps, None)]
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 150])
