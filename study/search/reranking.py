@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 FIDELITY = {
     # device: (candidates, epochs); on all images that are not for validation
-    "cpu": (3, 8),
+    "cpu": (3, 12),
     "cuda": (4, 80),
 }
 """Each is trained with every setting. Few, since the search's best differ by little more than luck, while a setting can
