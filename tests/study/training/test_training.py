@@ -9,6 +9,7 @@ import multiprocessing
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -260,17 +261,23 @@ def _loaded(content: bytes) -> Progress:
     return Progress.from_dict(torch.load(io.BytesIO(content), weights_only=True))
 
 
-@pytest.mark.parametrize("where", [(0, 1), (1, 3), (2, 0), (EPOCHS, 0)], ids=str)
-@pytest.mark.parametrize("n_loaders", [0, 1])
-def test_interrupted_and_resumed_is_uninterrupted(tiny_images: Images, where: tuple[int, int], n_loaders: int) -> None:
-    saved: list[bytes] = []
+def _interrupting(where: tuple[int, int], saved: list[bytes]) -> Callable[[Callable[[], Progress]], None]:
+    """For `on_checkpoint`: keeps the progress at that epoch and batch, and ends the training there."""
 
-    def interrupt(capture: Any) -> None:
+    def interrupt(capture: Callable[[], Progress]) -> None:
         progress = capture()
         if (progress.epoch, progress.batch) == where:
             saved.append(_saved(progress))
             raise InterruptedHereError
 
+    return interrupt
+
+
+@pytest.mark.parametrize("where", [(0, 1), (1, 3), (2, 0), (EPOCHS, 0)], ids=str)
+@pytest.mark.parametrize("n_loaders", [0, 1])
+def test_interrupted_and_resumed_is_uninterrupted(tiny_images: Images, where: tuple[int, int], n_loaders: int) -> None:
+    saved: list[bytes] = []
+    interrupt = _interrupting(where, saved)
     whole = _train(tiny_images, n_snapshots=EPOCHS)
     with pytest.raises(InterruptedHereError):
         _train(tiny_images, n_snapshots=EPOCHS, n_loaders=n_loaders, on_checkpoint=interrupt)
@@ -301,13 +308,7 @@ def test_small_images_come_first_also_when_resumed(
 
     monkeypatch.setattr(Network, "forward", seen)
     saved: list[bytes] = []
-
-    def interrupt(capture: Any) -> None:
-        progress = capture()
-        if (progress.epoch, progress.batch) == where:
-            saved.append(_saved(progress))
-            raise InterruptedHereError
-
+    interrupt = _interrupting(where, saved)
     whole = train(SMALL_FIRST, tiny_images, config, tiny_images)
     n_steps = len(sides) // 6
     assert sides == [20] * 2 * n_steps + [26] * 2 * n_steps + [32] * 2 * n_steps
