@@ -76,7 +76,7 @@ class Optimisation:
         warmup_frac: Share of all steps in which the rate rises linearly to its peak.
         optimizer: "sgd", "adamw", or "muon" (Muon for kernels that mix channels, AdamW for all others).
         small_images: Share of the epochs, from the first on, that see smaller images (`phases`): a network that keeps
-            scale learns from them nearly as much, in half of the time (Howard 2018, "progressive resizing"). Below 1.
+            scale learns from them nearly as much, in half of the time (Howard 2018, "progressive resizing").
     """
 
     lr: Amount = 0.1
@@ -104,7 +104,7 @@ class Optimisation:
         return tuple(zip(ends, (round(side * 5 / 8), round(side * 13 / 16), side), strict=True))
 
     def side_in(self, epoch: int, epochs: int, side: int) -> int:
-        """The side of images of `side` in `epoch`, from zero, of so many: in the last one they are whole."""
+        """The side of images of `side` in `epoch`, from zero, of so many. Unless all are small, the last are whole."""
         done = min(epoch + 1, epochs) / epochs - 1e-9
         return next(found for end, found in self.phases(side) if done <= end)
 

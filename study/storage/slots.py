@@ -130,8 +130,8 @@ class SlotTable:
         """
         while True:
             rows = self._rows()
-            waiting = [row for row in rows.values() if row.state == "open" and row.slot < n_slots]
-            waiting = [row for row in waiting if not queued and row.slot not in but]
+            left = () if queued else rows.values()
+            waiting = [row for row in left if row.state == "open" and row.slot < n_slots and row.slot not in but]
             lease = {"state": "running", "owner": self._owner, "expires": self._expiry()}
             try:
                 with self._engine.begin() as connection:

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from search_spaces.architecture import Architecture, Conv, Residual
+from search_spaces.candidate import Candidate, Optimisation
 from search_spaces.constraints import (
     Clock,
     Constraint,
@@ -248,3 +249,14 @@ def test_a_network_has_an_output_for_each_class() -> None:
         certify(REFERENCE_ARCHITECTURE, limits)
     assert limits.adapted(REFERENCE_ARCHITECTURE).params == REFERENCE_ARCHITECTURE.params + 90 * 16
     assert Limits().adapted(REFERENCE_ARCHITECTURE) is REFERENCE_ARCHITECTURE
+
+
+def test_an_epoch_costs_less_while_images_are_small() -> None:
+    cost = CostModel(1.0, 0.0, 0.0, 0.0, 0.0, 0.0, "cpu")  # a second for each multiply-accumulate
+    whole = Candidate(Architecture((Conv(8), Conv(8))))
+    small = dataclasses.replace(whole, optimisation=Optimisation(small_images=0.7))
+    share = 0.4 * (20 / 32) ** 2 + 0.3 * (26 / 32) ** 2 + 0.3
+    n_val = 7
+    validating = cost.epoch_seconds(whole.architecture, 0, n_val)
+    expected = share * (cost.candidate_seconds(whole, 5, n_val) - validating) + validating
+    assert cost.candidate_seconds(small, 5, n_val) == pytest.approx(expected, rel=1e-3)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from study.machine.hardware import cpu_name
+from study.machine.paths import REPOSITORY
 
 
 @pytest.mark.parametrize(
@@ -28,3 +33,11 @@ def test_processors_of_one_name_are_told_apart(flags: str, said: str, tmp_path: 
 
 def test_a_machine_without_the_file_has_a_name(tmp_path: Path) -> None:
     assert cpu_name(tmp_path / "none") == (platform.processor() or platform.machine())
+
+
+@pytest.mark.skipif(not shutil.which("unshare") or os.geteuid() != 0, reason="needs unshare, as root")
+def test_a_quota_of_a_container_counts(tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    command = f"mount --bind {tmp_path} /sys/fs/cgroup && exec {sys.executable} -c"
+    inside = ["unshare", "--mount", "sh", "-c", f"{command} 'from study.machine.hardware import *; print(n_cores())'"]
+    assert subprocess.run(inside, capture_output=True, text=True, check=True, cwd=REPOSITORY).stdout.strip() == "1"

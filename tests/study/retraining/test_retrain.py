@@ -16,17 +16,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from search_spaces.candidate import Candidate
+from search_spaces import get_space
+from search_spaces.architecture import Architecture, Conv
+from search_spaces.candidate import Candidate, Optimisation
+from search_spaces.constraints import Limits
 from search_spaces.reference import REFERENCE
-from search_spaces.training_dimensions import lengthened
+from search_spaces.training_dimensions import SMALL_IMAGES, lengthened, with_small_images
 from study import retrain
 from study.calibration.prices import calibrate
+from study.command_line.wording import duration
 from study.data import cifar10 as data
 from study.errors import CaptureFailed, StudyFailed, UserError
 from study.executors import local, worker
 from study.executors.local import ThisMachine
 from study.executors.messages import EpochEnded, Message, Work, WorkerSetup
 from study.machine import hardware
+from study.machine.interrupts import InterruptFlag
 from study.machine.paths import REPOSITORY
 from study.retraining import retraining, seeds
 from study.retraining.seeds import Seed
@@ -407,3 +412,27 @@ def test_a_seed_whose_workers_are_lost_is_given_to_others(
 
 def test_a_bundle_says_whether_it_was_compiled(made_study: Path) -> None:
     assert metrics(made_study / "best")["compiled"] is False
+
+
+def test_small_images_follow_the_recipe_and_the_device() -> None:
+    space = get_space("dilated")
+    default = space.decode(space.anchors(Limits())["default"], Limits()).candidate
+
+    def share(recipe_of: Candidate, device: str) -> float:
+        return retraining._for_length(default, recipe_of, 10**6, device).optimisation.small_images
+
+    assert share(default, "cpu") == SMALL_IMAGES
+    assert share(REFERENCE, "cpu") == 0  # as the yardstick of a winner that sees whole images
+    assert share(default, "cuda") == 0
+    small = with_small_images(default)
+    assert retraining._small(small, 150) == "images of 20x20 up to epoch 60, images of 26x26 up to epoch 105"
+    assert retraining._small(small, 2) == "images of 26x26 up to epoch 1"
+    assert retraining._small(small, 1) == retraining._small(default, 150) == ""
+
+
+def test_what_is_left_counts_how_large_images_will_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = Candidate(Architecture((Conv(8, stride=2),)), optimisation=Optimisation(small_images=0.7))
+    training = seeds._Training(seeds.Seed(small, TrainingConfig(10, 0), "", 10, tmp_path, 1))
+    training.hear(EpochEnded(0, EpochRecord(3, 1.0, 0.5, None, None, 0.1, 100.0, 0.0), False), InterruptFlag())
+    seconds = 100 * (3 * 26**2 + 3 * 32**2) / 20**2
+    assert f"100 s; {duration(seconds)} left" in capsys.readouterr().out
