@@ -9,6 +9,10 @@ class UserError(Exception):
     """A mistake of the user: one line that states the rule, the value and the fix."""
 
 
+class MadeMeanwhile(UserError):
+    """Another process made the study that this one was about to make: begun again, it finds it."""
+
+
 class StudyFailed(Exception):
     """The run cannot go on though it was asked correctly; one line with the cause, exit code 1."""
 

@@ -28,6 +28,7 @@ from study.command_line.options import (
 )
 from study.command_line.parser import Parser, run_command
 from study.command_line.waiting import say_first
+from study.search.creation import or_join
 from study.search.plan import SearchPlan
 from study.search.reranking import FIDELITY, RerankPlan, rerank
 from study.storage.reranked import SETTINGS, rerank_name
@@ -38,7 +39,8 @@ BOTH = "both"
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     say_first(f"Re-ranking: the best candidates of the study {place_of(options).name!r}, trained longer")
-    return rerank(_plan(options, argv))
+    plan = _plan(options, argv)
+    return or_join(lambda: rerank(plan))
 
 
 def _plan(options: argparse.Namespace, argv: Sequence[str] | None) -> RerankPlan:

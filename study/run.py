@@ -29,7 +29,7 @@ from study.command_line.own import LIMIT_FORM, own_limits
 from study.command_line.parser import Parser, run_command
 from study.command_line.waiting import say_first
 from study.command_line.wording import counted
-from study.search.creation import FIDELITY
+from study.search.creation import FIDELITY, or_join
 from study.search.plan import DEFAULT_PRUNER, DEFAULT_SAMPLER, PRUNERS, SAMPLERS, SearchPlan
 from study.search.searching import search
 from study.storage.config import DEFAULT_TARGET
@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     place = place_of(options)
     say_first(f"Searching: {counted(options.trials, 'trial')} of the study {place.name!r}, in {place.out}")
-    return search(_plan(options, argv))
+    plan = _plan(options, argv)
+    return or_join(lambda: search(plan))
 
 
 def _plan(options: argparse.Namespace, argv: Sequence[str] | None) -> SearchPlan:

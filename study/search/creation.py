@@ -7,6 +7,7 @@ import dataclasses
 import os
 import random
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from search_spaces.reference import REFERENCE, REFERENCE_ARCHITECTURE
 from search_spaces.space import Params, SearchSpace
 from study.command_line.own import SPACE_FORM
 from study.command_line.wording import counted, rounded
-from study.errors import UserError, said
+from study.errors import MadeMeanwhile, UserError, said
 from study.search.plan import SearchPlan
 from study.storage.config import default_target
 
@@ -96,6 +97,7 @@ def find_study(plan: SearchPlan) -> tuple[optuna.Study, optuna.storages.RDBStora
     from study.data.cifar10 import SPLIT_SEED
     from study.machine.sqlite import sqlite_file
     from study.storage.database import config_of, open_storage
+    from study.storage.patience import MAKING_S
 
     file = sqlite_file(plan.url)
     if file is not None and not os.path.exists(file):
@@ -104,10 +106,12 @@ def find_study(plan: SearchPlan) -> tuple[optuna.Study, optuna.storages.RDBStora
     if plan.name not in [study.study_name for study in storage.get_all_studies()]:
         return None
     study = optuna.load_study(study_name=plan.name, storage=storage)
-    if "config" not in study.user_attrs and set(study.user_attrs) <= _ATTRIBUTES and not study.trials:
-        # A kill in the moment of its creation left it half made; nothing is lost with it.
-        optuna.delete_study(study_name=plan.name, storage=storage)
-        return None
+    deadline = time.monotonic() + MAKING_S
+    while _is_half_made(study):  # by a process that is at it, or that was killed in that moment
+        if time.monotonic() > deadline:
+            optuna.delete_study(study_name=plan.name, storage=storage)  # nothing is lost with it
+            return None
+        time.sleep(0.05)
     stored = config_of(study)
     refuse_other_version(plan.name, stored)
     here = dataclasses.replace(stored, split_seed=SPLIT_SEED, augmentation_order=AUGMENTATION_ORDER)
@@ -130,6 +134,18 @@ def find_study(plan: SearchPlan) -> tuple[optuna.Study, optuna.storages.RDBStora
     if plan.target_accuracy is not None:
         study.set_user_attr("target_accuracy", plan.target_accuracy)
     return study, storage
+
+
+def _is_half_made(study: optuna.Study) -> bool:
+    return "config" not in (known := study.user_attrs) and set(known) <= _ATTRIBUTES and not study.trials
+
+
+def or_join(begin: Callable[[], int]) -> int:
+    """The exit code of `begin`, begun again where another process makes the same study while it gets ready."""
+    try:
+        return begin()
+    except MadeMeanwhile:
+        return begin()
 
 
 def refuse_untyped(plan: SearchPlan, study: optuna.Study) -> None:
@@ -175,7 +191,8 @@ def create_study(
     """The study of `plan` on `data`, new, with the defaults of `device` for what the user left open.
 
     Raises:
-        UserError: Nothing can meet its limits, the storage cannot be used, or another process was faster.
+        UserError: Nothing can meet its limits, or the storage cannot be used.
+        MadeMeanwhile: Another process was faster.
     """
     from study.data.cifar10 import check_sizes
     from study.search.measuring import Measuring
@@ -215,7 +232,8 @@ def new_study(
     """An empty study with our direction, metric and configuration, and `more` user attributes.
 
     Raises:
-        UserError: The storage cannot be used, or another process was faster.
+        UserError: The storage cannot be used.
+        MadeMeanwhile: Another process was faster.
     """
     import optuna
 
@@ -227,7 +245,7 @@ def new_study(
     try:
         study = optuna.create_study(study_name=name, storage=storage, direction="maximize")
     except optuna.exceptions.DuplicatedStudyError as error:
-        raise UserError(
+        raise MadeMeanwhile(
             f"The study {name!r} was just created by another process. Run the same command again to join it."
         ) from error
     for key, value in {

@@ -34,7 +34,7 @@ from study.machine.sqlite import (
     sqlite_file,
 )
 from study.storage.config import StudyConfig
-from study.storage.patience import cause_of, root_of
+from study.storage.patience import cause_of, make_tables, root_of
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 METRIC = "val_accuracy"
@@ -90,7 +90,7 @@ def open_storage(url: str, read_only: bool = False) -> optuna.storages.RDBStorag
             url = f"sqlite:///{quote(database)}?{query}&uri=true"
     literal = url.replace("{", "{{").replace("}", "}}")  # Optuna takes braces for places to fill in
     try:
-        storage = optuna.storages.RDBStorage(literal, engine, skip_table_creation=read_only)
+        storage = make_tables(lambda: optuna.storages.RDBStorage(literal, engine, skip_table_creation=read_only))
         if is_sqlite:
             _begin_transactions(storage.engine, read_only)
         elif parsed.get_backend_name() == "postgresql":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -12,6 +13,8 @@ import sqlalchemy
 from study.command_line.wording import without_passwords
 from study.errors import StudyFailed, UserError, as_told, said
 
+MAKING_S = 5.0
+"""In which others that begin with this process have made what they are at: tables, or a study."""
 OUTAGE_S = 120.0
 """For a storage to come back. Claims of slots last longer (`study.storage.slots.LEASE_S`)."""
 
@@ -61,6 +64,22 @@ class Patience:
                     self._say(f"the storage does not answer ({cause_of(error)}): waiting for at most {OUTAGE_S:.0f} s")
             time.sleep(pause)
             pause = min(5.0, 2 * pause)
+
+
+def make_tables(operation: Callable[[], T]) -> T:
+    """What `operation` returns, done again while other processes make the tables that it makes where none are.
+
+    Neither Optuna nor SQLAlchemy locks between looking for a table and making it.
+    """
+    deadline = time.monotonic() + MAKING_S
+    while True:
+        try:
+            return operation()
+        except sqlalchemy.exc.DBAPIError as error:
+            there = isinstance(error, sqlalchemy.exc.IntegrityError) or "already exists" in str(error.orig)
+            if not there or time.monotonic() > deadline:
+                raise
+        time.sleep(random.uniform(0.02, 0.1))
 
 
 def cause_of(error: BaseException) -> str:

@@ -33,7 +33,7 @@ from study.errors import StudyDeleted, shortened
 from study.machine.processes import lives
 from study.storage.database import HIDDEN, MOST_SHOWN, has_result, is_ours, stored
 from study.storage.outcome import Outcome
-from study.storage.patience import OUTAGE_S
+from study.storage.patience import OUTAGE_S, make_tables
 
 LEASE_S = OUTAGE_S + 60.0
 """Longer than an outage of the storage that must be survived."""
@@ -377,7 +377,7 @@ def fail_trial(
 
 def _make_table(engine: sa.Engine) -> None:
     """Makes the table, or adds the columns that an older one lacks."""
-    _metadata.create_all(engine, checkfirst=True)
+    make_tables(lambda: _metadata.create_all(engine, checkfirst=True))
     known = {column["name"] for column in sa.inspect(engine).get_columns(_slots.name)}
     for column in _slots.columns:
         if column.name not in known:

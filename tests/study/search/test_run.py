@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,11 +53,25 @@ def test_nothing_is_created_by_looking(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_study_killed_in_the_moment_of_its_creation_is_made_anew(tmp_path: Path):
+def test_a_study_killed_in_the_moment_of_its_creation_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("study.storage.patience.MAKING_S", 0.1)
     storage = open_storage(f"sqlite:///{tmp_path}/study.db")
     optuna.create_study(study_name="dilated", storage=storage).set_user_attr("created", "now")
     assert existing(tmp_path) is None
     assert storage.get_all_studies() == []
+
+
+def test_a_study_that_another_process_is_making_is_waited_for(tmp_path: Path):
+    storage = open_storage(f"sqlite:///{tmp_path}/study.db")
+    made = optuna.create_study(study_name="dilated", storage=storage)
+    made.set_user_attr("created", "now")
+    config = StudyConfig("dilated", get_space("dilated").version, 6, 15_000, 5_000, 0, "none", "anchored", "float32")
+    later = threading.Timer(0.3, made.set_user_attr, ("config", config.to_json()))
+    later.start()
+    found = existing(tmp_path)
+    later.join()
+    assert found is not None
+    assert "config" in found[0].user_attrs
 
 
 def test_somebody_elses_study_is_refused_and_left_alone(tmp_path: Path):

@@ -38,6 +38,7 @@ from study.data.cifar10 import FOLDER
 from study.machine.hardware import hardware
 from study.machine.paths import REPOSITORY
 from study.run import main
+from study.search import searching
 from study.search.sampling import training_seed
 from study.storage.database import FINISHED, open_storage, stored
 
@@ -245,6 +246,20 @@ def test_trials_n_means_exactly_n_finished_trials(story: Story) -> None:
     assert [len(trials) for trials in story.trials] == [3, 3, 5]
     assert all(trial.state in FINISHED for trial in story.trials[-1])
     assert sorted(finished_of(story.out)) == list(range(5))
+
+
+def test_a_study_that_another_process_made_meanwhile_is_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready, asked = searching.get_ready, [*TINY, "--out", str(tmp_path), "--trials"]
+
+    def get_ready_late(*arguments: Any) -> searching.Machine:
+        monkeypatch.undo()
+        assert main([*asked, "1"]) == 0
+        return ready(*arguments)
+
+    monkeypatch.setattr(searching, "get_ready", get_ready_late)
+    assert main([*asked, "2"]) == 0
+    assert sorted(finished_of(tmp_path)) == [0, 1]
+    assert len(trials_of(tmp_path)) == 2
 
 
 def test_a_finished_study_is_not_touched_by_asking_again(story: Story) -> None:

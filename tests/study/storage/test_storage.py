@@ -29,6 +29,7 @@ from study.errors import UserError
 from study.machine.paths import REPOSITORY, default_storage
 from study.machine.sqlite import sqlite_file
 from study.storage import database as storage_module
+from study.storage import patience
 from study.storage.commands import command_of, dashboard_command, next_command
 from study.storage.config import StudyConfig
 from study.storage.database import (
@@ -41,6 +42,7 @@ from study.storage.database import (
     open_storage,
     open_study,
 )
+from study.storage.patience import make_tables
 from study.storage.slots import SlotTable
 
 SECRET = "s3cr3t-w0rd"
@@ -133,11 +135,24 @@ while (claim := slots.claim(int(sys.argv[2]))) is not None:
 """
 
 
-def test_four_processes_share_sixty_slots_without_a_duplicate(file: Path) -> None:
-    n_slots = 60
+MAKER = """
+import sys
+import optuna
+from study.storage.slots import SlotTable
+from study.storage.database import open_storage
+print("ready", flush=True)
+sys.stdin.readline()
+storage = open_storage(sys.argv[1])
+study = optuna.create_study(study_name="made", storage=storage, direction="maximize", load_if_exists=True)
+print(SlotTable(study, storage).claim(4).slot)
+"""
+
+
+def four_at_once(script: str, *arguments: str) -> list[str]:
+    """What four processes print that begin at the same moment, after they said that they are ready."""
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, url_of(file), str(n_slots)],
+            [sys.executable, "-c", script, *arguments],
             cwd=REPOSITORY, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for _ in range(4)
@@ -152,13 +167,46 @@ def test_four_processes_share_sixty_slots_without_a_duplicate(file: Path) -> Non
     outputs = [worker.communicate(timeout=120) for worker in workers]
     assert [worker.returncode for worker in workers] == [0] * 4, "".join(err for _, err in outputs)
     assert all("Error" not in err for _, err in outputs)
-    claimed = [[int(line) for line in out.split()] for out, _ in outputs]
+    return [out for out, _ in outputs]
+
+
+def test_four_processes_share_sixty_slots_without_a_duplicate(file: Path) -> None:
+    n_slots = 60
+    claimed = [[int(line) for line in out.split()] for out in four_at_once(WORKER, url_of(file), str(n_slots))]
     assert sorted(slot for slots in claimed for slot in slots) == list(range(n_slots))
     study = optuna.load_study(study_name="made", storage=open_storage(url_of(file)))
     trials = study.get_trials()
     assert Counter(trial.user_attrs["slot"] for trial in trials) == Counter(range(n_slots))
     assert [trial.number for trial in trials] == list(range(n_slots))
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+
+
+def test_four_processes_make_one_file_between_them(tmp_path: Path) -> None:
+    claimed = four_at_once(MAKER, url_of(tmp_path / "new" / "study.db"))
+    assert sorted(map(int, claimed)) == list(range(4))
+
+
+def test_tables_are_made_again_where_others_make_them_and_for_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Exception | str] = []
+
+    def make() -> str:
+        outcome = made.pop()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    there = sa.exc.OperationalError("CREATE TABLE studies", None, sqlite3.OperationalError("table already exists"))
+    twice = sa.exc.IntegrityError("INSERT", None, sqlite3.IntegrityError("UNIQUE constraint failed"))
+    other = sa.exc.OperationalError("CREATE TABLE studies", None, sqlite3.OperationalError("disk I/O error"))
+    made += ["made", twice, there]
+    assert make_tables(make) == "made"
+    made += ["made", other]
+    with pytest.raises(sa.exc.OperationalError, match="disk I/O"):
+        make_tables(make)
+    monkeypatch.setattr(patience, "MAKING_S", 0.0)
+    made += [there] * 2
+    with pytest.raises(sa.exc.OperationalError, match="already exists"):
+        make_tables(make)
 
 
 def test_a_checkpoint_makes_a_plain_copy_whole(file: Path, tmp_path: Path) -> None:
