@@ -125,8 +125,8 @@ def search_split(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices into the training images: (to train on, to validate on), stratified and disjoint.
 
-    Both are prefixes of fixed orders in which the classes take turns, so a smaller study trains on
-    a subset of a larger one's images and no training image ever validates.
+    Both are prefixes of fixed orders that begin with an image of every class and in which the classes take turns, so a
+    smaller study trains on a subset of a larger one's images and no training image ever validates.
 
     Args:
         labels: int64 [N], all training labels.
@@ -136,7 +136,10 @@ def search_split(
     """
     check_sizes(n_train, n_val, of)
     order = in_turns(labels, len(of.classes))
-    return np.sort(order[of.n_validation : of.n_validation + n_train]), np.sort(order[:n_val])
+    training = order[of.n_validation :]
+    _, firsts = np.unique(labels[training], return_index=True)  # the next turn of a rare class may be far
+    training = np.concatenate([training[np.sort(firsts)], np.delete(training, firsts)])
+    return np.sort(training[:n_train]), np.sort(order[:n_val])
 
 
 def in_turns(labels: np.ndarray, n_classes: int) -> np.ndarray:

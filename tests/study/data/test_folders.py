@@ -204,6 +204,18 @@ def test_classes_take_turns_by_their_size() -> None:
     assert in_turns(equal, 10).tolist() == np.stack(rounds, axis=1).reshape(-1).tolist()
 
 
+@pytest.mark.parametrize("counts", [(500, 100, 12), (1000, 10, 10), (60, 60, 60)])
+def test_every_training_prefix_has_every_class(counts: tuple[int, ...]) -> None:
+    labels, n = np.repeat([0, 1, 2], counts), sum(counts)
+    of = DataSet("rare", ("a", "b", "c"), (0.5,) * 3, (0.5,) * 3, n, 5, "0")  # type: ignore[arg-type]
+    prefixes = [set(search_split(labels, n_train, 3, of)[0]) for n_train in (3, 10, of.n_search)]
+    assert [{int(label) for label in labels[list(prefix)]} for prefix in prefixes] == [{0, 1, 2}] * 3
+    assert prefixes[0] < prefixes[1] < prefixes[2]
+    assert len(prefixes[2]) == of.n_search
+    if len(set(counts)) == 1:  # published studies have equal classes: theirs stay what they were
+        assert prefixes[1] == set(in_turns(labels, 3)[of.n_validation :][:10])
+
+
 def test_torchvision_has_others(user_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
