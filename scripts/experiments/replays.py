@@ -15,8 +15,8 @@ this one surrogate; what it gets wrong is in none of them.
 limit of an epoch's time may differ) and writes results/replays/<name>-table.json. Only complete trials are used, so
 record some with --pruner none: those of a pruned study were lucky enough not to be pruned, and halving looks at fewer
 images after most epochs. How large noise is, is known from candidates that were trained twice: studies of several seeds
-share the anchors, and `study.rerank` with a study's own --epochs and --train-images repeats its best ones. Replays
-write results/replays/<name>.json and .png and print a table.
+share the anchors, and `study.rerank --settings light` with a study's own --epochs and --train-images repeats its best
+ones. Replays write results/replays/<name>.json and .png and print a table.
 """
 
 from __future__ import annotations

@@ -68,4 +68,4 @@ class InterruptFlag:
             with contextlib.suppress(OSError):
                 os.write(2, b"Ended at once; the same command goes on from what is saved.\n")
             os._exit(128 + signum)
-        self._cause, self._at = self._cause or Interrupted(signum), time.monotonic()
+        self._cause, self._at = self._cause or Interrupted(signum), self._at or time.monotonic()

@@ -98,8 +98,8 @@ class Asker:
         self._versions = versions()
 
     def has_queued(self) -> bool:
-        """Whether the user put a trial into Optuna's queue, which comes before anything else."""
-        return self._known.n_waiting() > 0
+        """Whether the user put a trial into Optuna's queue, which comes before anything else but given candidates."""
+        return self._given is None and self._known.n_waiting() > 0
 
     def ask(self, claim: Claim) -> Asked:
         """A new running trial for the slot of `claim`."""
@@ -212,12 +212,14 @@ class Asker:
         return ", ".join(f"{name}={value}" for name, each, value in known if each and not each.contains(value))
 
     def _refuse_queued(self) -> bool:
-        """Fails the trials out of the queue whose parameters are not of the space; whether there are any."""
+        """Fails the trials out of the queue whose parameters are not of the space; whether there are any, those that
+        another process failed first among them."""
         refused = False
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.FAIL)):
             wrong = self._out_of_space(trial.system_attrs.get("fixed_params", {}))
             if wrong and "slot" not in trial.user_attrs:
-                fail_trial(self._study, self._storage, trial.number, f"not of the space: {wrong}", Outcome.FAILED)
+                if trial.state == TrialState.RUNNING:
+                    fail_trial(self._study, self._storage, trial.number, f"not of the space: {wrong}", Outcome.FAILED)
                 refused = True
         return refused
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import random
 import statistics
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 
 N_FEASIBILITY_SAMPLES = 100
+FIRST = "cost_model"
+"""The attribute that a study gets first: without a configuration it tells one of ours, half made, from others."""
 FIDELITY = {
     # device: (epochs, training images) of a trial
     "cpu": (6, 15_000),
@@ -43,13 +46,6 @@ FIDELITY = {
 EPOCHS_SHARE = {"halving": 0.7, "percentile": 0.67, "median": 0.73, "hyperband": 0.82, "none": 1.0}
 """Of the epochs that trials would have without a pruner: results/pruners. Halving's is rounded up: later trials of a
 study are better, and are stopped less often than recorded ones in any order."""
-_ATTRIBUTES = frozenset(
-    {
-        *("cost_model", "hardware", "versions", "created", "target_accuracy", "first_step"),
-        *("rerank_of", "source_created", "given"),
-    }
-)
-"""What a new study is given before its configuration, which makes it whole."""
 
 
 def refuse_early(plan: SearchPlan) -> None:
@@ -97,7 +93,6 @@ def find_study(plan: SearchPlan) -> tuple[optuna.Study, optuna.storages.RDBStora
     from study.data.cifar10 import SPLIT_SEED
     from study.machine.sqlite import sqlite_file
     from study.storage.database import config_of, open_storage
-    from study.storage.patience import MAKING_S
 
     file = sqlite_file(plan.url)
     if file is not None and not os.path.exists(file):
@@ -105,13 +100,13 @@ def find_study(plan: SearchPlan) -> tuple[optuna.Study, optuna.storages.RDBStora
     storage = open_storage(plan.url)
     if plan.name not in [study.study_name for study in storage.get_all_studies()]:
         return None
-    study = optuna.load_study(study_name=plan.name, storage=storage)
-    deadline = time.monotonic() + MAKING_S
-    while _is_half_made(study):  # by a process that is at it, or that was killed in that moment
-        if time.monotonic() > deadline:
+    try:
+        study = optuna.load_study(study_name=plan.name, storage=storage)
+        if not _becomes_whole(study):
             optuna.delete_study(study_name=plan.name, storage=storage)  # nothing is lost with it
             return None
-        time.sleep(0.05)
+    except KeyError:  # another process deleted it first
+        return None
     stored = config_of(study)
     refuse_other_version(plan.name, stored)
     here = dataclasses.replace(stored, split_seed=SPLIT_SEED, augmentation_order=AUGMENTATION_ORDER)
@@ -136,8 +131,24 @@ def find_study(plan: SearchPlan) -> tuple[optuna.Study, optuna.storages.RDBStora
     return study, storage
 
 
-def _is_half_made(study: optuna.Study) -> bool:
-    return "config" not in (known := study.user_attrs) and set(known) <= _ATTRIBUTES and not study.trials
+def _becomes_whole(study: optuna.Study) -> bool:
+    """Waits for one that was begun and has no configuration yet. False: nobody goes on with it, as after a kill.
+
+    Raises:
+        KeyError: It was deleted meanwhile.
+    """
+    from study.storage.patience import MAKING_S
+
+    n_known, deadline = -1, math.inf
+    while True:
+        known = study.user_attrs
+        if "config" in known or (known and FIRST not in known) or study.trials:  # the last two are somebody else's
+            return True
+        if len(known) > n_known:
+            n_known, deadline = len(known), time.monotonic() + MAKING_S
+        elif time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
 
 
 def or_join(begin: Callable[[], int]) -> int:
@@ -242,14 +253,15 @@ def new_study(
     from study.storage.database import FIRST_STEP, open_storage
 
     storage = open_storage(url)
+    made_meanwhile = MadeMeanwhile(
+        f"The study {name!r} was just created by another process. Run the same command again to join it."
+    )
     try:
         study = optuna.create_study(study_name=name, storage=storage, direction="maximize")
     except optuna.exceptions.DuplicatedStudyError as error:
-        raise MadeMeanwhile(
-            f"The study {name!r} was just created by another process. Run the same command again to join it."
-        ) from error
-    for key, value in {
-        "cost_model": calibration.cost.to_json(),
+        raise made_meanwhile from error
+    attributes = {
+        FIRST: calibration.cost.to_json(),
         "hardware": calibration.hardware,
         "versions": versions(),
         "created": datetime.now(UTC).isoformat(timespec="milliseconds"),  # tells it from others of its name
@@ -257,9 +269,13 @@ def new_study(
         FIRST_STEP: 1,
         **more,
         "config": config.to_json(),  # last: a study that has it is whole
-    }.items():
-        study.set_user_attr(key, value)
-    publish_study(study, storage)
+    }
+    try:
+        for key, value in attributes.items():
+            study.set_user_attr(key, value)
+        publish_study(study, storage)
+    except KeyError as error:  # this process was away for so long that another one deleted what was half made
+        raise made_meanwhile from error
     return study, storage
 
 

@@ -62,11 +62,13 @@ class Progress:
     def failed(self, slot: int, reason: str) -> None:
         self.write(f"slot {slot}: failed: {reason}")
 
-    def finished(self, n: int, slot: int, trial: int, value: float, pruned: str, wall_s: float) -> None:
-        """A trial is complete, or was `pruned`, which says when; `n` are finished now, those of others too."""
+    def finished(
+        self, n: int, slot: int, trial: int, value: float, pruned: str, wall_s: float, best: float | None
+    ) -> None:
+        """A trial is complete, or was `pruned`, which says when; `n` are finished now, those of others too, of which
+        the `best` may be one."""
         self.n_finished = n
-        if not pruned:
-            self.best = max(self.best or 0.0, value)
+        self.best = max(filter(None, (self.best, best, None if pruned else value)), default=None)
         spent = time.monotonic() - self.started
         left = spent / max(1, self.n_finished - self.n_before) * max(0, self.wanted - self.n_finished)
         detail = _percent(value) + (f", {pruned}" if pruned else "")

@@ -79,7 +79,7 @@ def rerank(plan: RerankPlan) -> int:
     known: list[dict[str, Any]] = existing[0].user_attrs.get("given", []) if existing else []
     settings = plan.settings or tuple(dict.fromkeys(map(setting_of, known))) or tuple(SETTINGS)
     # A single training needs no measurement of how many run at once.
-    search = dataclasses.replace(plan.search, trials=len(best) * len(settings))
+    search = dataclasses.replace(plan.search, trials=max(len(known), len(best) * len(settings)))
     found = [candidate_of(trial) for trial in best]
     like = typical(space, config_of(source).limits, found[0])  # measured by the search already
     refuse_cifar10(plan.source, config_of(source), plan.search.data)
@@ -87,8 +87,10 @@ def rerank(plan: RerankPlan) -> int:
     refuse_other_data(plan.source, config_of(source), machine.data)
     retrained = RETRAIN_EPOCHS[place.device] * machine.data.n_train
     if existing is None:
-        config = _config(plan.search, config_of(source), machine)
-        small = place.device == "cpu"
+        config, searched = _config(plan.search, config_of(source), machine), config_of(source)
+        # One that is no longer than the trials repeats them.
+        longer = config.epochs * config.train_images > searched.epochs * searched.train_images
+        small = longer and place.device == "cpu"
         given = [_description(each, setting, config, retrained, small) for each in best for setting in settings]
         more = {**origin(source), "given": given, "small_images": small}
         target = source.user_attrs["target_accuracy"]

@@ -179,13 +179,14 @@ def bring_to_end(
     from study.search.supervisor import Supervisor
     from study.storage.database import config_of, first_step
     from study.storage.known import KnownTrials
+    from study.storage.patience import STORAGE_ERRORS
     from study.storage.slots import SlotTable
     from study.training.records import TrainingConfig
 
     plan, place = dataclasses.replace(plan, jobs=machine.jobs), machine.place
     claim_folder(plan.out, study)
     remember_command(study, plan.command)
-    slots = SlotTable(study, storage)
+    slots = SlotTable(study, storage, None if given is None else len(given))
     freed = slots.reconcile()
     config = config_of(study)
     study.pruner = make_pruner(config.pruner, config.epochs, first_step(study))
@@ -221,6 +222,10 @@ def bring_to_end(
         raise
     except StudyFailed:
         _finish(plan, study, storage)
+        raise
+    except STORAGE_ERRORS:
+        if supervisor.interrupted.raised:  # while it was waited for
+            supervisor.interrupted.end()
         raise
     n_finished = slots.n_finished()
     finished = f"{counted(n_finished, 'trial', 'are')} finished"

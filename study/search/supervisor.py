@@ -22,6 +22,7 @@ from study.search.progress import Progress
 from study.search.pruning import Judge, compared_epochs
 from study.search.telling import Running, Teller
 from study.storage.config import StudyConfig
+from study.storage.database import best_of
 from study.storage.known import KnownTrials
 from study.storage.patience import STORAGE_ERRORS, Patience
 from study.storage.slots import Claim, SlotTable
@@ -71,7 +72,7 @@ class Supervisor:
         executor: Executor,
         training: Callable[[int], TrainingConfig],
     ) -> None:
-        self._plan, self._slots, self._config = plan, slots, config
+        self._plan, self._slots, self._known, self._config = plan, slots, known, config
         self._asker, self._executor, self._training = asker, executor, training
         self._jobs = plan.jobs or 1
         # Ahead of a sole worker it would be asked for without the one result that there is to come.
@@ -108,10 +109,12 @@ class Supervisor:
                     self._hear(self._executor.wait(0))
                     late = self._is_late()
                     if not late and self._fill():
+                        self._renew()
                         continue  # one step at a time: a worker may have a question
                     if self._running:
                         self._hear(self._executor.wait(TICK_S))
-                        self._tick()
+                        self._progress.tick()
+                        self._renew()
                     elif late or not (self._reconcile() or self._wait_for_others()):
                         return self._over(late)
                 return "interrupted"
@@ -120,10 +123,12 @@ class Supervisor:
 
     def _wait_for_others(self) -> bool:
         """Waits a while if they run what is missing: it may be left to this one yet. False: nobody does."""
-        missing = set(range(self._plan.trials)) - self.left_out.keys()
-        n_theirs = 0 if self._n_left() <= 0 else len(self._patiently(self._slots.running) & missing)
-        if not n_theirs:
+        if self._n_left() <= 0:
             return False
+        n_theirs = len(self._patiently(self._slots.running) - self.left_out.keys())
+        if not n_theirs:  # one of them may have been left open this moment
+            missing = set(range(self._plan.trials)) - self.left_out.keys()
+            return bool(self._patiently(self._slots.open) & missing)
         if not self.waited_s:
             self._progress.write(f"waiting for {counted(n_theirs, 'trial')} of other processes; Ctrl-C ends that")
         started = time.monotonic()
@@ -181,8 +186,8 @@ class Supervisor:
 
     def _claim(self) -> Claim | None:
         n_slots = self._plan.trials
-        # Others may work on the same study: no more than N finished, whoever finishes them.
-        if self._slots.n_finished() >= n_slots:
+        # Others may work on the same study, or slots from N on be finished: no more than N, whoever finishes which.
+        if self._slots.n_finished() + len(self._slots.running()) >= n_slots:
             return None
         queued = self._slots.claim(n_slots, queued=True) if self._asker.has_queued() else None
         return queued or self._slots.claim(n_slots, but=self.left_out)
@@ -241,7 +246,9 @@ class Supervisor:
         slot, number = running.asked.claim.slot, running.asked.trial.number
         self.told.append(number)
         n_finished = self._patiently(self._slots.n_finished)
-        self._progress.finished(n_finished, slot, number, running.accuracy, reason, message.wall_s)
+        best = best_of(self._known.finished())
+        value = best.value if best else None
+        self._progress.finished(n_finished, slot, number, running.accuracy, reason, message.wall_s, value)
         self._report.trial_finished()
 
     def _failed(self, running: Running, message: Failed | Died) -> None:
@@ -280,9 +287,8 @@ class Supervisor:
         slot = running.asked.claim.slot
         self._progress.write(f"slot {slot}: another process took it over while this one was away; nothing is stored")
 
-    def _tick(self) -> None:
+    def _renew(self) -> None:
         """Now and then: prolongs the leases, and takes over what others left."""
-        self._progress.tick()
         if time.monotonic() - self._renewed < RENEW_S:
             return
         held = self._held()

@@ -13,7 +13,7 @@ import sqlalchemy
 from study.command_line.wording import without_passwords
 from study.errors import StudyFailed, UserError, as_told, said
 
-MAKING_S = 5.0
+MAKING_S = 10.0
 """In which others that begin with this process have made what they are at: tables, or a study."""
 OUTAGE_S = 120.0
 """For a storage to come back. Claims of slots last longer (`study.storage.slots.LEASE_S`)."""

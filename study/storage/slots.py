@@ -90,10 +90,17 @@ def process_owner(pid: int | None = None) -> str:
 
 
 class SlotTable:
-    """The slots of one study."""
+    """The slots of one study.
 
-    def __init__(self, study: optuna.Study, storage: optuna.storages.RDBStorage) -> None:
+    Args:
+        study, storage: Whose.
+        n_counted: Those from here on are not counted, as in a re-ranking, where each slot is a candidate's; None: all
+            are, since any N of a search are its N trials.
+    """
+
+    def __init__(self, study: optuna.Study, storage: optuna.storages.RDBStorage, n_counted: int | None = None) -> None:
         self._study, self._storage, self._engine = study, storage, storage.engine
+        self._n_counted = n_counted
         self._study_id = storage.get_study_id_from_name(study.study_name)
         self._made = self._identity()
         _make_table(self._engine)
@@ -186,11 +193,7 @@ class SlotTable:
 
     def n_finished(self) -> int:
         """Finished slots."""
-        counted = (
-            sa.select(sa.func.count())
-            .select_from(_slots)
-            .where(_slots.c.study_id == self._study_id, _slots.c.state == "finished")
-        )
+        counted = sa.select(sa.func.count()).select_from(_slots).where(*self._counted("finished"))
         with self._engine.connect() as connection:
             return int(connection.execute(counted).scalar_one())
 
@@ -203,9 +206,12 @@ class SlotTable:
         return self._in("running")
 
     def _in(self, state: str) -> set[int]:
-        wanted = sa.select(_slots.c.slot).where(_slots.c.study_id == self._study_id, _slots.c.state == state)
         with self._engine.connect() as connection:
-            return set(connection.execute(wanted).scalars())
+            return set(connection.execute(sa.select(_slots.c.slot).where(*self._counted(state))).scalars())
+
+    def _counted(self, state: str) -> list[sa.ColumnElement[bool]]:
+        which = [_slots.c.study_id == self._study_id, _slots.c.state == state]
+        return which if self._n_counted is None else [*which, _slots.c.slot < self._n_counted]
 
     def others_work(self, held: Collection[Claim]) -> bool:
         """Whether a slot is claimed, by whomever, but not among `held`."""
@@ -285,8 +291,8 @@ class SlotTable:
             if slot in alive and trial.user_attrs.get("fence", rows[slot].fence) == rows[slot].fence:
                 continue
             reason, attributes = "interrupted: its process is gone", trial.user_attrs
-            fail_trial(self._study, self._storage, trial.number, reason, Outcome.INTERRUPTED)
-            if "fixed_params" in trial.system_attrs and stored(trial, "candidate") is None:
+            ended = fail_trial(self._study, self._storage, trial.number, reason, Outcome.INTERRUPTED)
+            if ended and "fixed_params" in trial.system_attrs and stored(trial, "candidate") is None:
                 # It came out of the queue, and nobody got as far as to keep it.
                 theirs = {name: value for name, value in attributes.items() if name not in _OURS}
                 self._study.enqueue_trial(trial.system_attrs["fixed_params"], user_attrs=theirs)
@@ -363,8 +369,8 @@ def _names(claims: Iterable[Claim]) -> set[tuple[int, int]]:
 
 def fail_trial(
     study: optuna.Study, storage: optuna.storages.BaseStorage, number: int, reason: str, outcome: Outcome
-) -> None:
-    """Ends a trial that nobody works on any more, with the reason. Does nothing if it has ended."""
+) -> bool:
+    """Ends a trial that nobody works on any more, with the reason. False: it has ended, and nothing is done."""
     study_id = storage.get_study_id_from_name(study.study_name)
     trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
     with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
@@ -372,7 +378,8 @@ def fail_trial(
             storage.set_trial_system_attr(trial_id, HIDDEN + "reason", reason)
         storage.set_trial_user_attr(trial_id, "reason", shortened(reason, MOST_SHOWN))
         storage.set_trial_user_attr(trial_id, "outcome", outcome)
-        study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+        return bool(storage.set_trial_state_values(trial_id, TrialState.FAIL))
+    return False
 
 
 def _make_table(engine: sa.Engine) -> None:

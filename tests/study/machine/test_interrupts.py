@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -58,6 +59,22 @@ def test_a_second_wish_is_obeyed_at_once(monkeypatch: pytest.MonkeyPatch, capfd:
             signal.raise_signal(signal.SIGTERM)
     assert caught.value.args == (143,)
     assert capfd.readouterr().err == "Ended at once; the same command goes on from what is saved.\n"
+
+
+def test_a_second_wish_is_heard_however_often_it_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(code: int) -> None:
+        raise AtOnce(code)
+
+    def hammer() -> None:
+        while time.monotonic() < began + 5.0:
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.05)
+
+    monkeypatch.setattr(interrupts.os, "_exit", end)
+    monkeypatch.setattr(InterruptFlag, "TOGETHER_S", 0.2)  # longer than from one to the next
+    began = time.monotonic()
+    with InterruptFlag(), pytest.raises(AtOnce):
+        hammer()
 
 
 @pytest.mark.parametrize("number", SIGNALS)

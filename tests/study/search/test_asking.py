@@ -320,7 +320,7 @@ def test_one_that_comes_where_a_trial_is_to_be_repeated_waits_for_a_slot(stage: 
     assert stage.trials()[1].user_attrs["mine"] is True
 
 
-@pytest.mark.parametrize("params", [{"budget_frac": 7.0}, {"width_ratio_2": 1.1}, {"stem": "none"}, {"no such": 1}])
+@pytest.mark.parametrize("params", [{"budget_frac": 7.0}, {"width_ratio_2": 1.1}, {"optimizer": "none"}, {"no such": 1}])
 def test_one_that_is_not_of_the_space_is_failed_and_does_not_stop_the_study(
     stage: Stage, params: dict[str, Any]
 ) -> None:
@@ -331,6 +331,34 @@ def test_one_that_is_not_of_the_space_is_failed_and_does_not_stop_the_study(
     assert len(wrong) == len(known)
     assert all(trial.user_attrs["reason"].startswith("not of the space: ") for trial in wrong)
     assert stage.slots.n_finished() == 2
+
+
+def test_one_that_another_process_refused_first_does_not_stop_the_study(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.study.enqueue_trial({"optimizer": "none"})
+    ask = optuna.Study.ask
+
+    def ask_late(study: optuna.Study, *arguments: Any) -> optuna.Trial:
+        try:
+            return ask(study, *arguments)
+        except ValueError:
+            stage.asker()._refuse_queued()
+            raise
+
+    monkeypatch.setattr(optuna.Study, "ask", ask_late)
+    assert stage.play(["complete"], trials=1) == "done"
+
+
+def test_a_queue_waits_while_candidates_are_given(empty_study: Path, tmp_path: Path) -> None:
+    params = dict(SPACE.anchors(Limits())["default"])
+    candidate = SPACE.decode(params, Limits()).candidate
+    given = [Given("trial 7", params, candidate.to_json())]
+    stage = Stage(Path(shutil.copy(empty_study, tmp_path)), given=given)
+    stage.study.enqueue_trial(a_point())
+    assert stage.play(["complete"], trials=1) == "done"
+    assert [trial.state for trial in stage.trials()] == [TrialState.WAITING, TrialState.COMPLETE]
+    assert stage.trials()[1].user_attrs["anchor"] == "trial 7"
 
 
 def test_foreign_trials_are_neither_counted_nor_learned_from(stage: Stage) -> None:

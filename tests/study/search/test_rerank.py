@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -21,6 +22,8 @@ from search_spaces.training_dimensions import (
 )
 from study import rerank, retrain, run
 from study.errors import UserError
+from study.search import reranking
+from study.search.plan import SearchPlan
 from study.search.reranking import best_candidates
 from study.storage.database import best_trial, candidate_of, config_of, open_storage, open_study
 
@@ -88,9 +91,16 @@ def test_the_best_are_trained_again_as_they_were(searched: Path, capsys: pytest.
     assert ids(opened(searched, "dilated-rerank"))[::2] == [as_trained(trial) for trial in best[:3]]
 
 
+def test_one_as_long_as_the_trials_repeats_them(searched: Path) -> None:
+    assert rerank.main([*TINY, "--top", "2", "--epochs", "1", "--settings", "light", "--out", str(searched)]) == 0
+    source = opened(searched)
+    best = sorted(source.get_trials(), key=lambda trial: (-trial.value, trial.number))
+    assert ids(opened(searched, "dilated-rerank")) == [trial.user_attrs["candidate_id"] for trial in best[:2]]
+
+
 def test_one_from_before_there_were_settings_goes_on(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its trainings are light ones, and so are those that a larger --top adds; --settings adds the others."""
-    command = [*TINY, "--epochs", "1", "--out", str(searched)]
+    command = [*TINY, "--epochs", "2", "--out", str(searched)]
     assert rerank.main([*command, "--top", "1", "--settings", "light"]) == 0
     found = opened(searched, "dilated-rerank")
     number = found.user_attrs["given"][0]["trial"]
@@ -116,7 +126,7 @@ def test_one_from_before_there_were_settings_goes_on(searched: Path, capsys: pyt
 
 
 def test_retrain_prefers_the_winner_and_says_so(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert rerank.main([*TINY, "--top", "4", "--settings", "strong", "--epochs", "1", "--out", str(searched)]) == 0
+    assert rerank.main([*TINY, "--top", "4", "--settings", "strong", "--epochs", "2", "--out", str(searched)]) == 0
     # What the search had as its last is made the winner.
     source, found = opened(searched), opened(searched, "dilated-rerank")
     last = min(source.get_trials(), key=lambda trial: (trial.value, -trial.number))
@@ -128,11 +138,11 @@ def test_retrain_prefers_the_winner_and_says_so(searched: Path, capsys: pytest.C
     capsys.readouterr()
     assert retrain.main(["--epochs", "1", "--train-images", "200", "--out", str(searched)]) == 0
     shown = capsys.readouterr().out
-    assert f"reranked  trial {last.number}, strong: the best of 4 trainings of 1 epoch;" in shown
+    assert f"reranked  trial {last.number}, strong: the best of 4 trainings of 2 epochs;" in shown
     assert "raised   " not in shown  # a strong setting is that of a longer training
     metrics = json.loads((searched / "best" / "metrics.json").read_text())
     assert (metrics["trial"], metrics["candidate_id"]) == (last.number, winner.user_attrs["candidate_id"])
-    assert (metrics["val_accuracy"], metrics["reranked_epochs"], metrics["reranked_setting"]) == (1.0, 1, "strong")
+    assert (metrics["val_accuracy"], metrics["reranked_epochs"], metrics["reranked_setting"]) == (1.0, 2, "strong")
     report = (searched / "report.md").read_text()
     assert f"Retrained is trial {last.number}, strong, the best of those that were trained again" in report
     trained = Candidate.from_json(json.loads((searched / "best" / "candidate.json").read_text()))
@@ -190,6 +200,21 @@ def test_longer_trainings_augment_more(
         expected = regularised(with_small_images(before).optimisation)
         assert (after.architecture, after.optimisation) == (before.architecture, expected)
     assert SMALL_IMAGES in {candidate_of(trial).optimisation.small_images for trial in found.get_trials()}
+
+
+def test_one_that_goes_on_has_as_many_workers_as_it_has_work(searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [*TINY, "--epochs", "1", "--out", str(searched)]
+    assert rerank.main([*command, "--top", "3"]) == 0
+    asked: list[int] = []
+    ready = reranking.get_ready
+
+    def get_ready(plan: SearchPlan, *arguments: Any) -> Any:
+        asked.append(plan.trials)
+        return ready(plan, *arguments)
+
+    monkeypatch.setattr(reranking, "get_ready", get_ready)
+    assert rerank.main([*command, "--top", "1", "--settings", "light"]) == 0
+    assert asked == [6]
 
 
 def test_equal_candidates_count_once() -> None:

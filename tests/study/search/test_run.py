@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import optuna
 import pytest
+from stage import COST
 
 from search_spaces import get_space
 from search_spaces.constraints import Limits
 from search_spaces.cost import CostModel
 from search_spaces.reference import REFERENCE
+from study.calibration.prices import Calibration
 from study.data.cifar10 import CIFAR10
-from study.errors import UserError
+from study.errors import MadeMeanwhile, UserError
 from study.executors.local import ThisMachine
 from study.machine.hardware import n_loaders
-from study.search.creation import EPOCHS_SHARE, expected_seconds, find_study, typical
+from study.search.creation import EPOCHS_SHARE, expected_seconds, find_study, new_study, typical
 from study.search.plan import PRUNERS, SearchPlan
 from study.search.searching import get_ready
 from study.storage.config import StudyConfig
-from study.storage.database import open_storage
+from study.storage.database import open_storage, storage_of
 
 
 def existing(folder: Path) -> tuple[optuna.Study, optuna.storages.RDBStorage] | None:
@@ -53,25 +56,88 @@ def test_nothing_is_created_by_looking(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_study_killed_in_the_moment_of_its_creation_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+CONFIG = StudyConfig("dilated", get_space("dilated").version, 6, 15_000, 5_000, 0, "none", "anchored", "float32")
+
+
+class Killed(Exception):
+    """Stands for the end of a process."""
+
+
+def half_made(folder: Path, without: str, monkeypatch: pytest.MonkeyPatch, **more: Any) -> optuna.Study:
+    """What a process leaves that is killed when it would give its new study the attribute `without`."""
+    give = optuna.Study.set_user_attr
+
+    def give_or_die(study: optuna.Study, name: str, value: Any) -> None:
+        if name == without:
+            raise Killed
+        give(study, name, value)
+
+    made = Calibration("cpu", {}, "float32", COST, 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "set_user_attr", give_or_die)
+        with pytest.raises(Killed):
+            new_study(f"sqlite:///{folder}/study.db", "dilated", CONFIG, made, 0.85, **more)
+    return optuna.load_study(study_name="dilated", storage=open_storage(f"sqlite:///{folder}/study.db"))
+
+
+RERANKED = {"rerank_of": "another", "source_created": "now", "given": [], "small_images": True}
+
+
+@pytest.mark.parametrize(
+    ("without", "more"), [("cost_model", {}), ("created", {}), ("config", {}), ("config", RERANKED)]
+)
+def test_a_study_killed_in_the_moment_of_its_creation_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: str, more: dict[str, Any]
+):
     monkeypatch.setattr("study.storage.patience.MAKING_S", 0.1)
-    storage = open_storage(f"sqlite:///{tmp_path}/study.db")
-    optuna.create_study(study_name="dilated", storage=storage).set_user_attr("created", "now")
+    left = half_made(tmp_path, without, monkeypatch, **more)
     assert existing(tmp_path) is None
-    assert storage.get_all_studies() == []
+    assert storage_of(left).get_all_studies() == []
 
 
-def test_a_study_that_another_process_is_making_is_waited_for(tmp_path: Path):
-    storage = open_storage(f"sqlite:///{tmp_path}/study.db")
-    made = optuna.create_study(study_name="dilated", storage=storage)
-    made.set_user_attr("created", "now")
-    config = StudyConfig("dilated", get_space("dilated").version, 6, 15_000, 5_000, 0, "none", "anchored", "float32")
-    later = threading.Timer(0.3, made.set_user_attr, ("config", config.to_json()))
-    later.start()
+def test_what_two_processes_wait_for_is_deleted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("study.storage.patience.MAKING_S", 0.1)
+    half_made(tmp_path, "config", monkeypatch)
+    delete = optuna.delete_study
+
+    def delete_second(**named: Any) -> None:
+        delete(**named)
+        delete(**named)
+
+    monkeypatch.setattr(optuna, "delete_study", delete_second)
+    assert existing(tmp_path) is None
+
+
+def test_a_study_that_another_process_is_making_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = half_made(tmp_path, "created", monkeypatch)
+    monkeypatch.setattr("study.storage.patience.MAKING_S", 0.5)  # since the last attribute
+
+    def go_on() -> None:
+        for name, value in (("created", "now"), ("first_step", 1), ("config", CONFIG.to_json())):
+            time.sleep(0.3)
+            made.set_user_attr(name, value)
+
+    maker = threading.Thread(target=go_on)
+    maker.start()
     found = existing(tmp_path)
-    later.join()
+    maker.join()
     assert found is not None
     assert "config" in found[0].user_attrs
+
+
+def test_one_whose_half_made_study_was_deleted_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    give = optuna.Study.set_user_attr
+
+    def give_late(study: optuna.Study, name: str, value: Any) -> None:
+        if name == "config":
+            optuna.delete_study(study_name="dilated", storage=storage_of(study))
+        give(study, name, value)
+
+    monkeypatch.setattr(optuna.Study, "set_user_attr", give_late)
+    with pytest.raises(MadeMeanwhile):
+        new_study(
+            f"sqlite:///{tmp_path}/study.db", "dilated", CONFIG, Calibration("cpu", {}, "float32", COST, 0.0), 0.85
+        )
 
 
 def test_somebody_elses_study_is_refused_and_left_alone(tmp_path: Path):

@@ -27,6 +27,7 @@ from typing import Any, cast
 import numpy as np
 import optuna
 import pytest
+import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 from stage import COST
 
@@ -35,11 +36,13 @@ from study.calibration.prices import Calibration
 from study.command_line.parser import run_command
 from study.data import cifar10 as data
 from study.data.cifar10 import FOLDER
+from study.errors import Interrupted
 from study.machine.hardware import hardware
 from study.machine.paths import REPOSITORY
 from study.run import main
 from study.search import searching
 from study.search.sampling import training_seed
+from study.search.supervisor import Supervisor
 from study.storage.database import FINISHED, open_storage, stored
 
 EPOCHS = 3
@@ -260,6 +263,20 @@ def test_a_study_that_another_process_made_meanwhile_is_joined(tmp_path: Path, m
     assert main([*asked, "2"]) == 0
     assert sorted(finished_of(tmp_path)) == [0, 1]
     assert len(trials_of(tmp_path)) == 2
+
+
+def test_an_interruption_while_the_storage_is_waited_for_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(supervisor: Supervisor) -> str:
+        with supervisor.interrupted:
+            signal.raise_signal(signal.SIGTERM)
+        raise sa.exc.OperationalError("COMMIT", {}, Exception("the server is away"))
+
+    monkeypatch.setattr(Supervisor, "run", run)
+    with pytest.raises(Interrupted) as caught:
+        main([*TINY, "--trials", "1", "--out", str(tmp_path)])
+    assert caught.value.signum == signal.SIGTERM
 
 
 def test_a_finished_study_is_not_touched_by_asking_again(story: Story) -> None:

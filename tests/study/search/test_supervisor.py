@@ -463,6 +463,52 @@ def test_no_more_than_n_when_others_work_on_the_study(
     assert "[3/5] slot 4, trial 2" in said.out  # those of others are counted
 
 
+def test_no_more_than_n_where_slots_from_n_on_are_finished(stage: Stage) -> None:
+    """As after a call for more, which was interrupted, and one for fewer."""
+    for claim in [stage.slots.claim(100) for _ in range(stage.n_anchors + 6)]:
+        assert claim is not None
+        if claim.slot in (2, 3):
+            stage.slots.interrupted(claim, None)
+        else:
+            finish_elsewhere(stage, stage.slots, claim)
+    n_trials = stage.n_anchors + 5
+    assert stage.play(["complete"] * 2, trials=n_trials, jobs=2) == "done"
+    assert stage.slots.n_finished() == n_trials
+
+
+def test_what_is_left_open_the_moment_before_it_looks_is_taken_over(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = other_table(stage)
+    claim = other.claim(1)
+    assert claim is not None
+    running = SlotTable.running
+
+    def leave_and_look(table: SlotTable) -> set[int]:
+        if stage.slots.open() == set() and stage.slots.n_finished() == 0 and table is stage.slots and looks.pop():
+            other.interrupted(claim, None)
+        return running(table)
+
+    looks = [True, False]  # the claim's own look comes first
+    monkeypatch.setattr(SlotTable, "running", leave_and_look)
+    assert stage.play(["complete"], trials=1) == "done"
+    assert stage.slots.n_finished() == 1
+
+
+def test_the_best_is_that_of_all_processes(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    stage.skip_anchors()
+    supervisor = stage.supervisor(["complete"], trials=stage.n_anchors + 2)
+    other = other_table(stage)
+    claim = other.claim(stage.n_anchors + 1)
+    assert claim is not None
+    better = {"slot": claim.slot, "candidate": {}}
+    stage.study.add_trial(optuna.create_trial(value=0.8, user_attrs=better))
+    assert other.finish(claim)
+    capsys.readouterr()
+    assert supervisor.run() == "done"
+    assert "best 80.00%" in capsys.readouterr().out
+
+
 def test_what_others_leave_while_it_waits_for_them_is_taken_over(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     assert other_table(stage).claim(1) is not None
     when_it_waits(monkeypatch, lambda: let_leases_end(stage))
@@ -523,7 +569,7 @@ def test_one_that_was_away_for_too_long_stores_nothing_more(
     n_trials, other = stage.n_anchors + 1, other_table(stage)
     stage.slots._owner = "here/boot/namespace/1/1"  # a process that cannot be looked up
     supervisor = stage.supervisor(["hangs"], trials=n_trials)
-    wait, taken = stage.executor.wait, []
+    wait, taken, lost = stage.executor.wait, [], []
 
     def take_over(timeout_s: float) -> list[Message]:
         said = wait(timeout_s)
@@ -533,13 +579,14 @@ def test_one_that_was_away_for_too_long_stores_nothing_more(
             claim = other.claim(n_trials)
             assert claim is not None
             taken.append(claim)
-            other.finish(claim)
+            lost.append(stage.trials()[-1].number)
+            finish_elsewhere(stage, other, claim)
         return said
 
     stage.executor.wait = take_over  # type: ignore[method-assign]
     assert supervisor.run() == "done"
-    assert stage.executor.withdrawn == [stage.trials()[-1].number]
-    assert stage.trials()[-1].state == TrialState.FAIL
+    assert stage.executor.withdrawn == lost
+    assert stage.trials()[lost[0]].state == TrialState.FAIL
     assert "another process took it over" in capsys.readouterr().err
 
 
@@ -636,6 +683,20 @@ def test_an_outage_of_the_storage_is_waited_for(
     assert sorted(trial.user_attrs["slot"] for trial in complete) == list(range(6))
     assert stage.slots.n_finished() == 6
     assert not [trial for trial in stage.trials() if trial.state == TrialState.RUNNING]
+
+
+def test_leases_are_renewed_while_workers_are_given_work(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RENEW_S", 0.0)
+    renewed: list[int] = []
+    renew = SlotTable.renew
+
+    def note(table: SlotTable, claims: Any) -> list[Claim]:
+        renewed.append(len(list(claims)))
+        return renew(table, claims)
+
+    monkeypatch.setattr(SlotTable, "renew", note)
+    stage.play(["complete"] * 3, trials=3, jobs=3)
+    assert {1, 2, 3} <= set(renewed)
 
 
 def test_an_outage_that_lasts_ends_the_run(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -382,6 +382,27 @@ def test_what_a_killed_process_took_out_of_the_queue_waits_again(study: optuna.S
     assert len(study.trials) == 2
 
 
+def test_what_two_processes_find_taken_out_of_the_queue_waits_once(
+    study: optuna.Study, slots: SlotTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study.enqueue_trial({"x": 0.5})
+    study.ask()
+    trials = study.get_trials(deepcopy=False)
+    for _ in range(2):  # both read it before either ended it
+        slots._fail_orphans(trials, ())
+    assert [trial.state for trial in study.get_trials()] == [TrialState.FAIL, TrialState.WAITING]
+
+
+def test_slots_that_do_not_count_are_left_out(study: optuna.Study, storage: optuna.storages.RDBStorage) -> None:
+    claims = [SlotTable(study, storage).claim(10) for _ in range(4)]
+    counting, all_of_them = SlotTable(study, storage, 2), SlotTable(study, storage)
+    for claim in claims[1:3]:
+        assert claim is not None
+        all_of_them.finish(claim)
+    assert (counting.n_finished(), counting.running()) == (1, {0})
+    assert (all_of_them.n_finished(), all_of_them.running()) == (2, {0, 3})
+
+
 def test_a_running_trial_of_an_earlier_claim_is_failed(study: optuna.Study, slots: SlotTable, later: SlotTable) -> None:
     claim = take(slots, 1)
     lost = start_trial(study, 0, fence=claim.fence)
