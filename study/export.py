@@ -25,7 +25,7 @@ from study.data.cifar10 import Images, in_turns
 from study.data.opening import load_test, load_train, open_data_of
 from study.errors import StudyFailed, UserError
 from study.machine.files import numbers_as_bytes, unwritten, what_is, write_atomically
-from study.machine.hardware import hardware, versions
+from study.machine.hardware import hardware, use_no_more_threads, versions
 from study.machine.timing import timed
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise unwritten(f"The card of {str(folder)!r}", error, "Copy the bundle to where you may write.") from error
         print("Wrote its config.json and README.md")
         return 0
+    use_no_more_threads()
     images = _images(options, bundle)
     exports = _exports(bundle, options)
     measured = _measure(exports, images, tested=options.images != 0)

@@ -24,6 +24,7 @@ from study.command_line.wording import aligned, printable
 from study.data.image_files import UnreadableImageError, read_picture
 from study.errors import UserError
 from study.machine.files import is_folder
+from study.machine.hardware import use_no_more_threads
 
 _BATCH = 256
 _PORT = 8000
@@ -66,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     bundle = load_bundle(Path(options.bundle))
     from study.bundle.classifier import Classifier
 
+    use_no_more_threads()
     model = Classifier(bundle)
     if options.serve is not None:
         from study.serving.server import serve
@@ -150,8 +152,11 @@ def _inside(folder: str) -> Iterator[tuple[str, Path | UnreadableImageError]]:
     """The image files in a folder and below it in the order of their names, and folders that cannot be looked into."""
     closed: list[OSError] = []
     suffixes = {suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN}
-    for where, folders, files in os.walk(folder, onerror=closed.append):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    seen = {os.path.realpath(folder)}
+    for where, folders, files in os.walk(folder, onerror=closed.append, followlinks=True):
+        inside = {name: os.path.realpath(os.path.join(where, name)) for name in sorted(folders) if name[0] != "."}
+        folders[:] = [name for name, real in inside.items() if real not in seen]  # links may lead around
+        seen |= set(inside.values())
         for name in sorted(files):
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
                 path = os.path.join(where, name)

@@ -24,6 +24,7 @@ from study.command_line.wording import (
     percent,
     printable,
     shown_value,
+    taught_by,
 )
 
 CARD = "README.md"
@@ -98,7 +99,7 @@ def card(
 def _head(known: Mapping[str, Any], preprocessing: Preprocessing) -> dict[str, Any]:
     """What hubs read."""
     letters = re.sub(r"[^a-z0-9]+", "", preprocessing.data.lower())
-    on_the_hub = _ON_THE_HUB.get(letters)
+    on_the_hub = None if known["own_images"] else _ON_THE_HUB.get(letters)  # a folder may be called as a data set is
     head: dict[str, Any] = {
         "license": LICENCE,
         "library_name": "pytorch",
@@ -193,6 +194,8 @@ def _recipe(candidate: Candidate, known: Mapping[str, Any]) -> Iterator[str]:
         seconds, together = known["wall_s"], for_all(len(known["seeds"] or ()))
         spent = "" if seconds is None else f" in {duration(seconds)}{together}"
         yield f"{counted(known['epochs'], 'epoch')}{spent}, averaged weights (EMA)"
+    if taught := taught_by(known["teacher"]):
+        yield f"It also learned from a larger network, {taught}, in every seed the same"
     if seeds := known["seeds"]:
         yield f"Seeds {', '.join(map(str, seeds))}; these weights are of seed {known['shipped_seed']}"
     machine = known["hardware"] or {}

@@ -31,6 +31,8 @@ class _Known:
     reranked_epochs: _Whole | None = None
     reranked_setting: str | None = None
     test_images: _Whole | None = None
+    test_digest: str | None = None
+    own_images: bool | None = None
     test_accuracy: tuple[Fraction, ...] | None = None
     test_accuracy_mean: Fraction | None = None
     test_accuracy_std: Fraction | None = None
@@ -43,6 +45,7 @@ class _Known:
     hardware: dict[str, Any] | None = None
     latency_ms: dict[str, Any] | None = None
     wall_s: Amount | None = None
+    teacher: dict[str, Any] | None = None
     commit: str | None = None
 
     def __post_init__(self) -> None:

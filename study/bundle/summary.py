@@ -9,7 +9,7 @@ from typing import Any
 
 from search_spaces.candidate import Candidate
 from search_spaces.layer_table import layer_table
-from study.command_line.wording import for_all
+from study.command_line.wording import for_all, taught_by
 
 SUMMARY = "summary.txt"
 USE_WITH_PROJECT = """\
@@ -56,7 +56,9 @@ def _key_metrics(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "Target", f"{100 * target:.2f} %{verdict}"
     if found["epochs"] is not None:
         yield "Epochs", f"{found['epochs']:,}"
+    if taught := taught_by(found["teacher"]):
+        yield "Teacher", taught
     if found["device"] is not None:
         yield "Device", found["device"]
     if found["wall_s"] is not None:
-        yield "Wall time", f"{found['wall_s']:,.0f} s{for_all(len(found['seeds'] or ()))}"
+        yield "Training time", f"{found['wall_s']:,.0f} s{for_all(len(found['seeds'] or ()))}"

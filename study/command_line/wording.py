@@ -50,8 +50,17 @@ def duration(seconds: float | None) -> str:
 
 
 def for_all(n_seeds: int) -> str:
-    """What follows a time that several seeds took together."""
-    return f" for all {n_seeds} seeds" if n_seeds > 1 else ""
+    """What follows a time that several seeds took, some of them at once perhaps."""
+    return f", summed over {n_seeds} seeds" if n_seeds > 1 else ""
+
+
+def taught_by(teacher: Any) -> str:
+    """The larger network that a network learned from, of its metrics; empty if there is none, or it cannot be told."""
+    try:
+        size, epochs = f"{teacher['params']:,} parameters", counted(teacher["epochs"], "epoch")
+        return f"{size}, trained before it for {epochs} in {duration(teacher['wall_s'])}"
+    except (KeyError, TypeError, ValueError):
+        return ""
 
 
 def counted(n: int, noun: str, verb: str = "") -> str:

@@ -16,7 +16,7 @@ from study.data.dataset import DataSet
 from study.data.decoded import decoded
 from study.data.folders import Part, decode_folder, is_data, listing
 from study.data.torchvision_sets import SETS, decode_torchvision
-from study.errors import UserError, shortened
+from study.errors import StudyFailed, UserError, shortened
 from study.machine.files import what_is
 
 
@@ -68,6 +68,20 @@ def load_test(source: str) -> Images:
     if is_cifar10(source):
         return cifar10.load_test(source)
     return dataclasses.replace(_other(source, train=False), of=_other(source, train=True).of)
+
+
+def refuse_changed(images: Images, digest: str) -> None:
+    """Refuses images of a data set that is no longer the one of `digest`: a folder without test/ is split anew with
+    every file that comes or goes, so that one may be tested on what it was trained on.
+
+    Raises:
+        StudyFailed: They are.
+    """
+    if images.of.digest != digest:
+        raise StudyFailed(
+            f"the images in {images.of.source!r} were changed while they were in use, and with them which are trained "
+            "on. Put them back and run the same command to go on; changed images need another --out."
+        )
 
 
 def open_data_of(classes: Sequence[str], data: str | None) -> DataSet:

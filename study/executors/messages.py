@@ -23,6 +23,7 @@ class WorkerSetup:
         n_threads: Threads of torch in this worker.
         checkpoint_s: Seconds between two checkpoints of a training.
         gpu: What CUDA_VISIBLE_DEVICES is to say in this worker; None leaves it as it is.
+        digest: Of the data set, to refuse images that were changed since.
     """
 
     data: str
@@ -32,6 +33,7 @@ class WorkerSetup:
     n_threads: int
     checkpoint_s: float
     gpu: str | None = None
+    digest: str = ""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch
 
 from study.command_line.wording import percent
 from study.data.cifar10 import Images, in_turns, search_split
-from study.data.opening import load_train
+from study.data.opening import load_train, refuse_changed
 from study.errors import CaptureFailed, StudyFailed, TrialFailed, first_line
 from study.executors.messages import Died, Ended, EpochEnded, Failed, Work, WorkerSetup
 from study.machine import heap
@@ -66,7 +66,11 @@ def main(connection: Connection, setup: WorkerSetup) -> None:
 
 def _serve(connection: Connection, setup: WorkerSetup, leave: Callable[[], bool]) -> None:
     torch.set_num_threads(setup.n_threads)
-    images, validation = images_of(setup)
+    try:
+        images, validation = images_of(setup)
+    except StudyFailed as error:
+        connection.send(died(connection.recv().key, error))
+        raise SystemExit(1) from None
     for n_done in itertools.count(1):
         if leave():
             return
@@ -88,8 +92,13 @@ def _serve(connection: Connection, setup: WorkerSetup, leave: Callable[[], bool]
 
 
 def images_of(setup: WorkerSetup) -> tuple[Images, Images | None]:
-    """What a worker trains on, and what it validates on."""
+    """What a worker trains on, and what it validates on.
+
+    Raises:
+        StudyFailed: They were changed since.
+    """
     everything = load_train(setup.data)
+    refuse_changed(everything, setup.digest)
     if setup.val_images is None:
         order = in_turns(everything.labels, len(everything.of.classes))
         return everything.take(np.sort(order[: setup.train_images])), None
@@ -172,6 +181,8 @@ def run(
     try:
         for record in () if resume is None else resume.records:
             on_epoch(record)
+        if work.keeps_result and resume is not None and resume.epoch >= work.config.epochs:
+            return Ended(work.key, stopped, wall_s(), before)  # it was lost after its result was saved
         trained = train(work.candidate, images, work.config, validation, on_epoch, resume, on_checkpoint, teacher)
         if work.keeps_result:
             save_progress(trained.progress(), work.checkpoint)

@@ -22,6 +22,13 @@ def n_cores() -> int:
     return int(joblib.cpu_count())
 
 
+def use_no_more_threads() -> None:
+    """Keeps torch, which counts the machine's cores, to those that this process may use."""
+    import torch
+
+    torch.set_num_threads(min(torch.get_num_threads(), n_cores()))
+
+
 def warn_of_jobs(jobs: int | None) -> None:
     """Says so where more trainings at once are asked for than there are cores."""
     if jobs is not None and jobs > n_cores():

@@ -255,7 +255,10 @@ def record_of(trial: FrozenTrial, first_step: int = 0, own: Sequence[OwnLimit] =
     }
     known = dict.fromkeys(_STORED) | fitting(Record, {name: kept.get(name) for name in _STORED})
     wall_s = known.pop("wall_s")
-    if wall_s is None and trial.state.is_finished() and trial.duration is not None:
+    if wall_s is None and outcome(trial) == Outcome.INTERRUPTED:  # it was ended when the next run found it, hours later
+        seconds: list[Any] = [epoch.get("wall_s") for epoch in epochs or () if isinstance(epoch, dict)]
+        wall_s = sum(each for each in seconds if is_number(each))
+    elif wall_s is None and trial.state.is_finished() and trial.duration is not None:
         wall_s = trial.duration.total_seconds()
     return Record(
         number=trial.number,
@@ -280,6 +283,18 @@ def _measured(attrs: Mapping[str, Any], own: Sequence[OwnLimit]) -> dict[str, fl
         **(stored if isinstance(stored, dict) else {}),
     }
     return {limit.name: found[limit.name] for limit in own if is_number(found.get(limit.name))}
+
+
+def counted_once(records: Iterable[Record]) -> list[Record]:
+    """Without the interrupted ones that another trial of their slot went on from: it tells their epochs and seconds,
+    too."""
+    records, gone_on, found = list(records), set(), []
+    for each in reversed(records):
+        if each.outcome == Outcome.INTERRUPTED and (each.slot, each.candidate_id) in gone_on:
+            continue
+        gone_on.add((each.slot, each.candidate_id))
+        found.append(each)
+    return found[::-1]
 
 
 def rank(records: Iterable[Record]) -> list[Record]:

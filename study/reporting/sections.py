@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from search_spaces import SPACES
 from study.command_line.wording import MISSING, counted, duration, millions, rounded, shown_value, whole
 from study.errors import shortened
-from study.reporting.facts import Facts, Record
+from study.reporting.facts import Facts, Record, counted_once
 from study.reporting.page import Block, Table, Text, Tiles
 from study.storage.outcome import Outcome
 
@@ -51,12 +51,13 @@ def key_figure_blocks(facts: Facts) -> Sequence[Block]:
     share = f" ({spent / possible:.0%})" if possible else ""
     counts = Counter(r.outcome for r in facts.records)
     tiles = [(whole(counts[o]), str(o)) for o in Outcome if counts[o] or o not in (Outcome.RUNNING, Outcome.WAITING)]
-    tiles.append((duration(sum(r.wall_s or 0.0 for r in facts.records)), "time of all trials"))
+    once = counted_once(facts.records)
+    tiles.append((duration(sum(r.wall_s or 0.0 for r in once)), "time of all trials"))
     tiles.append((f"{spent:,} of {possible:,}", f"epochs spent of possible{share}"))
     blocks: list[Block] = [Tiles(tiles)]
     if facts.n_foreign:
         blocks.append(Text(f"Not counted: {counted(facts.n_foreign, 'trial')} that this program did not make.", "note"))
-    lost = sum(len(r.curve) for r in facts.having(Outcome.FAILED, Outcome.INTERRUPTED))
+    lost = sum(len(r.curve) for r in once if r.outcome in (Outcome.FAILED, Outcome.INTERRUPTED))
     if lost:
         blocks.append(Text(f"Failed and interrupted trials spent {counted(lost, 'more epoch')}.", "note"))
     reasons = Counter((r.reason or "no reason stored").strip() for r in facts.having(Outcome.FAILED))

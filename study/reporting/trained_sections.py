@@ -17,7 +17,7 @@ from search_spaces.architecture import ACTIVATION_NAMES, NORM_NAMES, Architectur
 from search_spaces.candidate import Augmentation
 from study.bundle.evaluation import CURVES, Evaluation, reliability
 from study.bundle.metrics import accuracy_interval
-from study.command_line.wording import counted, duration, for_all, millions, percent, shown_value, whole
+from study.command_line.wording import counted, duration, for_all, millions, percent, shown_value, taught_by, whole
 from study.reporting.facts import Facts, is_number
 from study.reporting.figures import BLUE, GREEN, GREY, base_figure, whole_ticks
 from study.reporting.page import Block, Charts, Layer, Layers, Picture, Pictures, Section, Table, Text, Tiles
@@ -78,6 +78,7 @@ def _summary(trained: Trained) -> Sequence[Block]:
         ("receptive_field", "Receptive field", whole),
         ("macs", "Multiply-accumulates", millions),
         ("wall_s", "Time", lambda wall_s: duration(wall_s) + together),
+        ("teacher", "Learned from", taught_by),
         ("device", "Device", str),
         ("candidate_id", "Candidate", str),
         ("commit", "Commit", str),

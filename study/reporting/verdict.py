@@ -132,7 +132,8 @@ def rerank_blocks(facts: Facts) -> Sequence[Block]:
         return ()
     records, places = {r.number: r for r in facts.records}, {r.number: i + 1 for i, r in enumerate(facts.ranked)}
     config, first, trained = found.config, found.ranked[0], facts.retrained
-    setting = facts.trained.metrics.get("reranked_setting") if facts.trained else None
+    retrained = facts.trained.metrics if facts.trained else {}
+    setting = retrained.get("reranked_setting") if retrained.get("reranked_epochs") is not None else MISSING
     several = any(each.setting != LIGHT for each in found.ranked)  # older ones had no other
     own = [limit.name for limit in facts.config.limits.own]
     rows, marked = [], set()

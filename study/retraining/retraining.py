@@ -16,10 +16,12 @@ from study.calibration.experience import START_S, experience
 from study.calibration.prices import calibrate
 from study.command_line.wording import counted, duration, percent, printable
 from study.data.dataset import DataSet
-from study.data.opening import load_test, load_train, open_data
+from study.data.folders import digest_of
+from study.data.opening import load_test, load_train, open_data, refuse_changed
+from study.data.torchvision_sets import SETS
 from study.errors import StudyFailed, TrialFailed, UserError
 from study.executors.workplace import Workplace, workplace
-from study.machine.hardware import hardware, n_loaders, versions
+from study.machine.hardware import hardware, n_loaders, use_no_more_threads, versions
 from study.machine.paths import REPOSITORY
 from study.model.layers import DepthwiseClass
 from study.reporting.optional import report
@@ -70,12 +72,16 @@ def retrain(plan: RetrainPlan) -> int:
 
     # Every optimizer step is done: from here on, and only here, test images are loaded.
     test = load_test(seeds[0].data)
+    refuse_changed(test, data.digest)
+    use_no_more_threads()
     print(f"Testing: {counted(len(seeds), 'seed')} on {len(test):,} images", flush=True)
     results = [test_seed(seed, test) for seed in seeds]
     shipped = results[0]
     metrics = {
         **_metrics(target, seeds, results, place),
         "test_images": len(test),
+        "test_digest": digest_of(test.pixels, test.labels, data.classes) if data.digest else None,
+        "own_images": bool(data.digest) and data.source not in SETS,
         "latency_ms": latencies(shipped.network, seeds[0]),
         "command": plan.command,
     }

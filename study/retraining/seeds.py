@@ -111,7 +111,15 @@ def train_all(seeds: Sequence[Seed], place: Workplace, jobs: int) -> None:
     if not waiting:
         return
     first = waiting[0].seed
-    setup = WorkerSetup(first.data, first.n_train, None, first.config.device, first.n_threads, CHECKPOINT_S)
+    setup = WorkerSetup(
+        data=first.data,
+        train_images=first.n_train,
+        val_images=None,
+        device=first.config.device,
+        n_threads=first.n_threads,
+        checkpoint_s=CHECKPOINT_S,
+        digest=first.digest,
+    )
     executor, interrupted = place.executor(setup), InterruptFlag()
     running: dict[int, _Training] = {}
     with interrupted:

@@ -18,7 +18,7 @@ from study.data.folders import digest_of
 from study.data.opening import load_test, open_data_of
 from study.errors import UserError, first_line
 from study.machine.files import DamagedFileError, read_arrays, replaced, unwritten, what_is
-from study.machine.hardware import hardware, resolve_device
+from study.machine.hardware import hardware, resolve_device, use_no_more_threads
 from study.machine.timing import timed
 from study.retraining.seeds import Seed
 from study.training.checkpoints import finished
@@ -42,15 +42,22 @@ def evaluate_bundle(folder: Path, data: str | None, device: str) -> int:
         raise UserError(f"The network of {str(folder)!r} takes images of {side} pixels, and ours have {SIDE}.")
     device = resolve_device(device)
     test = load_test(open_data_of(bundle.preprocessing.classes, data).source)
+    other = bundle.metrics.get("test_digest") not in (None, digest_of(test.pixels, test.labels, test.of.classes))
     # Normalised as the bundle says: training images that came since do not change what the network takes.
     mean, std = (cast(Colours, each) for each in (bundle.preprocessing.mean, bundle.preprocessing.std))
     test = dataclasses.replace(test, of=dataclasses.replace(test.of, mean=mean, std=std))
+    use_no_more_threads()
     _, logits = evaluate(bundle.network.to(device), test, device)
     found = accuracy(logits, test.labels)
     same = hardware(device) == bundle.metrics.get("hardware")
     tolerance = SAME_HARDWARE if same else OTHER_HARDWARE
     agrees = abs(found - recorded) <= tolerance + 1e-12
     print(f"Test accuracy {percent(found, 2)} on {len(test):,} images; recorded {percent(recorded, 2)}.")
+    if other:
+        print(
+            "These are other images than it was tested on. Some may be among those that it was trained on: a folder "
+            "without test/ is split anew when its files change."
+        )
     print(f"{'The same' if agrees else 'NOT the same'} (allowed difference {tolerance:g}).")
     return 0 if agrees else 1
 

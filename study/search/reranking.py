@@ -108,6 +108,7 @@ def rerank(plan: RerankPlan) -> int:
                 f"Delete it: optuna delete-study --study-name {shlex.quote(study.study_name)} "
                 f"--storage {shlex.quote(hide_password(plan.search.url))}"
             )
+        known = study.user_attrs["given"]  # as it is now: getting ready took a while
         wanted = _more_wanted(known, [trial.number for trial in best], plan.top or 0, settings)
         config = config_of(study)
         small = study.user_attrs.get("small_images", False)  # as those that it is compared with

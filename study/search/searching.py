@@ -199,6 +199,7 @@ def bring_to_end(
         device=place.device,
         n_threads=place.cores(machine.jobs),
         checkpoint_s=plan.checkpoint_s,
+        digest=machine.data.digest,
     )
 
     def training(seed: int) -> TrainingConfig:

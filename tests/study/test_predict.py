@@ -116,6 +116,9 @@ def test_a_folder_is_all_images_below_it(
     (folder / "labels.csv").write_text("no image")
     (folder / "sub" / "broken.png").write_text("no image either")
     (folder / "loop").symlink_to(folder)
+    save(pixels, tmp_path / "elsewhere" / "f.png")
+    (folder / "sub" / "more").symlink_to(tmp_path / "elsewhere")
+    names.append("sub/more/f.png")
     assert main([str(bundle), str(folder), "--json"]) == 2
     out, err = capsys.readouterr()
     assert [item["path"] for item in json.loads(out)] == [str(folder / name) for name in names]

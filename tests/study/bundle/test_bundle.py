@@ -204,7 +204,7 @@ def test_summary_shows_table_and_metrics(written: tuple[Path, Network]) -> None:
     assert "18.75 ± 6.25 % (mean and standard deviation of 2 seeds)" in text
     assert "12.50 % (seed 0)" in text
     assert "85.00 %, missed" in text
-    assert "12 s for all 2 seeds" in text
+    assert "12 s, summed over 2 seeds" in text
 
 
 def test_metrics_may_lack_everything(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from search_spaces.reference import REFERENCE
 from study.bundle.card import card
 from study.bundle.metrics import accuracy_interval
 from study.bundle.preprocessing import CIFAR_10
+from study.bundle.summary import summary
+from study.command_line.wording import taught_by
 from study.machine.files import read_json
 from study.machine.paths import RESULTS
 
@@ -42,6 +44,24 @@ def test_hubs_read_its_head() -> None:
     assert result["task"]["type"] == head["pipeline_tag"] == "image-classification"
     assert {"type", "name", "split"} <= set(result["dataset"])
     assert result["metrics"] == [{"type": "accuracy", "value": 0.85, "name": "Test accuracy"}]
+
+
+def test_a_folder_that_is_called_as_a_data_set_is_not_it() -> None:
+    metrics = {"test_accuracy_shipped": 0.85, "own_images": True}
+    head, _ = head_and_text(card(REFERENCE, metrics, CIFAR_10, CONFUSION))
+    assert "datasets" not in head
+    assert "uoft-cs" not in str(head)
+
+
+def test_a_teacher_is_told() -> None:
+    metrics = {"epochs": 4, "seeds": [0], "shipped_seed": 0, "wall_s": 90.0}
+    teacher = {"params": 1_234_567, "macs": 10, "epochs": 3, "wall_s": 60.0}
+    told = "1,234,567 parameters, trained before it for 3 epochs in 1 min"
+    _, text = head_and_text(card(REFERENCE, {**metrics, "teacher": teacher}, CIFAR_10, CONFUSION))
+    assert f"learned from a larger network, {told}" in text
+    assert told in summary(REFERENCE, {**metrics, "teacher": teacher})
+    assert "larger network" not in card(REFERENCE, metrics, CIFAR_10, CONFUSION)
+    assert taught_by({"params": "many"}) == ""
 
 
 def test_accuracy_has_its_interval_and_classes_theirs() -> None:

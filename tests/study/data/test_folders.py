@@ -19,8 +19,8 @@ from study.data.batches import normalise
 from study.data.cifar10 import CIFAR10, CLASSES, Images, check_sizes, in_turns, search_split
 from study.data.dataset import DataSet
 from study.data.folders import listing
-from study.data.opening import is_cifar10, load_test, load_train, open_data
-from study.errors import UserError
+from study.data.opening import is_cifar10, load_test, load_train, open_data, refuse_changed
+from study.errors import StudyFailed, UserError
 from study.storage.config import StudyConfig, refuse_cifar10
 
 MODES = ("RGB", "L", "RGBA", "P", "1")
@@ -93,6 +93,30 @@ def test_what_changes_a_folder_changes_its_fingerprint(folder: Path) -> None:
     changed = open_data(str(folder))
     assert (changed.n_train, changed.n_test) == (75, 15)
     assert changed.fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("change", ["one more", "one less"])
+def test_images_that_are_split_anew_are_refused(folder: Path, change: str) -> None:
+    """Else some of those to test on would be among those that were trained on."""
+    before = open_data(str(folder))
+    refuse_changed(load_test(before.source), before.digest)
+    if change == "one more":
+        write(folder / "train" / "dark", 1, 128, start=100)
+    else:
+        (folder / "train" / "dark" / "3.png").unlink()
+    with pytest.raises(StudyFailed, match="were changed while they were in use"):
+        refuse_changed(load_test(before.source), before.digest)
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["of its own", "kept"])
+def test_a_damaged_image_to_test_on_is_found_before_anything_is_trained(folder: Path, apart: bool) -> None:
+    if apart:
+        write(folder / "test" / "light", 3, 255)
+        write(folder / "test" / "dark", 2, 0)
+    file, _ = listing(folder).test[-1]
+    file.write_text("no image")
+    with pytest.raises(UserError, match=f"must be an image, and '{file}' is none"):
+        open_data(str(folder))
 
 
 def test_copies_that_nobody_reads_go(folder: Path, user_cache: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from search_spaces.candidate import Augmentation, Candidate
 from search_spaces.reference import REFERENCE
 from study.data import cifar10
 from study.data.cifar10 import Images
-from study.errors import CaptureFailed
+from study.errors import CaptureFailed, StudyFailed
 from study.executors import worker
 from study.executors.messages import Ended, Failed, Work, WorkerSetup
 from study.search.pruning import compared_epochs
@@ -165,6 +166,34 @@ def test_few_images_of_a_sorted_data_set_are_of_every_class(
     assert np.bincount(few.labels).tolist() == [3] * 10
     whole, _ = worker.images_of(WorkerSetup("sorted", 200, None, "cpu", 1, 1.0))
     np.testing.assert_array_equal(whole.pixels, everything.pixels)  # in the order of the files
+
+
+def test_images_that_were_changed_are_refused(tiny_images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = dataclasses.replace(tiny_images, of=dataclasses.replace(tiny_images.of, digest="new"))
+    monkeypatch.setattr(worker, "load_train", lambda source: changed)
+    setup = WorkerSetup("folder", 30, None, "cpu", 1, 1.0, digest="old")
+    with pytest.raises(StudyFailed, match="were changed"):
+        worker.images_of(setup)
+    near, far = multiprocessing.Pipe()
+    far.send(Work(5, REFERENCE, TrainingConfig(1, 0), frozenset(), Path("none"), "it"))
+    with pytest.raises(SystemExit):
+        worker._serve(near, setup, lambda: False)
+    died = far.recv()
+    assert (died.key, died.traceback) == (5, "")
+    assert "were changed" in died.reason
+
+
+def test_one_that_was_lost_after_its_result_was_saved_is_over(
+    tiny_images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = dataclasses.replace(work_of(tmp_path), keeps_result=True)
+    run(work, tiny_images, Told())
+    monkeypatch.setattr(worker, "train", None)
+    told = Told()
+    ended = run(work, tiny_images, told)
+    assert isinstance(ended, Ended)
+    assert [record.epoch for record in told.records] == [0, 1, 2]
+    assert not ended.stopped
 
 
 def test_no_test_image_is_loaded(tiny_images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from study.machine import hardware as machine
 from study.machine.hardware import cpu_name
 from study.machine.paths import REPOSITORY
 
@@ -33,6 +35,14 @@ def test_processors_of_one_name_are_told_apart(flags: str, said: str, tmp_path: 
 
 def test_a_machine_without_the_file_has_a_name(tmp_path: Path) -> None:
     assert cpu_name(tmp_path / "none") == (platform.processor() or platform.machine())
+
+
+def test_torch_gets_no_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(3)
+    for cores, threads in ((8, 3), (2, 2)):
+        monkeypatch.setattr(machine, "n_cores", lambda cores=cores: cores)
+        machine.use_no_more_threads()
+        assert torch.get_num_threads() == threads
 
 
 @pytest.mark.skipif(not shutil.which("unshare") or os.geteuid() != 0, reason="needs unshare, as root")

@@ -11,6 +11,7 @@ import random
 import re
 import subprocess
 import sys
+from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,12 @@ from study.errors import StudyFailed, UserError
 from study.machine.paths import REPOSITORY
 from study.reporting import page as report_page
 from study.reporting import report
-from study.reporting.facts import outcome, read_facts
+from study.reporting.facts import counted_once, outcome, read_facts, record_of
 from study.reporting.page import Text
 from study.reporting.sections import at_bound
 from study.reporting.verdict import verdict_blocks
 from study.storage.config import StudyConfig
-from study.storage.database import open_storage
+from study.storage.database import HIDDEN, open_storage
 
 SPACE = get_space("dilated")
 EPOCHS = 6
@@ -187,6 +188,32 @@ def test_counts_every_kind_of_trial(rich: tuple[str, str]) -> None:
     assert row(figures, "Epochs spent of possible (91%)")[1] == "93 of 102"
     assert "spent 1 more epoch." in figures
     assert row(figures, "Time of all trials")[1] == "31 min"
+
+
+def test_what_an_interrupted_trial_spent_is_counted_once() -> None:
+    """It was found and ended fifteen hours later, and the one that went on from it tells its epochs again."""
+    started = datetime(2026, 1, 1)
+
+    def one(state: TrialState, slot: int, n_epochs: int, **attributes: Any) -> FrozenTrial:
+        trial = optuna.create_trial(
+            state=state,
+            value=0.5 if state == TrialState.COMPLETE else None,
+            user_attrs={"slot": slot, "candidate_id": f"of {slot}", **attributes},
+            system_attrs={HIDDEN + "curve": [{"epoch": epoch, "wall_s": 10.0} for epoch in range(n_epochs)]},
+            intermediate_values=dict.fromkeys(range(n_epochs), 0.5),
+        )
+        trial.datetime_start, trial.datetime_complete = started, started + timedelta(hours=15)
+        return trial
+
+    cut_off = {"outcome": "interrupted", "reason": "interrupted: its process is gone"}
+    trials = [
+        one(TrialState.FAIL, 0, 2, **cut_off),
+        one(TrialState.COMPLETE, 0, 6, wall_s=60.0),
+        one(TrialState.FAIL, 1, 3, **cut_off),
+    ]
+    records = [record_of(trial) for trial in trials]
+    assert [record.wall_s for record in records] == [20.0, 60.0, 30.0]
+    assert counted_once(records) == records[1:]
 
 
 def test_verdict_and_limits(rich: tuple[str, str]) -> None:
@@ -349,7 +376,7 @@ def test_retrain_is_shown(tmp_path: Path) -> None:
     verdict = section(markdown, "Verdict")
     assert "Retrained test accuracy 91.5% ± 0.5 (mean of 3 seeds): the target of 85.0% is met." in verdict
     assert row(section(markdown, "The retrained network"), "Shipped weights")[1] == "91.00% (seed 0)"
-    assert row(section(markdown, "The retrained network"), "Time")[1] == "2 h 0 min for all 3 seeds"
+    assert row(section(markdown, "The retrained network"), "Time")[1] == "2 h 0 min, summed over 3 seeds"
     assert "Retrained is trial 1, the best of the search." in verdict
     file.write_text(json.dumps({**metrics, "target_accuracy": None, "target_met": None}))
     first = verdict_blocks(read_facts(study, tmp_path))[0]

@@ -156,6 +156,8 @@ def test_the_re_ranking_is_a_table_of_its_own(out: Path) -> None:
     for slot, accuracy in ((0, 0.88), (1, 0.91)):
         trial = made_trial(slot, accuracy)
         longer.add_trial(trial)
+    metrics = json.loads((out / "best" / "metrics.json").read_text()) | {"reranked_epochs": 8}
+    (out / "best" / "metrics.json").write_text(json.dumps(metrics))
     text = section(written(study, out)[0], "Re-ranking")
     assert "its 2 best candidates were trained again for 8 epochs" in text
     assert "Trial 2, number 2 of the search, came out first" in text
@@ -167,8 +169,8 @@ def test_the_re_ranking_is_a_table_of_its_own(out: Path) -> None:
     longer.set_user_attr("given", [{"name": "any", "trial": n, "setting": setting} for n, setting in settings])
     for slot, accuracy in ((2, 0.93), (3, 0.9)):
         longer.add_trial(made_trial(slot, accuracy))
-    metrics = json.loads((out / "best" / "metrics.json").read_text())
-    (out / "best" / "metrics.json").write_text(json.dumps({**metrics, "reranked_setting": "light"}))
+    metrics["reranked_setting"] = "light"
+    (out / "best" / "metrics.json").write_text(json.dumps(metrics))
     text = section(written(study, out)[0], "Re-ranking")
     assert "its 2 best candidates were trained again" in text
     assert "Trial 2, strong, number 2 of the search, came out first" in text
@@ -177,6 +179,12 @@ def test_the_re_ranking_is_a_table_of_its_own(out: Path) -> None:
         ["2", "strong", "93.00%"], ["1", "light", "91.00%"], ["1", "strong", "90.00%"], ["2", "light", "88.00%"],
     ]  # fmt: skip
     assert [each[-1] for each in ranked] == ["", "retrained", "", ""]
+
+    # Retrained as the search had it, before it was re-ranked: by neither setting.
+    searched = {**metrics, "reranked_epochs": None, "reranked_setting": None}
+    (out / "best" / "metrics.json").write_text(json.dumps(searched))
+    text = section(written(study, out)[0], "Re-ranking")
+    assert [row(text, str(rank))[-1] for rank in (1, 2, 3, 4)] == [""] * 4
 
 
 def test_the_pareto_front(out: Path) -> None:

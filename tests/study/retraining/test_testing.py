@@ -107,7 +107,7 @@ def test_labels_that_were_put_right_are_tested_again(tmp_path: Path, tiny_images
 
 
 def test_a_bundle_is_evaluated_by_its_own_figures(
-    tmp_path: Path, tiny_images: Images, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_images: Images, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Training images that came since change those of the data set."""
     network = build(CANDIDATE.architecture, seed=1).eval()
@@ -120,6 +120,10 @@ def test_a_bundle_is_evaluated_by_its_own_figures(
     monkeypatch.setattr(testing, "open_data_of", lambda *_: changed)
     monkeypatch.setattr(testing, "load_test", lambda _: elsewhere)
     assert testing.evaluate_bundle(tmp_path, None, "cpu") == 0
+    assert "other images" not in capsys.readouterr().out
+    bundle.metrics["test_digest"] = "of others"
+    assert testing.evaluate_bundle(tmp_path, None, "cpu") == 0
+    assert "These are other images than it was tested on." in capsys.readouterr().out
 
 
 def test_a_full_disk_loses_nothing_and_the_same_command_goes_on(

@@ -320,7 +320,9 @@ def test_one_that_comes_where_a_trial_is_to_be_repeated_waits_for_a_slot(stage: 
     assert stage.trials()[1].user_attrs["mine"] is True
 
 
-@pytest.mark.parametrize("params", [{"budget_frac": 7.0}, {"width_ratio_2": 1.1}, {"optimizer": "none"}, {"no such": 1}])
+@pytest.mark.parametrize(
+    "params", [{"budget_frac": 7.0}, {"width_ratio_2": 1.1}, {"optimizer": "none"}, {"no such": 1}]
+)
 def test_one_that_is_not_of_the_space_is_failed_and_does_not_stop_the_study(
     stage: Stage, params: dict[str, Any]
 ) -> None:
