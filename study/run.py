@@ -76,8 +76,8 @@ def _plan(options: argparse.Namespace, argv: Sequence[str] | None) -> SearchPlan
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m study.run",
-        description="Search small networks under hard limits. Omitted options of an existing study "
-        "take its stored values; different ones are refused.",
+        description="Search small networks under hard limits. Of an existing study the options that are fixed when it "
+        "is created\ntake their stored values where they are left out, and are refused where they differ.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n"
         "  python -m study.run --trials 50\n"

@@ -7,7 +7,7 @@ two-classes       600 of them, airplanes and frogs, in one folder: a test part i
 digits            scikit-learn's 1,797 grey digits of 8x8 pixels; from the package, or from its wheel by --digits
 CIFAR100, SVHN    made files of colours and noise as torchvision has them: a hundred classes, and files of MATLAB
 
-Each takes the commands that a user would type, at a size of two minutes on two cores. What came out is kept in
+Each takes the commands that a user would type, at a size of some minutes on two cores. What came out is kept in
 results/own_data/<name>.json. Accuracies are of so few images that they only show that something was learned.
 """
 

@@ -15,7 +15,7 @@ from study.data.opening import is_cifar10
 from study.errors import UserError
 
 DEFAULT_TARGET = 0.85
-"""Test accuracy to pass, where the user names no other: the brief's."""
+"""Test accuracy to pass, where the user names no other: the pass mark of the exercise that the limits are of."""
 RETRAIN_EPOCHS = {"cpu": 200, "cuda": 300}
 """Of a retrain, where the user asks for no others; the re-ranking tries what so long a training needs."""
 Number = Annotated[int, Within(0, 10**18)]

@@ -32,6 +32,7 @@ def _tiny(command: str, out: Path, photo: Path) -> tuple[str, list[str]]:
     """The module and the arguments of a README command, at a size that takes seconds."""
     _, _, module, *arguments = shlex.split(command)
     here = {"results/best/trial-0": str(out / "best"), "photo.png": str(photo), "/tmp/try": str(out / "try")}
+    here["/tmp/net.onnx"] = str(out / "net.onnx")
     replaced = {
         "--trials": {"50": "2", "100": "3"},
         "--top": {"4": "2"},
