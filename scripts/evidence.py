@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from study.command_line.options import storage_url, study_name
+from study.command_line.options import place_of
 from study.command_line.parser import Parser
 from study.command_line.wording import counted
 from study.data.torchvision_sets import SETS
@@ -83,8 +83,8 @@ def named_study(options: argparse.Namespace) -> tuple[str, optuna.Study]:
     """Name and study that the options of `add_study_options` mean."""
     from study.storage.database import open_study
 
-    name = study_name(options)
-    return name, open_study(storage_url(options), name)
+    place = place_of(options)
+    return place.name, open_study(place.url, place.name)
 
 
 # Records

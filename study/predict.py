@@ -90,7 +90,7 @@ def _answers(model: Any, names: Sequence[str], top: int, problems: list[str]) ->
         model: Of the class `Classifier`.
         names: Of files and folders.
         top: How many classes.
-        problems: Gets the name of the first file that cannot be read.
+        problems: Gets the name of the last file that could not be read.
     """
     from study.bundle.classifier import most_likely
 

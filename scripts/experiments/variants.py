@@ -3,9 +3,9 @@
     python scripts/experiments/variants.py reference [--epochs 10] [--seeds 1] [--jobs 2] [--only NAME ...]
 
 A group is one candidate and changes of it, named below. Each is trained on 45,000 images (--train-images) from every
-seed and validated on the other 5,000; trainings at once have one thread each. What is finished is kept in results/variants/<group>.json,
-what is not in --checkpoints: the same command goes on. `--time`, on an otherwise idle machine, trains nothing and
-measures how fast each one trains, in turns.
+seed and validated on 5,000; trainings at once have one thread each. What is finished is kept in
+results/variants/<group>.json, what is not in --checkpoints: the same command goes on. `--time`, on an otherwise idle
+machine, trains nothing and measures how fast each one trains, in turns.
 """
 
 from __future__ import annotations

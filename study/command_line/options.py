@@ -161,11 +161,6 @@ def place_of(options: argparse.Namespace) -> Place:
     return Place(url, name, out)
 
 
-def storage_url(options: argparse.Namespace) -> str:
-    """The URL that the options of `add_study_options` mean."""
-    return place_of(options).url
-
-
 def study_name(options: argparse.Namespace) -> str:
     """The study name that the options mean; the space is its default.
 

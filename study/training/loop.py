@@ -115,7 +115,7 @@ class Training:
         self.steps_per_epoch = len(EpochOrder(len(images), optimisation.batch_size, config.seed, 0))
         self.n_steps = self.steps_per_epoch * config.epochs
         self.state = TrainState.initial(candidate, config, self.steps_per_epoch)
-        self.network, self.ema, self.optimizer = self.state.network, self.state.ema, self.state.optimizer
+        self.network, self.ema = self.state.network, self.state.ema
         resident = config.device == "cuda" and not needs_albumentations(augmentation)
         if teacher is not None:
             teacher = teacher.to(config.device).to(memory_format=torch.channels_last).eval().requires_grad_(False)

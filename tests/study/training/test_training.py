@@ -216,7 +216,7 @@ def test_label_smoothing_is_in_the_loss(tiny_images: Images) -> None:
 
 def test_norms_and_biases_do_not_decay(tiny_images: Images) -> None:
     training = Training(CANDIDATE, tiny_images, TrainingConfig(epochs=1, seed=0), None)
-    decays = {id(p): group["weight_decay"] for group in training.optimizer.param_groups for p in group["params"]}
+    decays = {id(p): group["weight_decay"] for group in training.state.optimizer.param_groups for p in group["params"]}
     for name, parameter in training.network.named_parameters():
         wanted = CANDIDATE.optimisation.weight_decay if parameter.ndim == 4 else 0.0
         assert decays[id(parameter)] == wanted, name
