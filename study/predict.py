@@ -152,11 +152,15 @@ def _inside(folder: str) -> Iterator[tuple[str, Path | UnreadableImageError]]:
     """The image files in a folder and below it in the order of their names, and folders that cannot be looked into."""
     closed: list[OSError] = []
     suffixes = {suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN}
-    seen = {os.path.realpath(folder)}
+    root, linked = os.path.realpath(folder), set[str]()
     for where, folders, files in os.walk(folder, onerror=closed.append, followlinks=True):
-        inside = {name: os.path.realpath(os.path.join(where, name)) for name in sorted(folders) if name[0] != "."}
-        folders[:] = [name for name, real in inside.items() if real not in seen]  # links may lead around
-        seen |= set(inside.values())
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in [name for name in folders if os.path.islink(os.path.join(where, name))]:
+            real = os.path.realpath(os.path.join(where, name))
+            # What lies within the folder comes by its own name, and nothing twice.
+            if os.path.commonpath((root, real)) in (root, real) or real in linked:
+                folders.remove(name)
+            linked.add(real)
         for name in sorted(files):
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
                 path = os.path.join(where, name)

@@ -94,9 +94,9 @@ def step_of(step: Step, example: Batch) -> Callable[[], None]:
 
 def muon_operations(made: Training) -> int:
     """Of an update of all kernels that mix channels, as on a GPU in one stack; 0 where another optimizer has them."""
-    if not isinstance(made.optimizer, Together):
+    if not isinstance(made.state.optimizer, Together):
         return 0
-    muon: Any = made.optimizer.optimizers[0]
+    muon: Any = made.state.optimizer.optimizers[0]
     muon.one_stack = True
     made.state.set_rate(torch.tensor(0.01))
     muon._stacks.clear()

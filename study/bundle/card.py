@@ -98,8 +98,9 @@ def card(
 
 def _head(known: Mapping[str, Any], preprocessing: Preprocessing) -> dict[str, Any]:
     """What hubs read."""
-    letters = re.sub(r"[^a-z0-9]+", "", preprocessing.data.lower())
-    on_the_hub = None if known["own_images"] else _ON_THE_HUB.get(letters)  # a folder may be called as a data set is
+    # A folder of the user's may be called as a data set is.
+    letters = "" if known["own_images"] else re.sub(r"[^a-z0-9]+", "", preprocessing.data.lower())
+    on_the_hub = _ON_THE_HUB.get(letters)
     head: dict[str, Any] = {
         "license": LICENCE,
         "library_name": "pytorch",

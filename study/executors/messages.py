@@ -110,6 +110,7 @@ class Died:
         traceback: Of a bug; empty if it was killed.
         machine_lost: Its machine is gone, too: no fault of the training's.
         in_capture: It could not capture a CUDA graph, and its process must train no more; another one may.
+        for_all: Every other worker would end so, too; `reason` is whole.
     """
 
     key: int
@@ -117,6 +118,7 @@ class Died:
     traceback: str = ""
     machine_lost: bool = False
     in_capture: bool = False
+    for_all: bool = False
 
 
 Message = EpochEnded | Ended | Failed | Died

@@ -21,7 +21,7 @@ import torch
 from study.command_line.wording import percent
 from study.data.cifar10 import Images, in_turns, search_split
 from study.data.opening import load_train, refuse_changed
-from study.errors import CaptureFailed, StudyFailed, TrialFailed, first_line
+from study.errors import CaptureFailed, StudyFailed, TrialFailed, UserError, first_line
 from study.executors.messages import Died, Ended, EpochEnded, Failed, Work, WorkerSetup
 from study.machine import heap
 from study.machine.hardware import memory
@@ -68,8 +68,8 @@ def _serve(connection: Connection, setup: WorkerSetup, leave: Callable[[], bool]
     torch.set_num_threads(setup.n_threads)
     try:
         images, validation = images_of(setup)
-    except StudyFailed as error:
-        connection.send(died(connection.recv().key, error))
+    except (StudyFailed, UserError) as error:
+        connection.send(Died(connection.recv().key, str(error), for_all=True))
         raise SystemExit(1) from None
     for n_done in itertools.count(1):
         if leave():

@@ -287,13 +287,13 @@ def _measured(attrs: Mapping[str, Any], own: Sequence[OwnLimit]) -> dict[str, fl
 
 def counted_once(records: Iterable[Record]) -> list[Record]:
     """Without the interrupted ones that another trial of their slot went on from: it tells their epochs and seconds,
-    too."""
-    records, gone_on, found = list(records), set(), []
+    too, as far as they were saved."""
+    records, told_again, found = list(records), dict[Any, int](), list[Record]()
     for each in reversed(records):
-        if each.outcome == Outcome.INTERRUPTED and (each.slot, each.candidate_id) in gone_on:
-            continue
-        gone_on.add((each.slot, each.candidate_id))
-        found.append(each)
+        which, n_epochs = (each.slot, each.candidate_id), len(each.curve)
+        if each.outcome != Outcome.INTERRUPTED or n_epochs > told_again.get(which, -1):
+            found.append(each)
+        told_again[which] = max(n_epochs, told_again.get(which, -1))
     return found[::-1]
 
 

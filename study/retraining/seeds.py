@@ -205,6 +205,8 @@ class _Training:
             how = "without compiling" if config.compiled else "without graphs, slowly"
             interrupted.say(f"{self.name}: {died.reason}: goes on {how}")
             return
+        if died.for_all:
+            raise StudyFailed(died.reason)
         self._n_lost += not died.machine_lost
         if died.traceback:
             print(died.traceback, file=sys.stderr, flush=True)

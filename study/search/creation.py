@@ -251,6 +251,7 @@ def new_study(
     from study.machine.hardware import versions
     from study.reporting.dashboard import publish_study
     from study.storage.database import FIRST_STEP, open_storage
+    from study.storage.patience import MAKING_S
 
     storage = open_storage(url)
     made_meanwhile = MadeMeanwhile(
@@ -271,8 +272,12 @@ def new_study(
         "config": config.to_json(),  # last: a study that has it is whole
     }
     try:
+        written = time.monotonic()
         for key, value in attributes.items():
+            if time.monotonic() - written > MAKING_S:  # suspended meanwhile: it may be another one's by now
+                raise made_meanwhile
             study.set_user_attr(key, value)
+            written = time.monotonic()
         publish_study(study, storage)
     except KeyError as error:  # this process was away for so long that another one deleted what was half made
         raise made_meanwhile from error

@@ -85,13 +85,13 @@ def rerank(plan: RerankPlan) -> int:
     refuse_cifar10(plan.source, config_of(source), plan.search.data)
     machine = get_ready(search, place, like, found)
     refuse_other_data(plan.source, config_of(source), machine.data)
-    retrained = RETRAIN_EPOCHS[place.device] * machine.data.n_train
+    retrained, searched = RETRAIN_EPOCHS[place.device] * machine.data.n_train, _n_images(config_of(source))
     if existing is None:
-        config, searched = _config(plan.search, config_of(source), machine), config_of(source)
-        # One that is no longer than the trials repeats them.
-        longer = config.epochs * config.train_images > searched.epochs * searched.train_images
-        small = longer and place.device == "cpu"
-        given = [_description(each, setting, config, retrained, small) for each in best for setting in settings]
+        config = _config(plan.search, config_of(source), machine)
+        small = place.device == "cpu" and _n_images(config) > searched
+        given = [
+            _description(each, setting, config, searched, retrained, small) for each in best for setting in settings
+        ]
         more = {**origin(source), "given": given, "small_images": small}
         target = source.user_attrs["target_accuracy"]
         study, storage = new_study(plan.search.url, plan.search.name, config, machine.calibration, target, **more)
@@ -113,7 +113,8 @@ def rerank(plan: RerankPlan) -> int:
         config = config_of(study)
         small = study.user_attrs.get("small_images", False)  # as those that it is compared with
         added = [
-            _description(get_trial(source, number), setting, config, retrained, small) for number, setting in wanted
+            _description(get_trial(source, number), setting, config, searched, retrained, small)
+            for number, setting in wanted
         ]
         given = known + added
         if added:
@@ -183,23 +184,32 @@ def _config(plan: SearchPlan, source: StudyConfig, machine: Machine) -> StudyCon
     )
 
 
-def _description(trial: FrozenTrial, setting: str, config: StudyConfig, retrained: int, small: bool) -> dict[str, Any]:
-    """The candidate of `trial` as it is trained with `setting`.
+def _n_images(config: StudyConfig) -> int:
+    """That a training sees in all, counting repetitions."""
+    return config.epochs * config.train_images
+
+
+def _description(
+    trial: FrozenTrial, setting: str, config: StudyConfig, searched: int, retrained: int, small: bool
+) -> dict[str, Any]:
+    """The candidate of `trial` as it is trained with `setting`: a light training as long as the trial repeats it.
 
     Args:
         trial: Of the search.
         setting: One of `SETTINGS`.
         config: Of the re-ranking.
+        searched: Images that the trial saw in all, counting repetitions.
         retrained: Images that a retrain sees in all, counting repetitions.
         small: Whether it begins with smaller images, as a retrain on a CPU does.
     """
     from study.storage.database import candidate_of
 
-    candidate, n_images = candidate_of(trial), config.epochs * config.train_images
+    candidate, n_images = candidate_of(trial), _n_images(config)
     if setting == STRONG:
         n_images = max(n_images, retrained)
         candidate = dataclasses.replace(candidate, optimisation=regularised(candidate.optimisation))
-    candidate = dataclasses.replace(candidate, augmentation=lengthened(candidate.augmentation, n_images))
+    if n_images > searched:
+        candidate = dataclasses.replace(candidate, augmentation=lengthened(candidate.augmentation, n_images))
     if small:
         candidate = with_small_images(candidate)
     measured = {"measured": trial.user_attrs["measured"]} if "measured" in trial.user_attrs else {}

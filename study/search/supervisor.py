@@ -125,10 +125,11 @@ class Supervisor:
         """Waits a while if they run what is missing: it may be left to this one yet. False: nobody does."""
         if self._n_left() <= 0:
             return False
-        n_theirs = len(self._patiently(self._slots.running) - self.left_out.keys())
+        left = self._patiently(self._slots.unfinished)
+        wanted = {slot: state for slot, state in left.items() if slot not in self.left_out and self._counts(slot)}
+        n_theirs = sum(state == "running" for state in wanted.values())
         if not n_theirs:  # one of them may have been left open this moment
-            missing = set(range(self._plan.trials)) - self.left_out.keys()
-            return bool(self._patiently(self._slots.open) & missing)
+            return any(slot < self._plan.trials for slot in wanted)
         if not self.waited_s:
             self._progress.write(f"waiting for {counted(n_theirs, 'trial')} of other processes; Ctrl-C ends that")
         started = time.monotonic()
@@ -137,15 +138,18 @@ class Supervisor:
         self.waited_s += time.monotonic() - started
         return True
 
+    def _counts(self, slot: int) -> bool:
+        """Whether it is one of the N; of a search any may be."""
+        return slot < self._plan.trials or not self._asker.is_given
+
     def _is_late(self) -> bool:
         return time.monotonic() > self._deadline
 
     def _over(self, late: bool) -> str:
         left = self._n_left()
-        open_slots = self._patiently(self._slots.open)
-        self.left_out = {slot: what for slot, what in self.left_out.items() if slot in open_slots}
-        goes_on = open_slots or self._patiently(self._slots.running)
-        if left <= 0 and not goes_on:  # more slots than are asked for now may have been cut off
+        unfinished = self._patiently(self._slots.unfinished)
+        self.left_out = {slot: what for slot, what in self.left_out.items() if unfinished.get(slot) == "open"}
+        if left <= 0 and not unfinished:  # more slots than are asked for now may have been cut off
             shutil.rmtree(self._checkpoints, ignore_errors=True)  # of slots that were drawn anew
         return "timeout" if late and left > 0 else "done"
 
@@ -187,7 +191,7 @@ class Supervisor:
     def _claim(self) -> Claim | None:
         n_slots = self._plan.trials
         # Others may work on the same study, or slots from N on be finished: no more than N, whoever finishes which.
-        if self._slots.n_finished() + len(self._slots.running()) >= n_slots:
+        if self._slots.n_taken() >= n_slots:
             return None
         queued = self._slots.claim(n_slots, queued=True) if self._asker.has_queued() else None
         return queued or self._slots.claim(n_slots, but=self.left_out)
@@ -246,7 +250,7 @@ class Supervisor:
         slot, number = running.asked.claim.slot, running.asked.trial.number
         self.told.append(number)
         n_finished = self._patiently(self._slots.n_finished)
-        best = best_of(self._known.finished())
+        best = best_of(self._patiently(self._known.finished))
         value = best.value if best else None
         self._progress.finished(n_finished, slot, number, running.accuracy, reason, message.wall_s, value)
         self._report.trial_finished()
@@ -256,6 +260,9 @@ class Supervisor:
             self._teller.interrupted(running)
             self._progress.write(f"slot {running.asked.claim.slot}: its machine is gone; it goes on elsewhere")
             return
+        if isinstance(message, Died) and message.for_all:
+            self._teller.interrupted(running)
+            raise StudyFailed(message.reason)
         if isinstance(message, Died) and message.traceback:
             self._progress.write(message.traceback)
         self._teller.failed(running, message.reason, message if isinstance(message, Failed) else None)

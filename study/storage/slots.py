@@ -193,25 +193,27 @@ class SlotTable:
 
     def n_finished(self) -> int:
         """Finished slots."""
-        counted = sa.select(sa.func.count()).select_from(_slots).where(*self._counted("finished"))
+        return self._count("finished")
+
+    def n_taken(self) -> int:
+        """Slots that are finished, or claimed by whomever."""
+        return self._count("finished", "running")
+
+    def unfinished(self) -> dict[int, str]:
+        """Slots that were begun and are not finished, those that do not count among them: "open", left or failed, or
+        "running", claimed by whomever."""
+        wanted = sa.select(_slots.c.slot, _slots.c.state).where(
+            _slots.c.study_id == self._study_id, _slots.c.state.in_(("open", "running"))
+        )
         with self._engine.connect() as connection:
-            return int(connection.execute(counted).scalar_one())
+            return {row.slot: row.state for row in connection.execute(wanted)}
 
-    def open(self) -> set[int]:
-        """Slots that were begun and left, or failed."""
-        return self._in("open")
-
-    def running(self) -> set[int]:
-        """Slots that are claimed, by whomever."""
-        return self._in("running")
-
-    def _in(self, state: str) -> set[int]:
+    def _count(self, *states: str) -> int:
+        which = [_slots.c.study_id == self._study_id, _slots.c.state.in_(states)]
+        if self._n_counted is not None:
+            which.append(_slots.c.slot < self._n_counted)
         with self._engine.connect() as connection:
-            return set(connection.execute(sa.select(_slots.c.slot).where(*self._counted(state))).scalars())
-
-    def _counted(self, state: str) -> list[sa.ColumnElement[bool]]:
-        which = [_slots.c.study_id == self._study_id, _slots.c.state == state]
-        return which if self._n_counted is None else [*which, _slots.c.slot < self._n_counted]
+            return int(connection.execute(sa.select(sa.func.count()).select_from(_slots).where(*which)).scalar_one())
 
     def others_work(self, held: Collection[Claim]) -> bool:
         """Whether a slot is claimed, by whomever, but not among `held`."""

@@ -117,7 +117,10 @@ def test_a_folder_is_all_images_below_it(
     (folder / "sub" / "broken.png").write_text("no image either")
     (folder / "loop").symlink_to(folder)
     save(pixels, tmp_path / "elsewhere" / "f.png")
-    (folder / "sub" / "more").symlink_to(tmp_path / "elsewhere")
+    for link in ("sub/more", "sub/same", "sub/around"):
+        (folder / link).symlink_to(tmp_path / "elsewhere" if link != "sub/around" else tmp_path)
+    (tmp_path / "elsewhere" / "back").symlink_to(folder / "sub")
+    (folder / "latest").symlink_to(folder / "sub")
     names.append("sub/more/f.png")
     assert main([str(bundle), str(folder), "--json"]) == 2
     out, err = capsys.readouterr()

@@ -51,6 +51,7 @@ def test_a_folder_that_is_called_as_a_data_set_is_not_it() -> None:
     head, _ = head_and_text(card(REFERENCE, metrics, CIFAR_10, CONFUSION))
     assert "datasets" not in head
     assert "uoft-cs" not in str(head)
+    assert head["model-index"][0]["results"][0]["dataset"]["type"] == "own"
 
 
 def test_a_teacher_is_told() -> None:

@@ -179,7 +179,7 @@ def test_images_that_were_changed_are_refused(tiny_images: Images, monkeypatch: 
     with pytest.raises(SystemExit):
         worker._serve(near, setup, lambda: False)
     died = far.recv()
-    assert (died.key, died.traceback) == (5, "")
+    assert (died.key, died.traceback, died.for_all) == (5, "", True)
     assert "were changed" in died.reason
 
 

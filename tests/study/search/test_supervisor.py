@@ -20,7 +20,7 @@ from search_spaces.constraints import Limits
 from search_spaces.dilated import DilatedSpace
 from study.command_line.parser import run_command
 from study.errors import StudyDeleted, StudyFailed
-from study.executors.messages import EpochEnded, Message
+from study.executors.messages import Died, EpochEnded, Message
 from study.search import supervisor as module
 from study.search import telling
 from study.search.plan import Given
@@ -482,17 +482,54 @@ def test_what_is_left_open_the_moment_before_it_looks_is_taken_over(
     other = other_table(stage)
     claim = other.claim(1)
     assert claim is not None
-    running = SlotTable.running
+    look, left = SlotTable.unfinished, list[Claim]()
 
-    def leave_and_look(table: SlotTable) -> set[int]:
-        if stage.slots.open() == set() and stage.slots.n_finished() == 0 and table is stage.slots and looks.pop():
+    def leave_and_look(table: SlotTable) -> dict[int, str]:
+        if not left:
+            left.append(claim)
             other.interrupted(claim, None)
-        return running(table)
+        return look(table)
 
-    looks = [True, False]  # the claim's own look comes first
-    monkeypatch.setattr(SlotTable, "running", leave_and_look)
+    monkeypatch.setattr(SlotTable, "unfinished", leave_and_look)
     assert stage.play(["complete"], trials=1) == "done"
     assert stage.slots.n_finished() == 1
+
+
+def test_checkpoints_stay_while_candidates_that_others_were_given_are_cut_off(
+    stage: Stage, empty_study: Path, tmp_path: Path
+) -> None:
+    """Of a re-ranking that another call made larger."""
+    (tmp_path / "given").mkdir()
+    given = same_candidates(2)
+    stage = Stage(Path(shutil.copy(empty_study, tmp_path / "given")), given=given)
+    stage.slots = SlotTable(stage.study, stage.storage, len(given))
+    larger = SlotTable(stage.study, stage.storage)
+    claims = [larger.claim(3) for _ in range(3)]
+    for claim in claims:
+        assert claim is not None
+        larger.interrupted(claim, None)
+    kept = stage.out / "checkpoints" / "trials" / "of-slot-2.pt"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"progress")
+    assert stage.play(["complete"] * 2, trials=2) == "done"
+    assert stage.slots.n_finished() == 2
+    assert kept.exists()
+
+
+def test_a_reason_to_stop_of_all_workers_ends_the_run_and_costs_no_trial(stage: Stage) -> None:
+    supervisor = stage.supervisor(["complete"], trials=1)
+
+    def wait(timeout_s: float) -> list[Message]:
+        return [Died(each.key, "they were changed", for_all=True) for each in stage.executor.works]
+
+    stage.executor.wait = wait  # type: ignore[method-assign]
+    with pytest.raises(StudyFailed, match="they were changed"):
+        supervisor.run()
+    assert [trial.user_attrs["outcome"] for trial in stage.trials()] == ["interrupted"]
+    assert stage.slots.unfinished() == {0: "open"}
+    assert stage.play(["complete"], trials=1) == "done"
+    first, second = stage.trials()
+    assert first.params == second.params
 
 
 def test_the_best_is_that_of_all_processes(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:

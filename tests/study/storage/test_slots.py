@@ -399,8 +399,9 @@ def test_slots_that_do_not_count_are_left_out(study: optuna.Study, storage: optu
     for claim in claims[1:3]:
         assert claim is not None
         all_of_them.finish(claim)
-    assert (counting.n_finished(), counting.running()) == (1, {0})
-    assert (all_of_them.n_finished(), all_of_them.running()) == (2, {0, 3})
+    assert (counting.n_finished(), counting.n_taken()) == (1, 2)
+    assert (all_of_them.n_finished(), all_of_them.n_taken()) == (2, 4)
+    assert counting.unfinished() == all_of_them.unfinished() == {0: "running", 3: "running"}
 
 
 def test_a_running_trial_of_an_earlier_claim_is_failed(study: optuna.Study, slots: SlotTable, later: SlotTable) -> None:

@@ -39,7 +39,7 @@ def training(images: Images, epochs: int = 2, resume: Training | None = None) ->
 
 
 def state(of: Training) -> list[torch.Tensor]:
-    momenta = [s["momentum_buffer"] for s in of.optimizer.state.values() if "momentum_buffer" in s]
+    momenta = [s["momentum_buffer"] for s in of.state.optimizer.state.values() if "momentum_buffer" in s]
     tensors = [*of.network.state_dict().values(), *of.ema.network.state_dict().values(), of.state.sums, *momenta]
     return [tensor.clone() for tensor in tensors]
 
@@ -98,7 +98,7 @@ def test_timing_a_step_leaves_no_trace(tiny_images: Images) -> None:
     begun = training(tiny_images)
     source = begun.batches(0)
     begun.step(next(source), 0.05, 0.5)
-    before, rate = state(begun), begun.optimizer.param_groups[0]["lr"]
+    before, rate = state(begun), begun.state.optimizer.param_groups[0]["lr"]
     calls = []
 
     def noted(pixels: torch.Tensor) -> torch.Tensor:
@@ -108,7 +108,7 @@ def test_timing_a_step_leaves_no_trace(tiny_images: Images) -> None:
     assert step_seconds(dataclasses.replace(begun.step, forward=noted), next(source), 3) > 0
     assert len(calls) == 4
     assert all(torch.equal(a, b) for a, b in zip(before, state(begun), strict=True))
-    assert begun.optimizer.param_groups[0]["lr"] == rate
+    assert begun.state.optimizer.param_groups[0]["lr"] == rate
 
 
 class ScriptedCuda:
