@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import pickle
-import time
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -223,10 +222,8 @@ def test_what_is_not_to_be_trusted_is_used_once(
 
 
 @pytest.mark.slow
-def test_this_machine_is_measured_within_its_time() -> None:
-    started = time.monotonic()
+def test_this_machine_is_measured() -> None:
     found = prices._measured("cpu")
-    assert time.monotonic() - started < 60  # of a busy machine; 10 of a quiet one
     assert found.cost.dense_mac_s > 0
     assert found.cost.image_s > 0
 
