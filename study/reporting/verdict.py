@@ -132,14 +132,15 @@ def rerank_blocks(facts: Facts) -> Sequence[Block]:
         return ()
     records, places = {r.number: r for r in facts.records}, {r.number: i + 1 for i, r in enumerate(facts.ranked)}
     config, first, trained = found.config, found.ranked[0], facts.retrained
-    retrained = facts.trained.metrics if facts.trained else {}
-    setting = retrained.get("reranked_setting") if retrained.get("reranked_epochs") is not None else MISSING
+    metrics = facts.trained.metrics if facts.trained else {}
+    chosen_by_it = metrics.get("reranked_epochs") is not None
     several = any(each.setting != LIGHT for each in found.ranked)  # older ones had no other
     own = [limit.name for limit in facts.config.limits.own]
     rows, marked = [], set()
     for place, each in enumerate(found.ranked):
         record = records.get(each.number)
-        is_it = trained is not None and trained.number == each.number and setting in (None, each.setting)
+        is_it = trained is not None and trained.number == each.number and chosen_by_it
+        is_it = is_it and metrics.get("reranked_setting") in (None, each.setting)
         note = "retrained" if is_it else ""
         if note:
             marked.add(place)

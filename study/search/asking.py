@@ -97,14 +97,9 @@ class Asker:
         self._measure = Measuring(config.limits.own, own, study)
         self._versions = versions()
 
-    @property
-    def is_given(self) -> bool:
-        """Whether the study was given its candidates, one for every slot."""
-        return self._given is not None
-
     def has_queued(self) -> bool:
         """Whether the user put a trial into Optuna's queue, which comes before anything else but given candidates."""
-        return not self.is_given and self._known.n_waiting() > 0
+        return self._given is None and self._known.n_waiting() > 0
 
     def ask(self, claim: Claim) -> Asked:
         """A new running trial for the slot of `claim`."""

@@ -274,10 +274,10 @@ def new_study(
     try:
         written = time.monotonic()
         for key, value in attributes.items():
-            if time.monotonic() - written > MAKING_S:  # suspended meanwhile: it may be another one's by now
+            before, written = written, time.monotonic()
+            if written - before > MAKING_S:  # suspended meanwhile: it may be another one's by now
                 raise made_meanwhile
             study.set_user_attr(key, value)
-            written = time.monotonic()
         publish_study(study, storage)
     except KeyError as error:  # this process was away for so long that another one deleted what was half made
         raise made_meanwhile from error

@@ -65,10 +65,9 @@ class Progress:
     def finished(
         self, n: int, slot: int, trial: int, value: float, pruned: str, wall_s: float, best: float | None
     ) -> None:
-        """A trial is complete, or was `pruned`, which says when; `n` are finished now, those of others too, of which
-        the `best` may be one."""
-        self.n_finished = n
-        self.best = max(filter(None, (self.best, best, None if pruned else value)), default=None)
+        """A trial is complete, or was `pruned`, which says when; `n` are finished now, and `best` is the best of them,
+        whoever ran it."""
+        self.n_finished, self.best = n, best
         spent = time.monotonic() - self.started
         left = spent / max(1, self.n_finished - self.n_before) * max(0, self.wanted - self.n_finished)
         detail = _percent(value) + (f", {pruned}" if pruned else "")

@@ -126,7 +126,7 @@ class Supervisor:
         if self._n_left() <= 0:
             return False
         left = self._patiently(self._slots.unfinished)
-        wanted = {slot: state for slot, state in left.items() if slot not in self.left_out and self._counts(slot)}
+        wanted = {slot: state for slot, state in left.items() if slot not in self.left_out and self._slots.counts(slot)}
         n_theirs = sum(state == "running" for state in wanted.values())
         if not n_theirs:  # one of them may have been left open this moment
             return any(slot < self._plan.trials for slot in wanted)
@@ -137,10 +137,6 @@ class Supervisor:
             time.sleep(0.1)
         self.waited_s += time.monotonic() - started
         return True
-
-    def _counts(self, slot: int) -> bool:
-        """Whether it is one of the N; of a search any may be."""
-        return slot < self._plan.trials or not self._asker.is_given
 
     def _is_late(self) -> bool:
         return time.monotonic() > self._deadline

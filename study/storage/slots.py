@@ -191,6 +191,10 @@ class SlotTable:
             held = {tuple(row) for row in connection.execute(sa.select(_slots.c.slot, _slots.c.fence).where(mine))}
         return [claim for claim in claims if (claim.slot, claim.fence) not in held]
 
+    def counts(self, slot: int) -> bool:
+        """Whether it is counted."""
+        return self._n_counted is None or slot < self._n_counted
+
     def n_finished(self) -> int:
         """Finished slots."""
         return self._count("finished")

@@ -124,7 +124,7 @@ class Stage:
         self.out, self.config, self.given = file.parent, config, given
         self.storage = open_storage(f"sqlite:///{file}")
         self.study = optuna.load_study(study_name="stage", storage=self.storage)
-        self.slots = SlotTable(self.study, self.storage)
+        self.slots = SlotTable(self.study, self.storage, None if given is None else len(given))
         self.known = KnownTrials(self.study, self.storage, self.slots)
         self.n_anchors = len(self.asker()._anchors)
         self.asked: list[Asked] = []

@@ -140,6 +140,25 @@ def test_one_whose_half_made_study_was_deleted_begins_again(tmp_path: Path, monk
         )
 
 
+def test_one_that_was_suspended_while_it_made_its_study_writes_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Another process may have deleted what was half made, and got its number for a study of its own."""
+    give, given = optuna.Study.set_user_attr, list[str]()
+
+    def give_late(study: optuna.Study, name: str, value: Any) -> None:
+        time.sleep(0.2 if name == "hardware" else 0.0)
+        given.append(name)
+        give(study, name, value)
+
+    monkeypatch.setattr("study.storage.patience.MAKING_S", 0.1)
+    monkeypatch.setattr(optuna.Study, "set_user_attr", give_late)
+    made = Calibration("cpu", {}, "float32", COST, 0.0)
+    with pytest.raises(MadeMeanwhile):
+        new_study(f"sqlite:///{tmp_path}/study.db", "dilated", CONFIG, made, 0.85)
+    assert given == ["cost_model", "hardware"]
+
+
 def test_somebody_elses_study_is_refused_and_left_alone(tmp_path: Path):
     storage = open_storage(f"sqlite:///{tmp_path}/study.db")
     study = optuna.create_study(study_name="dilated", storage=storage)

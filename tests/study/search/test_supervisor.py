@@ -502,7 +502,6 @@ def test_checkpoints_stay_while_candidates_that_others_were_given_are_cut_off(
     (tmp_path / "given").mkdir()
     given = same_candidates(2)
     stage = Stage(Path(shutil.copy(empty_study, tmp_path / "given")), given=given)
-    stage.slots = SlotTable(stage.study, stage.storage, len(given))
     larger = SlotTable(stage.study, stage.storage)
     claims = [larger.claim(3) for _ in range(3)]
     for claim in claims:

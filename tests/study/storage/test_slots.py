@@ -382,9 +382,7 @@ def test_what_a_killed_process_took_out_of_the_queue_waits_again(study: optuna.S
     assert len(study.trials) == 2
 
 
-def test_what_two_processes_find_taken_out_of_the_queue_waits_once(
-    study: optuna.Study, slots: SlotTable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_two_processes_find_taken_out_of_the_queue_waits_once(study: optuna.Study, slots: SlotTable) -> None:
     study.enqueue_trial({"x": 0.5})
     study.ask()
     trials = study.get_trials(deepcopy=False)
@@ -402,6 +400,8 @@ def test_slots_that_do_not_count_are_left_out(study: optuna.Study, storage: optu
     assert (counting.n_finished(), counting.n_taken()) == (1, 2)
     assert (all_of_them.n_finished(), all_of_them.n_taken()) == (2, 4)
     assert counting.unfinished() == all_of_them.unfinished() == {0: "running", 3: "running"}
+    assert [counting.counts(slot) for slot in (1, 2)] == [True, False]
+    assert [all_of_them.counts(slot) for slot in (1, 2)] == [True, True]
 
 
 def test_a_running_trial_of_an_earlier_claim_is_failed(study: optuna.Study, slots: SlotTable, later: SlotTable) -> None:
