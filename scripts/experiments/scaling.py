@@ -327,8 +327,9 @@ def simulate(url: str, out: Path, n_workers: int, trial_s: float, seconds: float
     known = KnownTrials(study, storage, slots)
     asker = Asker(study, known, config, out / "artifacts")
     supervisor = Supervisor(
-        plan, study, storage, slots, known, config, asker, executor, lambda seed: TrainingConfig(config.epochs, seed)
-    )
+        plan, study, storage, slots, known, config, asker, executor,
+        lambda seed: TrainingConfig(config.epochs, seed), None,
+    )  # fmt: skip
     with contextlib.suppress(EnoughError):
         supervisor.run()
     return executor.watched()

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 
 N_BEST = 5
+PREDICTED_TRIALS = 5
+"""As many as these weighs the prediction of what a trial takes: the first of a study are its anchors, which nothing
+prunes, and the first of one that goes on may have been nearly done."""
 
 
 class Progress:
@@ -27,17 +30,24 @@ class Progress:
         wanted, n_finished: How many of them.
         epochs: Of every trial.
         interrupted: Hears of it if a line cannot be written.
+        predicted_s: Seconds from one trial's end to the next one's. None: unknown.
     """
 
     def __init__(
-        self, study: optuna.Study, wanted: int, n_finished: int, epochs: int, interrupted: InterruptFlag
+        self,
+        study: optuna.Study,
+        wanted: int,
+        n_finished: int,
+        epochs: int,
+        interrupted: InterruptFlag,
+        predicted_s: float | None,
     ) -> None:
         from tqdm import tqdm
 
         from study.storage.database import best_trial
 
         self.wanted, self.n_finished, self.n_before, self.epochs = wanted, n_finished, n_finished, epochs
-        self.interrupted = interrupted
+        self.interrupted, self.predicted_s = interrupted, predicted_s
         self.started = time.monotonic()
         try:
             self.best: float | None = best_trial(study).value
@@ -68,16 +78,21 @@ class Progress:
         """A trial is complete, or was `pruned`, which says when; `n` are finished now, and `best` is the best of them,
         whoever ran it."""
         self.n_finished, self.best = n, best
-        spent = time.monotonic() - self.started
-        left = spent / max(1, self.n_finished - self.n_before) * max(0, self.wanted - self.n_finished)
         detail = _percent(value) + (f", {pruned}" if pruned else "")
         with self._above():
             self.interrupted.say(
                 f"[{self.n_finished}/{self.wanted}] slot {slot}, trial {trial}: {detail}, "
-                f"{wall_s:.0f} s; best {_percent(self.best)}; {duration(left)} left"
+                f"{wall_s:.0f} s; best {_percent(self.best)}; {duration(self._left_s())} left"
             )
         if self.bar is not None:
             self.bar.update(n - self.bar.n)
+
+    def _left_s(self) -> float:
+        """By what trials of this run took, and what was predicted of them."""
+        n, spent_s = self.n_finished - self.n_before, time.monotonic() - self.started
+        if self.predicted_s is not None:
+            n, spent_s = n + PREDICTED_TRIALS, spent_s + PREDICTED_TRIALS * self.predicted_s
+        return spent_s / max(1, n) * max(0, self.wanted - self.n_finished)
 
     def write(self, line: str) -> None:
         with self._above(), contextlib.suppress(OSError):  # where else could it be said?

@@ -190,7 +190,10 @@ def bring_to_end(
     freed = slots.reconcile()
     config = config_of(study)
     study.pruner = make_pruner(config.pruner, config.epochs, first_step(study))
-    _banner(plan, machine, config, slots, created, freed, [each.name for each in given or ()])
+    n_left = max(0, plan.trials - slots.n_finished())
+    expected_s, by = _expected(machine, config, n_left)
+    expected = f"about {duration(expected_s)} for {counted(n_left, 'more trial')}{by}" if n_left else "nothing to run"
+    _banner(plan, machine, config, slots, created, freed, [each.name for each in given or ()], expected)
     started = time.monotonic()
     setup = WorkerSetup(
         data=machine.data.source,
@@ -216,7 +219,10 @@ def bring_to_end(
     known = KnownTrials(study, storage, slots)
     gather(plan.artifacts)
     asker = Asker(study, known, config, plan.artifacts, given, plan.own, space)
-    supervisor = Supervisor(plan, study, storage, slots, known, config, asker, place.executor(setup), training)
+    predicted_s = expected_s / n_left if n_left else None
+    supervisor = Supervisor(
+        plan, study, storage, slots, known, config, asker, place.executor(setup), training, predicted_s
+    )
     try:
         stopped = supervisor.run()
     except StudyDeleted:
@@ -246,6 +252,16 @@ def bring_to_end(
     return 0
 
 
+def _expected(machine: Machine, config: StudyConfig, n_trials: int) -> tuple[float, str]:
+    """Seconds of so many more trials, and by what, if not by measured prices alone."""
+    from study.calibration.experience import experience
+
+    known = experience(machine.calibration.hardware, machine.jobs)
+    epochs_s = expected_seconds(config, machine.calibration.cost, machine.candidates)
+    by = f", by {counted(known.n_trials, 'trial')} that ran here" if known.n_trials else ""
+    return known.seconds(n_trials, epochs_s, machine.jobs, machine.gain), by
+
+
 def _banner(
     plan: SearchPlan,
     machine: Machine,
@@ -254,19 +270,14 @@ def _banner(
     created: bool,
     freed: list[int],
     candidates: Sequence[str],
+    expected: str,
 ) -> None:
-    from study.calibration.experience import experience
     from study.storage.commands import dashboard_command
     from study.storage.database import hide_password
 
-    done = slots.n_finished()
-    left = max(0, plan.trials - done)
     jobs, rates, hardware = machine.jobs, machine.rates, machine.calibration.hardware
-    known, epochs_s = experience(hardware, jobs), expected_seconds(config, machine.calibration.cost, machine.candidates)
-    seconds = known.seconds(left, epochs_s, jobs, machine.gain)
-    basis = f", by {counted(known.n_trials, 'trial')} that ran here" if known.n_trials else ""
     limits = {name: value for name, value in config.limits.settings().items() if value is not None}
-    finished = f"{counted(done, 'trial')} finished"
+    finished = f"{counted(slots.n_finished(), 'trial')} finished"
     lines = {
         "study": f"{plan.name} ({'new' if created else f'resumed, {finished}'})",
         "data": config.data + ("" if config.mirrored else "; its classes are characters or signs: never mirrored"),
@@ -278,7 +289,7 @@ def _banner(
         "device": f"{hardware.get('gpu', hardware['cpu'])}, {counted(hardware['n_cores'], 'core')}, "
         f"{counted(jobs, 'trial')} at once" + (f" ({rates[jobs]:,.0f} images/s)" if jobs in rates else ""),
         "storage": hide_password(plan.url),
-        "expected": f"about {duration(seconds)} for {counted(left, 'more trial')}{basis}" if left else "nothing to run",
+        "expected": expected,
         "watch": dashboard_command(plan.url, plan.artifacts),
     }
     if candidates:

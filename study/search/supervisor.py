@@ -52,6 +52,7 @@ class Supervisor:
         asker: Makes trials of claims.
         executor: Trains them.
         training: How every candidate is trained, given its seed.
+        predicted_s: Seconds from one trial's end to the next one's. None: unknown.
 
     Attributes:
         interrupted: Why it was, if it was.
@@ -71,6 +72,7 @@ class Supervisor:
         asker: Asker,
         executor: Executor,
         training: Callable[[int], TrainingConfig],
+        predicted_s: float | None,
     ) -> None:
         self._plan, self._slots, self._known, self._config = plan, slots, known, config
         self._asker, self._executor, self._training = asker, executor, training
@@ -87,7 +89,7 @@ class Supervisor:
         self._deadline = math.inf
         self._renewed = time.monotonic()
         self.interrupted = InterruptFlag()
-        self._progress = Progress(study, plan.trials, slots.n_finished(), config.epochs, self.interrupted)
+        self._progress = Progress(study, plan.trials, slots.n_finished(), config.epochs, self.interrupted, predicted_s)
         self._patiently = Patience(self._progress.write, lambda: self.interrupted.raised, slots.refuse_deleted)
         self._judge = Judge(study, known)
         self._teller = Teller(study, storage, slots, known, plan.artifacts, self._patiently)

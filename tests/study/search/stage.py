@@ -147,7 +147,7 @@ class Stage:
         asker.ask = ask_and_note  # type: ignore[method-assign]
         return Supervisor(
             plan, self.study, self.storage, self.slots, self.known, self.config, asker, self.executor,
-            lambda seed: TrainingConfig(epochs=self.config.epochs, seed=seed),
+            lambda seed: TrainingConfig(epochs=self.config.epochs, seed=seed), None,
         )  # fmt: skip
 
     def play(self, script: Sequence[str], trials: int, jobs: int = 1, timeout: float | None = None) -> str:

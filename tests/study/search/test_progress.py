@@ -11,12 +11,14 @@ import struct
 import sys
 import termios
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from stage import CONFIG, Stage
 
 from search_spaces.constraints import Limits, OwnLimit
-from study.search.progress import outcome
+from study.machine.interrupts import InterruptFlag
+from study.search.progress import Progress, outcome
 from study.storage.database import candidate_of
 
 
@@ -71,6 +73,32 @@ def test_on_a_terminal_a_line_for_every_trial_stays_above_one_bar(
     ]  # one a run, at its end
     assert rows[-1] == bars[-1]
     assert len({len(row) for row in bars}) == 1  # it stands still
+
+
+@pytest.mark.parametrize(
+    ("n_before", "spent_s", "predicted_s", "left"),
+    [
+        (0, 270, 150, "2 h 19 min"),  # the default, which nothing prunes: at its pace it would be 3 h 40 min
+        (15, 30, 150, "1 h 14 min"),  # one that was nearly done: at its pace it would be 17 min
+        (0, 270, None, "3 h 40 min"),
+        (49, 200, 150, "0 s"),
+    ],
+)
+def test_the_first_trials_do_not_decide_what_is_left(
+    stage: Stage,
+    n_before: int,
+    spent_s: float,
+    predicted_s: float | None,
+    left: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("study.search.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
+    progress = Progress(stage.study, 50, n_before, 6, InterruptFlag(), predicted_s)
+    now[0] = spent_s
+    progress.finished(n_before + 1, n_before, n_before, 0.7, "", 200, 0.7)
+    assert capsys.readouterr().out.strip().endswith(f"best 70.00%; {left} left")
 
 
 def test_the_best_five_and_the_layers_of_the_first(stage: Stage) -> None:
