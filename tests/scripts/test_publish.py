@@ -116,6 +116,29 @@ def test_a_default_that_was_asked_for_is_a_row_of_its_own(tmp_path: Path) -> Non
     ]
 
 
+def test_networks_of_an_earlier_study_of_the_name_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new default would stand beside the old study's; the reference is of no study."""
+    monkeypatch.setattr("screenshot.browser", lambda: None)
+    study = published.restored(evidence.read(RESULTS / "dilated" / "study.json"))
+    metrics = evidence.read(RESULTS / "dilated" / "best" / "metrics.json")
+    run, folder, created = tmp_path / "run", tmp_path / "published", study.user_attrs["created"]
+    for where, name, of in (
+        (folder, "best", "before"),
+        (folder, "trial-7", "before"),
+        (folder, "trial-8", created),
+        (folder, "reference", None),
+        (run, "best", created),
+        (run, "trial-9", created),
+    ):
+        found = {**metrics, "study_created": of} if of else metrics
+        evidence.write(where / name / "metrics.json", found)
+    (folder / "best" / "old.txt").touch()
+    published.publish(study, run, folder)
+    assert published.bundles_in(folder) == ["best", "reference", "trial-8", "trial-9"]
+    assert [file.name for file in (folder / "best").iterdir()] == ["metrics.json"]
+    assert evidence.read(folder / "best" / "metrics.json")["study_created"] == created
+
+
 def test_a_published_bundle_holds_weights_once() -> None:
     assert published.left_out("", ["model.pt2", "weights.pt", "metrics.json"]) == ["model.pt2"]
     assert set(published.left_out("", ["weights.safetensors", "weights.pt"])) == {"model.pt2", "weights.pt"}
