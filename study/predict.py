@@ -21,7 +21,7 @@ from study.command_line.numbers import at_least, between
 from study.command_line.parser import EXIT_USAGE, Parser, run_command
 from study.command_line.waiting import say_first
 from study.command_line.wording import aligned, printable
-from study.data.image_files import UnreadableImageError, read_picture
+from study.data.image_files import UnreadableImageError, formats, read_picture
 from study.errors import UserError
 from study.machine.files import is_folder
 from study.machine.hardware import use_no_more_threads
@@ -151,7 +151,8 @@ def _sources(name: str) -> Iterator[tuple[str, Path | BinaryIO | UnreadableImage
 def _inside(folder: str) -> Iterator[tuple[str, Path | UnreadableImageError]]:
     """The image files in a folder and below it in the order of their names, and folders that cannot be looked into."""
     closed: list[OSError] = []
-    suffixes = {suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN}
+    read = formats()
+    suffixes = {suffix for suffix, form in Image.registered_extensions().items() if form in read}
     root, linked = os.path.realpath(folder), set[str]()
     for where, folders, files in os.walk(folder, onerror=closed.append, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

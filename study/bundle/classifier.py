@@ -45,7 +45,8 @@ class Classifier(Deployable):
 
         Args:
             image: A file, an opened file, an image of Pillow's, or an array, uint8 [H, W, 3], RGB. Whether a file or an
-                image is grey, transparent or turned by its EXIF data is seen to.
+                image is grey, transparent or turned by its EXIF data is seen to. (An image that was loaded before no
+                longer tells its file's depth: of a PNG of 2, 4 or 16 bits with a transparent colour give the file.)
 
         Raises:
             UnreadableImageError: It cannot be read.

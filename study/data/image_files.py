@@ -6,6 +6,7 @@ import contextlib
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +19,9 @@ from study.machine.files import is_file, what_is
 
 RESIZE = "centre square, then Pillow's BOX filter where it shrinks and BICUBIC where it grows"
 """What `fitted` does, for those who have to do it without this project."""
+FOREIGN = ("EPS", "IPTC")
+"""Formats of which Pillow hands the content to another program, or to whatever reader asks for it: never opened here,
+where images are strangers'."""
 # What Pillow raises on damaged files, by format and by where the damage is.
 _DAMAGED = (
     OSError,
@@ -54,6 +58,24 @@ class Picture:
     several: bool
 
 
+def formats() -> list[str]:
+    """Names of the formats that are read, in the order in which Pillow tries them."""
+    Image.init()
+    return [name for name in Image.ID if name not in FOREIGN]
+
+
+@contextlib.contextmanager
+def _in_one_line() -> Iterator[None]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # oddities of files that Pillow reads all the same
+            yield
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError("it is no image, or of a format that is not read here") from error
+    except _DAMAGED as error:
+        raise UnreadableImageError(said(error)) from error
+
+
 def read_image(file: Path, size: int) -> np.ndarray:
     """The pixels of `read_picture`: uint8 [size, size, 3]."""
     return read_picture(file, size).pixels
@@ -68,20 +90,14 @@ def read_picture(source: Path | BinaryIO, size: int) -> Picture:
     if isinstance(source, Path) and not is_file(source):
         raise UnreadableImageError(f"it {what_is(source)}")
     several = False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # oddities of files that Pillow reads all the same
-            with Image.open(source) as opened:
-                pixels = fitted(opened, size)
-                with contextlib.suppress(*_DAMAGED):  # of a frame that is not asked for
-                    several = bool(getattr(opened, "is_animated", False))
-    except UnidentifiedImageError as error:
-        raise UnreadableImageError("it is no image, or of a format that Pillow does not know") from error
-    except _DAMAGED as error:
-        raise UnreadableImageError(said(error)) from error
+    with _in_one_line(), Image.open(source, formats=formats()) as opened:
+        pixels = fitted(opened, size)
+        with contextlib.suppress(*_DAMAGED):  # of a frame that is not asked for
+            several = bool(getattr(opened, "is_animated", False))
     return Picture(pixels, several)
 
 
+@_in_one_line()
 def fitted(image: Image.Image, size: int) -> np.ndarray:
     """An image of any mode and size as the network takes it: uint8 [size, size, 3].
 
@@ -89,7 +105,7 @@ def fitted(image: Image.Image, size: int) -> np.ndarray:
     centre square, and resized: averaged over areas when it shrinks, bicubic when it grows.
 
     Raises:
-        UnreadableImageError: It does not say which of its numbers are white.
+        UnreadableImageError: It is damaged, or does not say which of its numbers are white.
     """
     _scale_transparency(image)
     colours = _rgb(_turned(image), image.format)

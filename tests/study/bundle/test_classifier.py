@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,10 @@ def test_whatever_holds_the_image(bundle: Path, tmp_path: Path) -> None:
     assert 0 <= float(found[0].min()) < float(found[0].max()) <= 1
     with pytest.raises(UnreadableImageError, match="does not exist"):
         model.preprocess(tmp_path / "gone.png")
+    Image.fromarray(colours).save(tmp_path / "cut.png")
+    os.truncate(tmp_path / "cut.png", 2000)
+    with pytest.raises(UnreadableImageError, match="truncated"), Image.open(tmp_path / "cut.png") as cut:
+        model.preprocess(cut)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
+import subprocess
 import zlib
 from pathlib import Path
 from typing import Any
@@ -169,6 +171,39 @@ def test_damage_anywhere_in_a_file_is_never_a_traceback(pixels: np.ndarray, tmp_
             (tmp_path / "bad").write_bytes(damaged.tobytes())
             with contextlib.suppress(UnreadableImageError):
                 assert read_image(tmp_path / "bad", 32).shape == (32, 32, 3)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n(a program) run\n%%EOF\n"
+
+
+def iptc(content: bytes) -> bytes:
+    """A file of grey pixels that are told by another file within it."""
+
+    def field(record: int, number: int, data: bytes) -> bytes:
+        return struct.pack(">BBBH", 0x1C, record, number, len(data)) + data
+
+    size = struct.pack(">I", 32)
+    told = {(3, 20): size, (3, 30): size, (3, 60): b"\x01\x00", (3, 120): b"\x00\x00\x00\x05", (8, 10): content}
+    return b"".join(field(*tag, data) for tag, data in told.items()) + bytes(5)
+
+
+@pytest.mark.parametrize("name", ["a.eps", "photo.png"])
+@pytest.mark.parametrize("content", [EPS, iptc(EPS)], ids=["EPS", "EPS within IPTC"])
+def test_a_picture_runs_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes) -> None:
+    """PostScript is one: Pillow by itself would give it to Ghostscript, whatever the file is called."""
+    interpreter = tmp_path / "bin" / "gs"
+    interpreter.parent.mkdir()
+    interpreter.write_text(f"#!/bin/sh\ntouch {tmp_path}/run\nexit 1\n")
+    interpreter.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{interpreter.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # it is looked for once
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(subprocess.CalledProcessError), Image.open(tmp_path / name) as opened:
+        opened.load()
+    (tmp_path / "run").unlink()
+    with pytest.raises(UnreadableImageError, match="of a format that is not read here"):
+        read_image(tmp_path / name, 32)
+    assert not (tmp_path / "run").exists()
 
 
 def test_cmyk_of_a_jpeg_keeps_its_colours(tmp_path: Path) -> None:
