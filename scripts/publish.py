@@ -32,6 +32,7 @@ from gpu import rates
 from study.command_line.options import add_study_options
 from study.command_line.parser import run_command
 from study.errors import UserError
+from study.machine.files import unwritten
 from study.machine.paths import REPOSITORY, RESULTS, run_dir
 
 READMES = tuple(REPOSITORY / folder / "README.md" for folder in ("", "results", "search_spaces"))
@@ -86,7 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = options.results / (options.name or name)
         if folder.resolve() == (RESULTS / "runs").resolve():
             raise UserError("--name must not be 'runs': unpublished studies live there. Choose another.")
-        published.publish(study, run_dir(name, options.out), folder)
+        try:
+            published.publish(study, run_dir(name, options.out), folder)
+        except OSError as error:
+            raise unwritten(f"The record in {str(folder)!r}", error, "Name another folder with --results.") from error
         print(f"Published to {folder}")
     if options.results.resolve() == RESULTS.resolve():
         for readme in READMES:

@@ -22,6 +22,7 @@ from study.command_line.numbers import at_least
 from study.command_line.parser import Parser, run_command
 from study.command_line.wording import aligned, counted, percent, printable
 from study.data.cifar10 import Images, in_turns
+from study.data.dataset import DataSet
 from study.data.opening import load_test, load_train, open_data_of
 from study.errors import StudyFailed, UserError
 from study.machine.files import numbers_as_bytes, unwritten, what_is, write_atomically
@@ -144,7 +145,8 @@ def _parser() -> Parser:
         "--images",
         metavar="N",
         action=at_least(0),
-        help="test images to compare on (default: all; 0: random ones, which need no data set, give no accuracy)",
+        help="test images to compare on (default: all; 0: random ones, which give no accuracy and, without 8 bits, "
+        "need no data set)",
     )
     parser.add_argument("--data", help="the data set, as study.retrain takes it")
     return parser
@@ -168,16 +170,21 @@ def _check(options: argparse.Namespace) -> None:
         )
 
 
+def _data_set(bundle: Bundle, options: argparse.Namespace) -> DataSet:
+    return open_data_of(bundle.preprocessing.classes, bundle.preprocessing.image_size, options.data)
+
+
 def _training_images(bundle: Bundle, options: argparse.Namespace) -> Images:
-    return load_train(open_data_of(bundle.preprocessing.classes, options.data).source)
+    return load_train(_data_set(bundle, options).source)
 
 
 def _images(options: argparse.Namespace, bundle: Bundle) -> Images:
     """What to compare on."""
     if options.images == 0:
-        rng = np.random.default_rng(0)
-        return Images(rng.integers(0, 256, (BATCHES[-1], 32, 32, 3), dtype=np.uint8), np.zeros(BATCHES[-1], np.int64))
-    test = load_test(open_data_of(bundle.preprocessing.classes, options.data).source)
+        shape = (BATCHES[-1], bundle.preprocessing.image_size, bundle.preprocessing.image_size, 3)
+        pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        return Images(pixels, np.zeros(len(pixels), np.int64))
+    test = load_test(_data_set(bundle, options).source)
     if options.images is None:
         return test
     return test.take(in_turns(test.labels, len(test.of.classes))[: options.images])  # a folder's lie class by class

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import evidence
 import screenshot
 from evidence import percent
 from study.bundle.card import CARD
-from study.bundle.files import EXPORTS, MODEL, NUMBERS, WEIGHTS
+from study.bundle.files import EXPORTS, FILES, MODEL, NUMBERS, WEIGHTS
 from study.bundle.metrics import METRICS
 from study.command_line.wording import for_all
 from study.machine.paths import RESULTS
@@ -45,6 +46,7 @@ def publish(study: optuna.Study, run: Path, folder: Path) -> None:
     rows = [_row(trial) for trial in trials]
     reranked = _rerank(study)
     n_finished = sum(row["state"] in ("COMPLETE", "PRUNED") for row in rows)
+    older = evidence.read(folder / "study.json")
     record = {
         "command": " && ".join([*commands_of(study, run, n_finished), "python scripts/publish.py"]),
         "study": study.study_name,
@@ -67,15 +69,30 @@ def publish(study: optuna.Study, run: Path, folder: Path) -> None:
         shutil.copyfile(file, folder / file.name)
     if screenshot.browser() is not None:
         screenshot.take(html, folder / "report.png")
+    elif older and older["created"] != attrs["created"]:
+        (folder / "report.png").unlink(missing_ok=True)  # it shows another study
     draw_history(record, folder / "history.png")
     for name in bundles_in(folder):
-        made = evidence.read(folder / name / "metrics.json").get("study_created")
-        if made not in (None, attrs["created"]):  # of an earlier study of that name
+        metrics = evidence.read(folder / name / METRICS)
+        if "study" in metrics and metrics.get("study_created") != attrs["created"]:  # an earlier one of that name
             shutil.rmtree(folder / name)
     for name in bundles_in(run):
-        shutil.rmtree(folder / name, ignore_errors=True)
-        shutil.copytree(run / name, folder / name, ignore=left_out)
-        _leave_out_places(folder / name)
+        _copy_bundle(run / name, folder / name)
+
+
+def _copy_bundle(bundle: Path, published: Path) -> None:
+    """Copies what is kept of a bundle, whole or not at all. How other formats of it do is measured where it is
+    published: it stays, if the network does."""
+    new = published.with_name(f".{published.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    for name in kept_files(bundle):
+        shutil.copyfile(bundle / name, new / name)
+    _leave_out_places(new)
+    if (published / EXPORTS).exists() and evidence.read(published / METRICS) == evidence.read(new / METRICS):
+        shutil.copyfile(published / EXPORTS, new / EXPORTS)
+    shutil.rmtree(published, ignore_errors=True)
+    new.rename(published)
 
 
 def _leave_out_places(bundle: Path) -> None:
@@ -88,9 +105,10 @@ def _leave_out_places(bundle: Path) -> None:
             file.write_text(file.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
 
 
-def left_out(folder: str, names: Sequence[str]) -> list[str]:
+def kept_files(bundle: Path) -> list[str]:
     """Of a published bundle, which stays small: `study.export` makes the program, and one form of the weights does."""
-    return [MODEL, *([WEIGHTS] if NUMBERS in names else [])]
+    left_out = {MODEL, *([WEIGHTS] if (bundle / NUMBERS).exists() else [])}
+    return [name for name in FILES if name not in left_out and (bundle / name).exists()]
 
 
 def bundles_in(folder: Path) -> list[str]:
@@ -149,7 +167,7 @@ def commands_of(study: optuna.Study, run: Path, n_finished: int) -> list[str]:
     from study.storage.database import config_of
     from study.storage.reranked import find_rerank
 
-    config, longer, metrics = config_of(study), find_rerank(study), bundle_of(run) / "metrics.json"
+    config, longer, metrics = config_of(study), find_rerank(study), bundle_of(run) / METRICS
     repeat = f"python -m study.run --trials {n_finished}"
     for option, value, default in (
         ("--sampler", config.sampler, DEFAULT_SAMPLER),
@@ -159,8 +177,9 @@ def commands_of(study: optuna.Study, run: Path, n_finished: int) -> list[str]:
     found = list(study.user_attrs.get("commands", [repeat]))
     if longer is not None:
         found += longer.user_attrs.get("commands", ["python -m study.rerank"])
-    trained = evidence.read(metrics) if metrics.exists() else {}
-    return [evidence.without_places(each) for each in (*found, trained.get("command", "python -m study.retrain"))]
+    if (trained := evidence.read(metrics)) is not None:
+        found.append(trained.get("command", "python -m study.retrain"))
+    return [evidence.without_places(each) for each in found]
 
 
 def _rerank(study: optuna.Study) -> dict[str, Any] | None:
@@ -191,11 +210,13 @@ def _rerank(study: optuna.Study) -> dict[str, Any] | None:
 
 
 def _row(trial: Any) -> dict[str, Any]:
+    from study.reporting.facts import outcome
     from study.storage.database import stored
 
     curve = _curve(trial)
     return {
         **{name: stored(trial, name) for name in COLUMNS},
+        "outcome": outcome(trial).value,
         "trial": trial.number,
         "state": trial.state.name,
         "val_accuracy": trial.value if trial.value is not None else (curve[-1] if curve else None),
@@ -208,14 +229,20 @@ def _curve(trial: Any) -> list[float]:
 
 
 def searching_seconds(trials: Sequence[Any]) -> float:
-    """Seconds in which at least one trial ran: pauses do not count, and trials at once count once."""
-    spans = sorted(
-        (trial.datetime_start.timestamp(), trial.datetime_complete.timestamp())
-        for trial in trials
-        if trial.datetime_start and trial.datetime_complete
-    )
+    """Seconds in which at least one trial ran: pauses do not count, and trials at once count once. One that was killed
+    ran for as long as its epochs took: its end was written down when somebody found it."""
+    from study.reporting.facts import outcome, record_of
+    from study.storage.outcome import Outcome
+
+    spans = []
+    for trial in trials:
+        if trial.datetime_start and trial.datetime_complete:
+            start, end = trial.datetime_start.timestamp(), trial.datetime_complete.timestamp()
+            if outcome(trial) == Outcome.INTERRUPTED:
+                end = min(end, start + (record_of(trial).wall_s or 0.0))
+            spans.append((start, end))
     seconds, reached = 0.0, float("-inf")
-    for start, end in spans:
+    for start, end in sorted(spans):
         seconds += max(0.0, end - max(start, reached))
         reached = max(reached, end)
     return seconds
@@ -325,9 +352,10 @@ def block(name: str, results: Path = RESULTS) -> str:
     trials, config = record["trials"], record["config"]
     complete = [trial for trial in trials if trial["state"] == "COMPLETE"]
     finished = [trial for trial in trials if trial["state"] in ("COMPLETE", "PRUNED")]
-    n_failed = sum(trial["state"] == "FAIL" for trial in trials)
+    ended = Counter(trial.get("outcome", "failed") for trial in trials if trial["state"] == "FAIL")
+    others = ", ".join(f"{n} {outcome}" for outcome, n in sorted({"failed": 0, **ended}.items()))
     text = (
-        f"{len(complete)} trials complete, {len(finished) - len(complete)} pruned, {n_failed} failed; "
+        f"{len(complete)} trials complete, {len(finished) - len(complete)} pruned, {others}; "
         f"{sum(trial['epochs_run'] for trial in finished)} of {config['epochs'] * len(finished)} epochs spent; "
         f"{record['searching_s'] / 60:.0f} minutes on {evidence.machine(record['hardware'])}. Trials are short on "
         f"purpose ({config['epochs']} epochs of {config['train_images']:,} images): their accuracies rank candidates "
@@ -356,7 +384,9 @@ def block(name: str, results: Path = RESULTS) -> str:
         found = ", ".join(map(" ".join, zip(names, accuracies, strict=True)))
         text += (
             f"\n\nThe best of them trained again for {longer['epochs']} epochs of {longer['train_images']:,} images "
-            f"({longer['searching_s'] / 60:.0f} minutes), on the same validation images: {found}. The first is "
-            "the one retrained."
+            f"({longer['searching_s'] / 60:.0f} minutes), on the same validation images: {found}."
         )
+        first, trained = longer["trials"][0], evidence.read(results / name / "best" / METRICS) or {}
+        if (trained.get("trial"), trained.get("reranked_setting")) == (first["trial"], first.get("setting")):
+            text += " The first is the one retrained."
     return text

@@ -138,9 +138,11 @@ def _accuracy(known: Mapping[str, Any], n_test: int) -> Iterator[str]:
         verdict = {None: "", True: ", met", False: ", missed"}[known["target_met"]]
         yield f"Target {percent(target, 2)}{verdict}"
     if known["test_accuracy_shipped"] is not None:
+        chosen = known["chosen_by_test_images"]
+        but = f" but {_text(chosen)}, before" if chosen else ""
         yield (
             "Of the last epoch, without test-time augmentation. The test images were looked at once, after training; "
-            "nothing was chosen by them. The interval is Wilson's, of other test images; other seeds differ, too."
+            f"nothing was chosen by them{but}. The interval is Wilson's, of other test images; other seeds differ, too."
         )
 
 

@@ -30,9 +30,11 @@ class _Known:
     trial: _Whole | None = None
     reranked_epochs: _Whole | None = None
     reranked_setting: str | None = None
+    train_images: _Whole | None = None
     test_images: _Whole | None = None
     test_digest: str | None = None
     own_images: bool | None = None
+    chosen_by_test_images: str | None = None
     test_accuracy: tuple[Fraction, ...] | None = None
     test_accuracy_mean: Fraction | None = None
     test_accuracy_std: Fraction | None = None

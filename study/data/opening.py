@@ -84,13 +84,15 @@ def refuse_changed(images: Images, digest: str) -> None:
         )
 
 
-def open_data_of(classes: Sequence[str], data: str | None) -> DataSet:
-    """The data set that `data` means, for a network of `classes`.
+def open_data_of(classes: Sequence[str], image_size: int, data: str | None) -> DataSet:
+    """The data set that `data` means, for a network of `classes` that takes images of `image_size` pixels a side.
 
     Raises:
-        UserError: As `open_data`, or it has other classes.
+        UserError: As `open_data`, or it has other classes, or images of another size.
     """
     _refuse_mistyped(data)
+    if image_size != SIDE:
+        raise UserError(f"The network takes images of {image_size} pixels, and ours have {SIDE}.")
     found = CIFAR10 if is_cifar10(data) else open_data(data)  # not downloaded to be refused
     if found.classes != tuple(classes):
         named = shortened(", ".join(classes))

@@ -59,7 +59,8 @@ def find_target(plan: RetrainPlan) -> Target:
     if plan.what == "reference":
         name = named("reference")
         refuse_foreign(plan.out, plan.name)
-        return Target(REFERENCE, plan.out / name, {"name": name}, plan.target_accuracy)
+        known = {"name": name, "chosen_by_test_images": "how it is augmented"}  # by us, once: results/README.md
+        return Target(REFERENCE, plan.out / name, known, plan.target_accuracy)
     study = open_study(plan.url, plan.name)
     refuse_foreign(plan.out, plan.name, study)
     trial, title, facts = _chosen(plan, study)

@@ -12,7 +12,7 @@ import numpy as np
 
 from study.bundle.files import load_bundle
 from study.command_line.wording import percent, printable
-from study.data.cifar10 import SIDE, Images
+from study.data.cifar10 import Images
 from study.data.dataset import Colours
 from study.data.folders import digest_of
 from study.data.opening import load_test, open_data_of
@@ -35,16 +35,14 @@ def evaluate_bundle(folder: Path, data: str | None, device: str) -> int:
     from study.training.evaluation import accuracy, evaluate
 
     bundle = load_bundle(folder)
-    recorded, side = bundle.metrics.get("test_accuracy_shipped"), bundle.candidate.architecture.image_size
+    recorded, of = bundle.metrics.get("test_accuracy_shipped"), bundle.preprocessing
     if recorded is None:
         raise UserError(f"The metrics.json of {str(folder)!r} records no test_accuracy_shipped to compare with.")
-    if side != SIDE:
-        raise UserError(f"The network of {str(folder)!r} takes images of {side} pixels, and ours have {SIDE}.")
     device = resolve_device(device)
-    test = load_test(open_data_of(bundle.preprocessing.classes, data).source)
+    test = load_test(open_data_of(of.classes, of.image_size, data).source)
     other = bundle.metrics.get("test_digest") not in (None, digest_of(test.pixels, test.labels, test.of.classes))
     # Normalised as the bundle says: training images that came since do not change what the network takes.
-    mean, std = (cast(Colours, each) for each in (bundle.preprocessing.mean, bundle.preprocessing.std))
+    mean, std = (cast(Colours, each) for each in (of.mean, of.std))
     test = dataclasses.replace(test, of=dataclasses.replace(test.of, mean=mean, std=std))
     use_no_more_threads()
     _, logits = evaluate(bundle.network.to(device), test, device)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+from optuna.trial import FrozenTrial, TrialState
 
 import evidence
 import publish
@@ -58,11 +62,12 @@ def test_the_commands_are_those_that_ran(tmp_path: Path) -> None:
     study = optuna.create_study(study_name="dilated", direction="maximize")
     config = StudyConfig("dilated", 3, 6, 15_000, 5_000, 0, "none", "random", "float32")
     study.set_user_attr("config", config.to_json())
-    assert published.commands_of(study, tmp_path, 50) == [
-        "python -m study.run --trials 50 --sampler random --pruner none", "python -m study.retrain",
-    ]  # fmt: skip
+    searched = "python -m study.run --trials 50 --sampler random --pruner none"
+    assert published.commands_of(study, tmp_path, 50) == [searched]
     study.set_user_attr("commands", ["python -m study.run --trials 20", "python -m study.run"])
     (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "metrics.json").write_text("{}")
+    assert published.commands_of(study, tmp_path, 50)[-1] == "python -m study.retrain"
     (tmp_path / "best" / "metrics.json").write_text('{"command": "python -m study.retrain --seeds 3"}')
     assert published.commands_of(study, tmp_path, 50) == [
         "python -m study.run --trials 20", "python -m study.run", "python -m study.retrain --seeds 3",
@@ -125,23 +130,89 @@ def test_networks_of_an_earlier_study_of_the_name_go(tmp_path: Path, monkeypatch
     for where, name, of in (
         (folder, "best", "before"),
         (folder, "trial-7", "before"),
+        (folder, "trial-6", None),  # from when that was not told
         (folder, "trial-8", created),
         (folder, "reference", None),
-        (run, "best", created),
         (run, "trial-9", created),
     ):
         found = {**metrics, "study_created": of} if of else metrics
         evidence.write(where / name / "metrics.json", found)
-    (folder / "best" / "old.txt").touch()
+    found = evidence.read(folder / "reference" / "metrics.json")
+    del found["study"]
+    evidence.write(folder / "reference" / "metrics.json", found)
+    evidence.write(folder / "study.json", {"created": "before"})
+    (folder / "report.png").touch()
     published.publish(study, run, folder)
-    assert published.bundles_in(folder) == ["best", "reference", "trial-8", "trial-9"]
-    assert [file.name for file in (folder / "best").iterdir()] == ["metrics.json"]
-    assert evidence.read(folder / "best" / "metrics.json")["study_created"] == created
+    assert published.bundles_in(folder) == ["reference", "trial-8", "trial-9"]
+    assert not (folder / "report.png").exists()
+    assert evidence.read(folder / "study.json")["created"] == created
+
+
+def test_a_bundle_is_published_again(tmp_path: Path) -> None:
+    """What was measured of it there stays, and nothing else than a bundle's files comes there."""
+    run, there = tmp_path / "run", tmp_path / "published"
+    run.mkdir()
+    metrics = {"command": "python -m study.retrain --out /a", "wall_s": 7.0}
+    for name in ("weights.pt", "weights.safetensors", "model.pt2", "model.onnx", "exports.json", "notes.txt"):
+        (run / name).write_text("/a")
+    evidence.write(run / "metrics.json", metrics)
+    for _ in range(2):  # the same again
+        published._copy_bundle(run, there)
+        (there / "exports.json").write_text("measured here")
+    published._copy_bundle(run, there)
+    assert {file.name for file in there.iterdir()} == {"weights.safetensors", "metrics.json", "exports.json"}
+    assert (there / "exports.json").read_text() == "measured here"
+
+    evidence.write(run / "metrics.json", {**metrics, "wall_s": 8.0})  # another training
+    (there.with_name(".published.new")).mkdir()  # of one that was killed
+    published._copy_bundle(run, there)
+    assert {file.name for file in there.iterdir()} == {"weights.safetensors", "metrics.json"}
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["published", "run"]
+
+
+def test_a_disk_that_is_full_costs_nothing_of_what_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, target: Path) -> None:
+        target.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for where, wall_s in (("run", 8.0), ("published", 7.0)):
+        evidence.write(tmp_path / where / "metrics.json", {"wall_s": wall_s})
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", full)
+        with pytest.raises(OSError, match="No space"):
+            published._copy_bundle(tmp_path / "run", tmp_path / "published")
+    assert evidence.read(tmp_path / "published" / "metrics.json") == {"wall_s": 7.0}
+
+
+def test_the_time_of_a_search_is_that_in_which_something_ran() -> None:
+    start = datetime(2026, 1, 1, 12)
+
+    def one(begin_s: float, end_s: float, state: TrialState = TrialState.COMPLETE, **attrs: Any) -> FrozenTrial:
+        found = optuna.create_trial(state=state, value=0.5 if state == TrialState.COMPLETE else None, user_attrs=attrs)
+        found.datetime_start, found.datetime_complete = (start + timedelta(seconds=s) for s in (begin_s, end_s))
+        return found
+
+    at_once = [one(0, 100), one(50, 120)]
+    later = [one(10_000, 10_060)]
+    curve = [{"wall_s": 20.0}, {"wall_s": 21.0}]
+    killed = one(200, 9_999, TrialState.FAIL, outcome="interrupted", curve=curve)  # found hours later
+    failed = one(10_060, 10_070, TrialState.FAIL, outcome="failed")
+    assert published.searching_seconds([*later, killed, *at_once, failed]) == pytest.approx(120 + 41 + 60 + 10)
+
+
+def test_trials_that_ended_otherwise_are_told_apart(tmp_path: Path) -> None:
+    record = evidence.read(RESULTS / "dilated" / "study.json")
+    for outcome in ("interrupted", "failed", "interrupted"):
+        record["trials"].append({**record["trials"][-1], "state": "FAIL", "outcome": outcome, "epochs_run": 1})
+    evidence.write(tmp_path / "dilated" / "study.json", record)
+    assert published.block("dilated", tmp_path).startswith("8 trials complete, 42 pruned, 1 failed, 2 interrupted; ")
+    facts = read_facts(published.restored(record), tmp_path)
+    assert [each.outcome.value for each in facts.records[-3:]] == ["interrupted", "failed", "interrupted"]
 
 
 def test_a_published_bundle_holds_weights_once() -> None:
-    assert published.left_out("", ["model.pt2", "weights.pt", "metrics.json"]) == ["model.pt2"]
-    assert set(published.left_out("", ["weights.safetensors", "weights.pt"])) == {"model.pt2", "weights.pt"}
     bundles = [file.parent for file in RESULTS.glob("*/*/metrics.json")]
     assert bundles
     for bundle in bundles:

@@ -102,6 +102,21 @@ def test_a_few_images_are_of_all_classes(
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_network_of_another_size_is_compared_on_random_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    candidate = Candidate(dataclasses.replace(CANDIDATE.architecture, image_size=64))
+    (tmp_path / "candidate.json").write_text(json.dumps(candidate.to_json()))
+    (tmp_path / "metrics.json").write_text("{}")
+    (tmp_path / "config.json").write_text(dataclasses.replace(OWN, image_size=64).to_text())
+    torch.save(build(candidate.architecture, seed=3).state_dict(), tmp_path / "weights.pt")
+    assert export.main([str(tmp_path), "--format", "torch-export", "--images", "0"]) == 0
+    assert "256 of 256" in capsys.readouterr().out
+    with pytest.raises(UserError, match="takes images of 64 pixels, and ours have 32"):
+        export.main([str(tmp_path), "--format", "torch-export"])
+
+
+@pytest.mark.usefixtures("quick")
 def test_all_formats_are_measured_and_recorded(
     onnxruntime: Any, bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

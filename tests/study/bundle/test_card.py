@@ -74,6 +74,9 @@ def test_accuracy_has_its_interval_and_classes_theirs() -> None:
     assert "**85.00%** of the test images (seed 0, 980 test images, 95% interval 82.63% to 87.10%)" in text
     assert "86.00% ± 1.00 over 2 seeds: 85.00%, 87.00%" in text
     assert "Target 80.00%, met" in text
+    assert "nothing was chosen by them. " in text
+    told = card(REFERENCE, {**metrics, "chosen_by_test_images": "how it is augmented"}, CIFAR_10, CONFUSION)
+    assert "nothing was chosen by them but how it is augmented, before. " in told
     rows = dict(re.findall(r"^\| (\w+) \| (.*) \|$", text, re.MULTILINE))
     assert rows["cat"] == "70.0% | 91.0% | 130"
     assert rows["truck"] == "82.0% | 82.0% | 50"

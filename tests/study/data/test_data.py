@@ -185,4 +185,6 @@ def test_the_data_set_is_not_downloaded_to_be_refused(user_cache: Path, monkeypa
     monkeypatch.delenv("STUDY_DATA", raising=False)
     monkeypatch.setattr(data, "_download", lambda folder: pytest.fail("downloads"))
     with pytest.raises(UserError, match=r"for other classes \(cat, dog\) than those of CIFAR-10"):
-        open_data_of(("cat", "dog"), None)
+        open_data_of(("cat", "dog"), 32, None)
+    with pytest.raises(UserError, match="takes images of 64 pixels, and ours have 32"):
+        open_data_of(data.CLASSES, 64, None)
