@@ -5,7 +5,8 @@
 Short trials find good candidates; which of the best is the very best, they cannot tell, and neither how strongly a
 long training should be augmented and regularised. So each of the best is trained with a light and a strong setting.
 The re-ranking is a study of its own, `<study-name>-rerank`, in the same storage, and never counts among the trials of
-the search. It is stopped and resumed as a search is. `study.retrain` prefers its winner: a candidate and a setting.
+the search. It is stopped and resumed as a search is; after more trials of that it adds those that are among the best.
+`study.retrain` prefers its winner: a candidate and a setting.
 """
 
 from __future__ import annotations

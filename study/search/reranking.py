@@ -71,12 +71,12 @@ def rerank(plan: RerankPlan) -> int:
     refuse_other_version(plan.source, config_of(source))
     space = _space_of(source)
     place = workplace(plan.search.cluster, plan.search.device)
-    best = best_candidates(source, plan.top, FIDELITY[place.device][0])
     refuse_early(plan.search)
     existing = find_study(plan.search)
     refuse_foreign(plan.folder, plan.source, source)
     refuse_foreign(plan.search.out, plan.search.name, existing and existing[0], new=existing is None)
     known: list[dict[str, Any]] = existing[0].user_attrs.get("given", []) if existing else []
+    best = best_candidates(source, plan.top, len(_numbers(known)) or FIDELITY[place.device][0])
     settings = plan.settings or tuple(dict.fromkeys(map(setting_of, known))) or tuple(SETTINGS)
     # A single training needs no measurement of how many run at once.
     search = dataclasses.replace(plan.search, trials=max(len(known), len(best) * len(settings)))
@@ -109,7 +109,7 @@ def rerank(plan: RerankPlan) -> int:
                 f"--storage {shlex.quote(hide_password(plan.search.url))}"
             )
         known = study.user_attrs["given"]  # as it is now: getting ready took a while
-        wanted = _more_wanted(known, [trial.number for trial in best], plan.top or 0, settings)
+        wanted = _more_wanted(known, [trial.number for trial in best], settings)
         config = config_of(study)
         small = study.user_attrs.get("small_images", False)  # as those that it is compared with
         added = [
@@ -223,12 +223,16 @@ def _description(
     }
 
 
+def _numbers(given: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Of the trials in `given`, each once."""
+    return list(dict.fromkeys(each["trial"] for each in given))
+
+
 def _more_wanted(
-    known: Sequence[Mapping[str, Any]], best: Iterable[int], top: int, settings: Sequence[str]
+    known: Sequence[Mapping[str, Any]], best: Iterable[int], settings: Sequence[str]
 ) -> list[tuple[int, str]]:
-    """(trial, setting) of what is to be added to `known`: what was begun stays; a larger `top` adds the next `best`,
-    and another setting trains all of them with it, too."""
+    """(trial, setting) of what is to be added to `known`: what was begun stays, those of the `best` come that are not
+    there, of a larger number or of a search that went on, and another setting trains all of them with it, too."""
     there = {(given["trial"], setting_of(given)) for given in known}
-    numbers = list(dict.fromkeys(given["trial"] for given in known))
-    numbers += [number for number in best if number not in numbers][: max(0, top - len(numbers))]
+    numbers = list(dict.fromkeys((*_numbers(known), *best)))
     return [(number, setting) for number in numbers for setting in settings if (number, setting) not in there]

@@ -90,6 +90,22 @@ def test_the_best_are_trained_again_as_they_were(searched: Path, capsys: pytest.
     assert rerank.main([*TINY, "--top", "3", "--out", str(searched)]) == 0
     assert ids(opened(searched, "dilated-rerank"))[::2] == [as_trained(trial) for trial in best[:3]]
 
+    # So does a search that went on and found a better one.
+    better = optuna.create_trial(
+        value=1.0,
+        params=best[3].params,
+        distributions=best[3].distributions,
+        user_attrs={**best[3].user_attrs, "slot": 4},
+        system_attrs=best[3].system_attrs,
+    )
+    storage = open_storage(f"sqlite:///{searched / 'study.db'}")
+    optuna.load_study(study_name="dilated", storage=storage).add_trial(better)
+    for _ in range(2):
+        assert rerank.main([*TINY, "--out", str(searched)]) == 0
+        found = opened(searched, "dilated-rerank")
+        assert [given["trial"] for given in found.user_attrs["given"][6:]] == [4, 4]
+        assert ids(found)[6::2] == [as_trained(best[3])]
+
 
 def test_one_as_long_as_the_trials_repeats_them(searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials of a GPU are so long that by their length alone they would be augmented more."""
