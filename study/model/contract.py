@@ -155,15 +155,21 @@ def _impossible_limits(space: SearchSpace) -> Complaints:
 
 def _independence(space: SearchSpace) -> Complaints:
     for of_limit in SWEEPS:
-        met = []
-        for step in range(25):
-            limits, rng = of_limit(round(1_000 * 1.18**step)), random.Random(step)
-            outcomes = {_decodes(space, space.sample(rng), limits) for _ in range(15)}
-            if len(outcomes) > 1:
-                yield f"under {limits} some samples decode and others do not"
-            met.append(outcomes.pop())
-        if len(set(met)) == 1:
-            yield f"from {of_limit(1_000)} to {limits} nothing changes"
+        swept = [of_limit(round(1_000 * 1.18**step)) for step in range(25)]
+        met = [_outcomes(space, limits, 4, seed) for seed, limits in enumerate(swept)]
+        for step in range(len(swept) - 1):
+            if met[step] != met[step + 1]:  # beside a change a sample may matter
+                for seed in (step, step + 1):
+                    met[seed] |= _outcomes(space, swept[seed], 15, seed)
+        for limits in (limits for limits, outcomes in zip(swept, met, strict=True) if len(outcomes) > 1):
+            yield f"under {limits} some samples decode and others do not"
+        if met == met[:1] * len(met):
+            yield f"from {swept[0]} to {swept[-1]} nothing changes"
+
+
+def _outcomes(space: SearchSpace, limits: Limits, n: int, seed: int) -> set[bool]:
+    rng = random.Random(seed)
+    return {_decodes(space, space.sample(rng), limits) for _ in range(n)}
 
 
 def _decodes(space: SearchSpace, params: dict[str, Any], limits: Limits) -> bool:
@@ -206,13 +212,19 @@ def _training(space: SearchSpace) -> Complaints:
             x, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
         network = build(architecture, seed=0).train()
         optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
-        first = nn.functional.cross_entropy(network(x), labels)
-        torch.autograd.backward(first)
-        gradients = [p.grad for p in network.parameters()]
-        if not all(g is not None and bool(g.isfinite().all()) for g in gradients):
-            yield f"architecture {architecture.architecture_id} has parameters without a finite gradient"
-        optimizer.step()
-        if not nn.functional.cross_entropy(network(x), labels) < first:
+        losses, moved = [], set[str]()
+        for _ in range(2):  # what a block that starts as the identity holds is reached by the second step
+            losses.append(nn.functional.cross_entropy(network(x), labels))
+            optimizer.zero_grad()
+            torch.autograd.backward(losses[-1])
+            gradients = {name: p.grad for name, p in network.named_parameters()}
+            if not all(g is not None and bool(g.isfinite().all()) for g in gradients.values()):
+                yield f"architecture {architecture.architecture_id} has parameters without a finite gradient"
+            moved |= {name for name, g in gradients.items() if g is not None and bool(g.any())}
+            optimizer.step()
+        if still := [name for name, p in network.named_parameters() if p.dim() > 1 and name not in moved]:
+            yield f"architecture {architecture.architecture_id} has weights that never learn: {', '.join(still[:3])}"
+        if not losses[1] < losses[0]:
             yield f"architecture {architecture.architecture_id} does not learn"
 
 

@@ -264,8 +264,9 @@ class ResidualBlock(nn.Module):
         return x
 
     def start_as_identity(self) -> None:
-        """Sets the body's last weights to zero, unless a small scale does the same."""
-        if self.body_scale is not None:
+        """Sets the body's last weights to zero, unless a small scale does the same, or a ReLU would let no gradient
+        through to them ever after."""
+        if self.body_scale is not None or isinstance(self.body[-1], nn.ReLU):
             return
         for module in reversed(self.body):
             last = [child for child in module.modules() if isinstance(child, (nn.BatchNorm2d, LayerNorm2d, nn.Conv2d))]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from search_spaces import DEFAULT_SPACE, SPACES, UnknownSpaceError, get_space
 from search_spaces.candidate import Augmentation, Candidate, Optimisation
@@ -18,6 +19,7 @@ from search_spaces.space import Decoded, Params, SearchSpace
 from search_spaces.training_dimensions import TRAINING_DIMENSIONS
 from study.machine.paths import REPOSITORY
 from study.model.contract import PROMISES, complaint_of, sampled
+from study.model.layers import ResidualBlock
 
 SLOW = {"whether limits can be met does not depend on the sample": pytest.mark.slow}
 """A study checks its limits once, on an anchor; no later sample may then turn out infeasible."""
@@ -37,6 +39,16 @@ def test_unknown_space_is_named_with_those_that_exist() -> None:
 def test_promise(space: SearchSpace, promise: str) -> None:
     assert SPACES[space.name] is type(space)
     assert complaint_of(space, promise) == ""
+
+
+def test_weights_that_never_learn_break_a_promise(monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(block: ResidualBlock) -> None:
+        for weight in block.body.parameters():
+            torch.nn.init.zeros_(weight)
+
+    monkeypatch.setattr(ResidualBlock, "start_as_identity", die)
+    promise = "a step of training lowers the loss"
+    assert "has weights that never learn: " in complaint_of(get_space("dilated"), promise)
 
 
 def test_the_same_seed_gives_the_same_ids_in_another_process(space: SearchSpace) -> None:

@@ -284,6 +284,21 @@ def test_every_kind_of_block_starts_near_the_identity_and_learns(scaled: str | N
     assert still == []
 
 
+@pytest.mark.parametrize("activation_type", ["relu", "silu"])
+def test_a_body_that_ends_in_its_activation_learns(activation_type: str) -> None:
+    """Of zeros ReLU lets no gradient through."""
+    convs = (Conv(12, activation_type=activation_type), Conv(12, activation_type=activation_type))
+    network = build(Architecture((Conv(12), Residual(convs))), seed=0)
+    optimizer, x = torch.optim.SGD(network.parameters(), lr=0.1), torch.randn(8, 3, 32, 32)
+    moved = set[str]()
+    for _ in range(2):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(network(x), torch.arange(8)).backward()
+        moved |= {name for name, p in network.named_parameters() if p.grad is not None and p.grad.any()}
+        optimizer.step()
+    assert {name for name, p in network.named_parameters() if p.dim() > 1} <= moved
+
+
 @pytest.mark.parametrize("kernel", [3, 7])
 @pytest.mark.parametrize("dilation", [1, 3])
 def test_torchs_own_depthwise_kernels_are_given_plain_memory(kernel: int, dilation: int) -> None:
