@@ -60,7 +60,7 @@ def said(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     """What `error` is and the first line of what it says."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
 
 
 def shortened(text: str, length: int = 60) -> str:

@@ -12,7 +12,7 @@ import importlib.util
 import math
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +23,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.constraints import MEASURES, InfeasibleError, Limits, OwnLimit
 from search_spaces.fields import DescriptionError
 from search_spaces.reference import REFERENCE_ARCHITECTURE
+from search_spaces.training_dimensions import TRAINING_DIMENSIONS
 from study.errors import UserError, first_line, said, shortened
 from study.machine.files import is_file, what_is
 
@@ -84,7 +85,7 @@ def own_space(text: str) -> str:
 
 def _check_anchors(space: SearchSpace, text: str) -> None:
     """Refuses a space whose known points cannot be built. `describe --check` looks closer."""
-    try:
+    with told(space, f"--space {text}"):
         anchors = space.anchors(Limits())
         if "default" not in anchors:
             raise UserError(f"--space {text}: its anchors must have a 'default', the point that searches start from.")
@@ -94,10 +95,33 @@ def _check_anchors(space: SearchSpace, text: str) -> None:
                     raise UserError(f"--space {text}: its {anchor} has {name} {params[name]!r}, not of {dimension}.")
             with contextlib.suppress(InfeasibleError):  # by limits that may be others
                 space.decode(params, Limits())
-    except UserError:
+
+
+@contextlib.contextmanager
+def told(space: SearchSpace, named: str = "", params: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """What goes wrong within a space of the user's is a mistake that gets a line; within one of ours it is a bug.
+
+    Args:
+        space: Whose methods are called here.
+        named: What to call it.
+        params: What it is called with.
+
+    Raises:
+        UserError: Something goes wrong in a space that was typed.
+        InfeasibleError: As the space does.
+    """
+    try:
+        yield
+    except (UserError, InfeasibleError):
         raise
     except Exception as error:  # the user's own, of whatever kind
-        raise UserError(f"--space {text} cannot be used: {first_line(error)}{_where(error)}.") from error
+        if space.name not in _spaces:
+            raise
+        structure = (f"{name} {value!r}" for name, value in (params or {}).items() if name not in TRAINING_DIMENSIONS)
+        of = f" with {', '.join(structure)}" if params else ""
+        raise UserError(
+            f"{named or f'The space {space.name!r}'} cannot be used: {first_line(error)}{_where(error)}{of}."
+        ) from error
 
 
 def load_space(text: str) -> SearchSpace:

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from search_spaces.candidate import Candidate
 from search_spaces.constraints import Clock, Constraint, InfeasibleError, certify
 from search_spaces.space import Decoded, SearchSpace
-from study.command_line.own import OwnLimits
+from study.command_line.own import OwnLimits, told
 from study.machine.hardware import versions
 from study.model.certificate import certify_module
 from study.model.network import build
@@ -237,7 +237,8 @@ class Asker:
         """
         config, clock = self._config, self._clock
         if given is None:
-            decoded = self._space.decode(params, config.limits.to_decode, clock)
+            with told(self._space, params=params):
+                decoded = self._space.decode(params, config.limits.to_decode, clock)
             if not config.mirrored:
                 decoded = Decoded(decoded.candidate.without_flips(), decoded.repairs)
         else:  # as it is: limits and predicted times differ between studies

@@ -21,7 +21,7 @@ from search_spaces.cost import CostModel
 from search_spaces.fields import DescriptionError
 from search_spaces.reference import REFERENCE, REFERENCE_ARCHITECTURE
 from search_spaces.space import Params, SearchSpace
-from study.command_line.own import SPACE_FORM
+from study.command_line.own import SPACE_FORM, told
 from study.command_line.wording import counted, rounded
 from study.errors import MadeMeanwhile, UserError, said
 from study.search.plan import SearchPlan
@@ -316,7 +316,8 @@ def anchors(space: SearchSpace, config: StudyConfig, cost: CostModel) -> list[tu
     usable = []
     for name, params in space.anchors(limits).items():
         try:
-            decoded = space.decode(params, limits, clock)
+            with told(space, params=params):
+                decoded = space.decode(params, limits, clock)
         except InfeasibleError:  # of a space of the user's
             continue
         # A network with a name of its own must be that network, not what the limits leave of it.
@@ -343,7 +344,8 @@ def refuse_impossible(
     broken: list[InfeasibleError] = []
     for params in points:
         try:
-            architecture = space.decode(params, limits, clock).candidate.architecture
+            with told(space, params=params):
+                architecture = space.decode(params, limits, clock).candidate.architecture
             certify(architecture, config.limits, clock, measure(architecture))
             return
         except InfeasibleError as error:

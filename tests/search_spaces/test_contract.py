@@ -12,7 +12,7 @@ import torch
 
 from search_spaces import DEFAULT_SPACE, SPACES, UnknownSpaceError, get_space
 from search_spaces.candidate import Augmentation, Candidate, Optimisation
-from search_spaces.constraints import Clock, Limits
+from search_spaces.constraints import Clock, InfeasibleError, Limits
 from search_spaces.dilated import DilatedSpace
 from search_spaces.reference import REFERENCE_ARCHITECTURE
 from search_spaces.space import Decoded, Params, SearchSpace
@@ -39,6 +39,20 @@ def test_unknown_space_is_named_with_those_that_exist() -> None:
 def test_promise(space: SearchSpace, promise: str) -> None:
     assert SPACES[space.name] is type(space)
     assert complaint_of(space, promise) == ""
+
+
+@pytest.mark.slow
+def test_a_limit_that_only_some_samples_meet_breaks_a_promise(monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = DilatedSpace.decode
+
+    def moody(space: DilatedSpace, params: Params, limits: Limits, clock: Clock | None = None) -> Decoded:
+        if limits.max_params < 4_000 and params["budget_frac"] < 0.7:
+            raise InfeasibleError([])
+        return decode(space, params, limits, clock)
+
+    monkeypatch.setattr(DilatedSpace, "decode", moody)
+    promise = "whether limits can be met does not depend on the sample"
+    assert "some samples decode and others do not" in complaint_of(DilatedSpace(), promise)
 
 
 def test_weights_that_never_learn_break_a_promise(monkeypatch: pytest.MonkeyPatch) -> None:

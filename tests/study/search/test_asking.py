@@ -55,6 +55,27 @@ def test_the_anchors_come_first_and_are_run_as_they_are(stage: Stage) -> None:
     assert [trial.params for trial in stage.trials()[:2]] == [dict(params) for params in known.values()]
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_a_space_of_the_user_s_that_fails_on_a_sample_gets_a_line(
+    stage: Stage, own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its anchors were tried when it was loaded. One of ours that fails is a bug."""
+
+    def fail(*arguments: Any) -> Decoded:
+        raise ZeroDivisionError("division by zero.")
+
+    stage.skip_anchors()
+    asker = stage.asker()
+    monkeypatch.setattr(type(SPACE), "decode", fail)
+    monkeypatch.setattr("study.command_line.own._spaces", {"dilated"} if own else set())
+    claim = stage.slots.claim(100)
+    assert claim is not None
+    line = r"^The space 'dilated' cannot be used: ZeroDivisionError: division by zero with reduction .*[^.]\.$"
+    for call in (lambda: asker.ask(claim), lambda: refuse_impossible(SPACE, CONFIG, COST)):
+        with pytest.raises(UserError if own else ZeroDivisionError, match=line if own else None):
+            call()
+
+
 def test_an_anchor_that_the_limits_exclude_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     decode = type(SPACE).decode
 
