@@ -23,7 +23,6 @@ from study.errors import StudyFailed, TrialFailed, UserError
 from study.executors.workplace import Workplace, workplace
 from study.machine.hardware import hardware, n_loaders, use_no_more_threads, versions
 from study.machine.paths import REPOSITORY
-from study.model.layers import DepthwiseClass
 from study.reporting.optional import report
 from study.retraining.plan import SEEDS, RetrainPlan
 from study.retraining.seeds import Seed, seeds_at_once, train_all
@@ -125,13 +124,9 @@ def _prepare(plan: RetrainPlan, target: Target, place: Workplace, data: DataSet)
             f"--train-images must be between {n_classes} (one per class) and all {n_images:,}: {n_train:,}. Name one "
             "of these, or leave it out."
         )
-    cost, precision = target.cost, target.precision
-    native: frozenset[DepthwiseClass] = frozenset()
-    if device == "cuda" or cost is None or precision is None or cost.device != device:
-        calibration = place.call(calibrate, device)
-        native = calibration.native_depthwise
-        if cost is None or precision is None or cost.device != device:
-            cost, precision = calibration.cost, calibration.precision
+    # Of where it trains: what was fastest where it was searched can be several times slower here.
+    calibration = place.call(calibrate, device)
+    cost, precision = calibration.cost, calibration.precision
     epochs, n_seeds = plan.epochs or RETRAIN_EPOCHS[device], plan.n_seeds or SEEDS[device]
     jobs, gain = seeds_at_once(plan.jobs, n_seeds, place, precision, target.candidate)
     cores = place.cores(jobs)
@@ -146,7 +141,7 @@ def _prepare(plan: RetrainPlan, target: Target, place: Workplace, data: DataSet)
         n_loaders=n_loaders(device, cores),
         n_snapshots=MAX_SNAPSHOTS,
         compiled=True,
-        native_depthwise=native,
+        native_depthwise=calibration.native_depthwise,
     )
     first = Seed(candidate, config, data.source, n_train, plan.out / "checkpoints", cores, digest=data.digest)
     seconds = cost.candidate_seconds(candidate, n_train) * epochs * n_seeds / gain

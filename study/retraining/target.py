@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.candidate import Candidate
-from search_spaces.cost import CostModel
 from search_spaces.reference import REFERENCE
 from search_spaces.yardstick import YARDSTICK_ARCHITECTURE
 from study.command_line.wording import counted
@@ -31,7 +30,6 @@ class Target:
         folder: Of the bundle.
         facts: What the bundle says of its origin.
         target_accuracy: To pass, a fraction; None: that of the data set, if it has one.
-        precision, cost: Of the study; None where there is none.
         study: Whose report shows it.
     """
 
@@ -40,8 +38,6 @@ class Target:
     facts: dict[str, Any]
     target_accuracy: float | None
     recipe_of: Candidate | None = None
-    precision: str | None = None
-    cost: CostModel | None = None
     study: optuna.Study | None = None
 
 
@@ -51,7 +47,7 @@ def find_target(plan: RetrainPlan) -> Target:
     Raises:
         UserError: There is no such study or trial, or the folder is another study's.
     """
-    from study.storage.database import candidate_of, config_of, cost_model_of, get_trial, open_study
+    from study.storage.database import candidate_of, get_trial, open_study
 
     def named(name: str) -> str:
         return f"{name}-distilled" if plan.teacher else name
@@ -79,8 +75,6 @@ def find_target(plan: RetrainPlan) -> Target:
         facts={"name": named(title), "study": plan.name, "study_created": study.user_attrs.get("created"), **facts},
         target_accuracy=plan.target_accuracy or study.user_attrs.get("target_accuracy"),
         recipe_of=recipe_of,
-        precision=config_of(study).precision,
-        cost=cost_model_of(study),
         study=study,
     )
 

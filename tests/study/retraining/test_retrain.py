@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -113,6 +114,19 @@ def here(monkeypatch: pytest.MonkeyPatch) -> type[Here]:
     monkeypatch.setattr(local, "LocalExecutor", Here)
     monkeypatch.setattr(Here, "fail", staticmethod(lambda work: None))
     return Here
+
+
+def test_it_is_trained_as_is_fastest_where_it_is(
+    here: type[Here], made_study: Path, made_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The machine that searched may have been another one."""
+    shutil.copytree(made_study, tmp_path / "study")
+    of_here = dataclasses.replace(calibrate("cpu"), precision="bfloat16")
+    monkeypatch.setattr(retraining, "calibrate", lambda device: of_here)
+    command = ["--trial", "0", "--epochs", "1", "--train-images", "64", "--device", "cpu", "--jobs", "1"]
+    assert retrain.main([*command, "--out", str(tmp_path / "study")]) == 0
+    assert metrics(tmp_path / "study" / "best")["precision"] == "float32"
+    assert metrics(tmp_path / "study" / "trial-0")["precision"] == "bfloat16"
 
 
 def test_no_test_image_before_the_last_step(
