@@ -47,8 +47,8 @@ from study.machine.paths import REPOSITORY, RESULTS, RUNS
 
 N_TRIALS = 50
 N_TRAINING = 50_000
-MOST_EPOCHS, MOST_SEEDS = 300, 5
-"""Of the retrain."""
+MOST_EPOCHS, LEAST_EPOCHS, MOST_SEEDS = 300, 30, 5
+"""Of the retrain. A shorter one waits for a call that has more time: its length stays, and would be published."""
 STUDY_SHARE, LEAST_STUDY_S = 0.28, 60.0
 SMOKE_S, THROUGHPUT_S, PUBLISH_S, PACK_S = 105.0, 60.0, 25.0, 15.0
 STUDY_FIXED_S = 40.0
@@ -86,11 +86,21 @@ def trial_fidelity(rate: float, seconds: float, n_trials: int = N_TRIALS) -> tup
     return [f for f in FIDELITIES if f[0] * f[1] <= images or f == FIDELITIES[0]][-1]
 
 
+class NoTimeError(Exception):
+    """Too little is left for a step that would be worth it."""
+
+
 def retrain_length(rate: float, seconds: float) -> tuple[int, int]:
-    """(epochs, seeds) that fit `seconds` at `rate` images/s: one seed until it has its full length."""
+    """(epochs, seeds) that fit `seconds` at `rate` images/s: one seed until it has its full length.
+
+    Raises:
+        NoTimeError: Not even a short one fits.
+    """
     epochs = int(CERTAIN * rate * seconds / N_TRAINING)
+    if epochs < LEAST_EPOCHS:
+        raise NoTimeError
     seeds = min(MOST_SEEDS, max(1, epochs // MOST_EPOCHS))
-    return max(1, min(MOST_EPOCHS, epochs // seeds)), seeds
+    return min(MOST_EPOCHS, epochs // seeds), seeds
 
 
 def measured_rate(smoke: dict[str, Any]) -> float:
@@ -204,7 +214,7 @@ def study(call: Call) -> str:
 def retrain(call: Call, name: str = "retrain", words: str = "{best}") -> str:
     """With a budget, a length that fits what is left of it, decided once: another length is another training."""
     command = f"-m study.retrain --device {{device}} {words}"
-    if not call.has_budget:
+    if not call.has_budget or call.size.retrain:
         return f"{command} {{size.retrain}}"
     if name not in call.plan:
         kept = RETRAIN_FIXED_S + PUBLISH_S + GRACE_S
@@ -293,6 +303,8 @@ MORE = {
     )
 }
 """What is worth its time once the rest is done: `--also`."""
+NEVER_TINY = ("same-as-cpu", "epoch", "trials-per-hour", "slots", "memory", "startup", "samplers")
+"""Those of them that have one size."""
 
 
 def steps_of(budgeted: bool, also: Sequence[str]) -> list[Step]:
@@ -322,11 +334,16 @@ def run_steps(call: Call, steps: Sequence[Step], environment: dict[str, str]) ->
             print(f"== {step.name}: no time left; the same command goes on", flush=True)
             code = EXIT_FAILED
             continue
-        outcome, seconds = _run(call, step, limit, environment)
-        worked = True
+        before = spent.get(step.name, 0.0)
+        try:
+            outcome = _run(call, step, limit, environment)
+        except NoTimeError:
+            print(f"== {step.name}: too little time left; the same command goes on", flush=True)
+            code = EXIT_FAILED
+            continue
+        seconds, worked = spent[step.name] - before, True
         if step is SMOKE:
             _publish_smoke(call)
-        spent[step.name] = spent.get(step.name, 0.0) + seconds
         if outcome == 0:
             done[step.name] = spent[step.name]
             print(f"== {step.name}: done in {spent[step.name]:.0f} s", flush=True)
@@ -341,8 +358,12 @@ def run_steps(call: Call, steps: Sequence[Step], environment: dict[str, str]) ->
     return code
 
 
-def _run(call: Call, step: Step, limit: float, environment: dict[str, str]) -> tuple[int, float]:
-    """The exit code and the seconds of `step`; it is asked to stop in time to have saved its state by `limit`."""
+def _run(call: Call, step: Step, limit: float, environment: dict[str, str]) -> int:
+    """The exit code of `step`, whose seconds are noted; it is asked to stop in time to have saved its state by `limit`.
+
+    Raises:
+        NoTimeError: It would not be worth it.
+    """
     command = [sys.executable, *step.words(call)]
     call.state["begun"][step.name] = shlex.join(["python", *command[1:]])
     call.save()
@@ -352,7 +373,7 @@ def _run(call: Call, step: Step, limit: float, environment: dict[str, str]) -> t
     process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, **out)  # type: ignore[call-overload]
     echo = subprocess.Popen(["tee", "-a", str(call.folder / "logs" / f"{step.name}.log")], stdin=process.stdout)
     try:
-        code = process.wait(None if math.isinf(limit) else limit - min(GRACE_S, limit / 4))
+        code: int = process.wait(None if math.isinf(limit) else limit - min(GRACE_S, limit / 4))
     except subprocess.TimeoutExpired:
         code = _stopped(process)
     except KeyboardInterrupt:
@@ -362,7 +383,9 @@ def _run(call: Call, step: Step, limit: float, environment: dict[str, str]) -> t
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # whatever of it is left
         echo.wait()
-    return code, time.monotonic() - started
+        spent = call.state["spent"]
+        spent[step.name] = spent.get(step.name, 0.0) + time.monotonic() - started
+    return code
 
 
 def _stopped(process: subprocess.Popen[bytes]) -> int:
@@ -427,6 +450,10 @@ def _check(options: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be above 0: {value:g}.")
     if options.total_s is not None and options.budget_s is None:
         raise UserError("--total-s, of all calls together, needs --budget-s, of this one.")
+    if options.dry_run and (large := [name for name in NEVER_TINY if {name, "all"} & set(options.also)]):
+        raise UserError(
+            f"--dry-run is at a tiny size, which these have not: {', '.join(large)}. Leave them out of --also."
+        )
     for place in options.parts:
         if not place.is_dir():
             raise UserError(f"--parts must name folders that prepare or --pack-to made: {str(place)!r} is none.")

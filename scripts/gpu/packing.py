@@ -99,8 +99,10 @@ def unpack_all(places: Sequence[Path], folder: Path) -> bool:
         unpack_folder(joined(carried, "results.tar"), folder)
     if not missing(carried, "site.tar.xz"):
         unpack_folder(joined(carried, "site.tar.xz"), folder / "site")
+        done(carried, "site.tar.xz").touch()
     if not missing(carried, "cifar10.pack"):
         unpack_cifar10(joined(carried, "cifar10.pack"), folder / "data" / "cifar-10-batches-py")
+        done(carried, "cifar10.pack").touch()
     return carried.is_dir() or (folder / "data").is_dir()
 
 
@@ -153,11 +155,17 @@ def cut(payload: Path, sizes: Iterator[tuple[Path, int]]) -> list[Path]:
 
 
 def receive(places: Sequence[Path], folder: Path) -> None:
-    """Copies the pieces in `places` into `folder`."""
+    """Copies the pieces in `places` into `folder`, but for those of what was unpacked before."""
     folder.mkdir(parents=True, exist_ok=True)
     for piece in (piece for place in places for piece in place.glob("*-of-*")):
-        if _PIECE.fullmatch(piece.name) and not (folder / piece.name).exists():
+        match = _PIECE.fullmatch(piece.name)
+        if match and not (folder / piece.name).exists() and not done(folder, match[1]).exists():
             shutil.copyfile(piece, folder / piece.name)
+
+
+def done(folder: Path, name: str) -> Path:
+    """A file that says that the payload `name` was unpacked."""
+    return folder / f"{name}.done"
 
 
 def missing(folder: Path, name: str) -> int:

@@ -108,11 +108,13 @@ def test_a_study_that_can_afford_it_is_done_in_time() -> None:
         (50_000, 400, (300, 1)),
         (100_000, 400, (300, 2)),  # then more seeds
         (1_000_000, 1_000, (300, 5)),
-        (10, 10, (1, 1)),
+        (10_000, 167, (30, 1)),
     ],
 )
 def test_one_seed_as_long_as_fits_then_more(rate: float, seconds: float, length: tuple[int, int]) -> None:
     assert gpu_study.retrain_length(rate, seconds) == length
+    with pytest.raises(gpu_study.NoTimeError):
+        gpu_study.retrain_length(rate, 29.9 * gpu_study.N_TRAINING / gpu_study.CERTAIN / rate)
 
 
 def test_the_slower_of_step_and_loaders_is_counted_on() -> None:
@@ -153,8 +155,36 @@ def test_a_dry_run_is_tiny_whatever_fits(driver: Driver) -> None:
     assert driver("--dry-run", "--budget-s", "400") == 0
     for command, sizes in (("study.run", gpu_study.TINY.study), ("study.retrain", gpu_study.TINY.retrain)):
         [line] = [line for line in driver.calls if command in line]
-        assert line.count("--epochs") == 2
         assert line.endswith(sizes)
+
+
+def test_a_retrain_waits_for_time_that_is_worth_it(driver: Driver, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its length is decided once: of what is left of a short call it would be one epoch, for good."""
+    assert driver("--budget-s", "150") == 1
+    assert "retrain: too little time left; the same command goes on" in capsys.readouterr().out
+    assert "study.retrain" not in driver.names
+    assert driver("--budget-s", "900") == 0
+    assert "--epochs 300 --seeds 1" in next(line for line in driver.calls if "study.retrain" in line)
+    also = ("--budget-s", "150", "--also", "reference")
+    assert driver(*also) == 1
+    assert "reference: too little time left" in capsys.readouterr().out
+
+
+def test_what_an_interrupted_step_spent_is_counted(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = gpu_study.subprocess.Popen.wait
+
+    def interrupted(process: gpu_study.subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        if "study.run" in process.args and timeout != gpu_study.GRACE_S:
+            time.sleep(0.3)
+            raise KeyboardInterrupt
+        return run(process, timeout)
+
+    monkeypatch.setattr(gpu_study.subprocess.Popen, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        driver("--budget-s", "900", hangs="study.run")
+    state = json.loads((driver.folder / "state.json").read_text())
+    assert state["spent"]["study"] >= 0.3
+    assert "study" not in state["done"]
 
 
 def test_what_is_done_is_skipped_and_lengths_stay(driver: Driver) -> None:
@@ -198,20 +228,20 @@ def test_a_long_step_is_cut_off_in_time_and_goes_on(driver: Driver, capsys: pyte
     assert time.monotonic() - started < 60
     said = capsys.readouterr().out
     assert re.search(r"study: cut off after \d+ s; the same command goes on", said)
-    assert "study.retrain" not in said.replace("python -m study.retrain", "") or "retrain: no time left" in said
+    assert "study.retrain" not in driver.names
     assert "publish: done" in said  # what there is of the study is kept
-    assert driver("--budget-s", "60") == 0
+    assert driver("--budget-s", "400") == 0
     assert driver.names.count("study.run") == 2
     assert "study.retrain" in driver.names
 
 
 def test_a_study_that_used_up_its_share_is_retrained_as_it_is(driver: Driver) -> None:
-    assert driver("--budget-s", "60", fails="study.retrain") == 1
+    assert driver("--budget-s", "400", fails="study.retrain") == 1
     state = json.loads((driver.folder / "state.json").read_text())
     del state["done"]["study"]
     state["spent"]["study"] = state["plan"]["study_s"]
     (driver.folder / "state.json").write_text(json.dumps(state))
-    assert driver("--budget-s", "60") == 0
+    assert driver("--budget-s", "400") == 0
     assert driver.names.count("study.run") == 1
     assert driver.names.count("study.retrain") == 2
 
@@ -335,6 +365,10 @@ def test_the_smoke_test_runs_until_the_data_is_there(
     assert driver("--parts", *others) == 0
     assert driver.names[1:3] == ["study.run", "study.rerank"]
     assert contents(driver.folder / "data" / FOLDER) == contents(made_data)
+    # The same call again unpacks nothing again.
+    monkeypatch.setattr(packing, "unpack_cifar10", lambda *_: pytest.fail("unpacked again"))
+    assert driver("--parts", first, *others) == 0
+    assert [file.name for file in (driver.folder / "carried").iterdir()] == ["cifar10.pack.done"]
     # A later call, without parts, works where the earlier ones did.
     assert driver("--also", "epoch") == 0
     assert driver.names[-2:] == ["epoch", "publish.py"]
@@ -383,6 +417,7 @@ def test_what_came_back_in_pieces_goes_on_elsewhere(driver: Driver, tmp_path: Pa
     ("words", "message"),
     [
         (["--budget-s", "0"], "--budget-s must be above 0"),
+        (["--dry-run", "--also", "epoch", "reference"], "which these have not: epoch. Leave them out of --also."),
         (["--total-s", "9"], "--total-s, of all calls together, needs --budget-s"),
         (["--also", "nonsense"], "argument --also: invalid choice: 'nonsense'"),
         (["--parts", "/nowhere"], "--parts must name folders"),
