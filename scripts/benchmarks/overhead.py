@@ -114,7 +114,7 @@ def recorded(n: int, attributes: dict[str, Any]) -> list[FrozenTrial]:
                 value=None if pruned else curve[-1],
                 params=SPACE.sample(rng),
                 distributions=distributions(SPACE),
-                intermediate_values=dict(enumerate(curve)),
+                intermediate_values=dict(enumerate(curve, 1)),
                 user_attrs={**attributes, "slot": slot},
                 system_attrs={"completed_rung_0": curve[PRUNED_AFTER - 1]},
             )

@@ -13,6 +13,7 @@ of them.
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import subprocess
 import sys
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS / "samplers", help="(default: results/samplers)")
     options, run_options = parser.parse_args(given[:split]), given[split + 1 :]
     evidence.at_least(options, seeds=1, trials=1, fuller_epochs=1)
-    longer = ["--epochs", str(options.fuller_epochs), "--top", "1", "--settings", "light"]
+    longer = ["--epochs", str(options.fuller_epochs), "--settings", "light"]
     longer += ["--train-images", str(options.fuller_images)] if options.fuller_images else []
     for option, value in zip(run_options[::2], run_options[1::2], strict=False):
         longer += [option, value] if option in SHARED else []
@@ -79,8 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             study = _search([*search, "--sampler", sampler], identity, options.trials, budgets.get(seed))
         budgets.setdefault(seed, spent(study))
-        _call("study.rerank", [*identity, *longer])
-        studies.append({"sampler": sampler, "seed": seed, **describe(study, budgets[seed]), **_fuller(study)})
+        studies.append({"sampler": sampler, "seed": seed, **describe(study, budgets[seed])})
+        place, number = best_within(study, budgets[seed])
+        _call("study.rerank", [*identity, *longer, "--top", str(place)])
+        studies[-1] |= {"trial": number, **_fuller(study, number)}
         record = {
             "command": evidence.command_line(SCRIPT, given),
             "space": options.space,
@@ -145,22 +148,40 @@ def describe(study: optuna.Study, budget: int) -> dict[str, Any]:
     """
     epochs, best = 0, 0.0
     steps: list[list[float]] = []
-    for trial in _ended(study):
+    for trial in _within(study, budget):
         epochs += len(trial.intermediate_values)
-        if epochs > budget and steps:
-            break
         if trial.state.name == "COMPLETE":
             best = max(best, trial.value)
         steps.append([epochs, best])
     return {"budget": budget, "n_trials": len(steps), "steps": steps, "best_val_accuracy": best}
 
 
-def _fuller(study: optuna.Study) -> dict[str, Any]:
-    from study.storage.database import best_trial
+def _within(study: optuna.Study, budget: int) -> list[Any]:
+    """The trials that ended within `budget` epochs: at least one."""
+    ended = _ended(study)
+    epochs = itertools.accumulate(len(trial.intermediate_values) for trial in ended)
+    return ended[: max(1, sum(spent <= budget for spent in epochs))]
+
+
+def best_within(study: optuna.Study, budget: int) -> tuple[int, int]:
+    """Place among all, from 1, and number of the best trial within `budget` epochs: a better one may end later."""
+    from study.storage.database import ranked_trials
+
+    numbers = {trial.number for trial in _within(study, budget)}
+    ranked = [trial.number for trial in ranked_trials(study)]
+    return next((place, number) for place, number in enumerate(ranked, 1) if number in numbers)
+
+
+def _fuller(study: optuna.Study, number: int) -> dict[str, Any]:
+    """What the trial of that number had after its longer training."""
+    from study.storage.database import ranked_trials
     from study.storage.reranked import find_rerank
 
     longer = find_rerank(study)
-    return {"fuller_val_accuracy": None if longer is None else best_trial(longer).value}
+    given = longer.user_attrs["given"] if longer is not None else []
+    found = [] if longer is None else ranked_trials(longer)
+    values = (trial.value for trial in found if given[trial.user_attrs["slot"]]["trial"] == number)
+    return {"fuller_val_accuracy": next(values, None)}
 
 
 def markdown(record: dict[str, Any]) -> str:

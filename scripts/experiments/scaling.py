@@ -311,7 +311,7 @@ def simulate(url: str, out: Path, n_workers: int, trial_s: float, seconds: float
     from study.search.plan import SearchPlan
     from study.search.pruning import make_pruner
     from study.search.supervisor import Supervisor
-    from study.storage.database import config_of, open_storage
+    from study.storage.database import config_of, first_step, open_storage
     from study.storage.known import KnownTrials
     from study.storage.slots import SlotTable
     from study.training.records import TrainingConfig
@@ -320,7 +320,7 @@ def simulate(url: str, out: Path, n_workers: int, trial_s: float, seconds: float
     storage = open_storage(url)
     study = optuna.load_study(study_name=NAME, storage=storage)
     config, slots = config_of(study), SlotTable(study, storage)
-    study.pruner = make_pruner(config.pruner, config.epochs)
+    study.pruner = make_pruner(config.pruner, config.epochs, first_step(study))
     n_trials = slots.n_finished() + (1_000_000 if trial_s else 2 * n_workers)
     plan = SearchPlan(url, NAME, out, config.space, "", trials=n_trials, jobs=n_workers)
     executor = Simulated(n_workers, trial_s, seconds, seed)

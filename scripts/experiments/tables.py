@@ -229,16 +229,16 @@ def searched(
     cells = {(each["start"], each["sampler"]): each for each in record["cells"]}
     for sampler, start in product(samplers, STARTS):
         cell = cells.setdefault((start, sampler), {"start": start, "sampler": sampler, "values": []})
-        ours = cells.get((start, OURS), cell)["values"]
         while (done := len(cell["values"])) < seeds:
             one, some = joblib.delayed(search), range(done, min(done + AT_ONCE, seeds))
             found = parallel(one(sampler, beginning(problem, of_seed[seed][start]), seed, budget) for seed in some)
             cell["values"] += [round(value, 6) for value in found]
-            cell |= summary(cell["values"], ours)
+            cell |= summary(cell["values"], cells.get((start, OURS), {}).get("values", ()))
             record["cells"] = list(cells.values())
             yield
-        cell |= summary(cell["values"], ours)  # of what was known, too: ours may be new
-        yield
+    for (start, _), cell in cells.items():  # what was known of others, too: ours may be new
+        cell |= summary(cell["values"], cells.get((start, OURS), {}).get("values", ()))
+    yield
 
 
 def starts(problem: replays.Problem, seed: int) -> dict[str, Params]:
@@ -336,7 +336,7 @@ def iqm(values: Floats) -> float:
 
 
 def summary(values: Sequence[float], ours: Sequence[float]) -> dict[str, Any]:
-    """What a sampler reached from a start, and how far ours is ahead, seed by seed."""
+    """What a sampler reached from a start, and how far ours, if it is known, is ahead, seed by seed."""
     found = np.array(values)
     n_both = min(len(ours), len(found))
     ahead = np.array(ours[:n_both]) - found[:n_both]
@@ -347,8 +347,7 @@ def summary(values: Sequence[float], ours: Sequence[float]) -> dict[str, Any]:
     return {
         "iqm": round(iqm(found), 6),
         "interval": interval(found),
-        "ours_ahead": round(iqm(ahead), 6),
-        "ours_ahead_interval": interval(ahead),
+        **({"ours_ahead": round(iqm(ahead), 6), "ours_ahead_interval": interval(ahead)} if n_both else {}),
     }
 
 
@@ -396,7 +395,8 @@ def _ahead(cell: dict[str, Any] | None) -> str:
 def verdict(found: Mapping[str, dict[str, Any]], other: str, start: str | None = None) -> str:
     """How often ours is clearly ahead of another sampler, level, and clearly behind."""
     cells = [each for record in found.values() for each in record["cells"] if each["sampler"] == other]
-    bounds = [each["ours_ahead_interval"] for each in cells if start in (None, each["start"])]
+    of = (each for each in cells if "ours_ahead" in each and start in (None, each["start"]))
+    bounds = [each["ours_ahead_interval"] for each in of]
     ahead, behind = sum(low > 0 for low, _ in bounds), sum(high < 0 for _, high in bounds)
     return f"ahead in {ahead}, behind in {behind} of {len(bounds)}"
 

@@ -34,18 +34,25 @@ def decoded(decode: Callable[..., T], arguments: tuple[Any, ...], checked: Calla
     with contextlib.suppress(Exception):  # a cache that cannot be used is told of below
         if not _remembered(decode).check_call_in_cache(*arguments):
             _memory().reduce_size(age_limit=KEPT)  # of folders that changed or went: nobody reads those any more
+    copy: Any = None
     for _ in range(2):  # a damaged copy is made anew
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", module="joblib")  # a copy that cannot be written is a warning of its
-                return checked(_remembered(decode).call_and_shelve(*arguments).get())
+                copy = _remembered(decode).call_and_shelve(*arguments)
+                return checked(copy.get())
         except UserError:
             raise
         except Exception as error:  # whatever joblib, pickle and the system have against the copy
             if multiprocessing.parent_process() is None:  # which loads it first, and says so for its workers
                 complain(f"the decoded copy of {name} in the cache cannot be used ({first_line(error)}): decoded anew")
             with contextlib.suppress(Exception):  # half a copy must not stay, least of all on a full disk
-                _remembered(decode).clear(warn=False)
+                if copy is not None:
+                    copy.clear()
+                else:
+                    _remembered(decode).clear(warn=False)
+            if isinstance(error, Warning):
+                break  # there is no place for it
     return decode(*arguments)
 
 

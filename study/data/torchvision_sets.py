@@ -69,13 +69,19 @@ def decode_torchvision(folder: str, name: str, train: bool) -> tuple[Part, tuple
     Raises:
         UserError: It cannot be downloaded, or is damaged.
     """
-    from study.data.image_files import fitted
+    from study.data.image_files import UnreadableImageError, fitted
 
     source = opened(name, train)
     print(f"Reading {len(source):,} images of {printable(name)}, once, resized to {SIDE}x{SIDE}", flush=True)
     pixels, labels = np.empty((len(source), SIDE, SIDE, 3), np.uint8), np.empty(len(source), np.int64)
     for row in range(len(source)):
-        image, label = source[row]
-        pixels[row], labels[row] = fitted(image, SIDE), label
+        try:
+            image, label = source[row]  # some sets open a file here
+            pixels[row], labels[row] = fitted(image, SIDE), label
+        except (OSError, SyntaxError, UnreadableImageError) as error:
+            raise UserError(
+                f"Image {row} of {name} cannot be read: {said(error)}. Remove {name} from {str(own_folder())!r}, and "
+                "the same command downloads it again."
+            ) from error
     classes = tuple(map(str, getattr(source, "classes", range(int(labels.max()) + 1))))
     return as_part(pixels, labels, classes), classes, len(opened(name, False)) if train else len(source)

@@ -185,6 +185,7 @@ class ClusterExecutor:
         self._waiting.clear()
         for each in self._actors:
             each.handle.leave.remote()
+            each.handle.answer.remote(True)  # it may have asked somebody who was stopped before he answered
         deadline, said = time.monotonic() + SAVING_S, list[Message]()
         while any(each.work for each in self._actors) and time.monotonic() < deadline:
             for message in (heard := self.wait(0.1)):

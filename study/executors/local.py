@@ -95,6 +95,8 @@ class LocalExecutor:
             self._remove(each)  # nothing to save
         for each in self._workers:
             each.process.terminate()
+            if each.work is not None:
+                self.answer(each.work.key, True)  # it may have asked somebody who was stopped before he answered
         deadline, said = time.monotonic() + SAVING_S, list[Message]()
         for each in self._workers:
             # It may wait until somebody reads what it says.

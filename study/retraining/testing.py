@@ -89,23 +89,25 @@ def test_seed(seed: Seed, test: Images) -> Tested:
         found = []
         for epoch in epochs:
             network.load_state_dict(states[epoch])
-            found.append(evaluate(network.to(device).eval(), test, device))
-        stored = np.array([loss for loss, _ in found]), np.stack([rows for _, rows in found]).astype(np.float32)
+            loss, logits = evaluate(network.to(device).eval(), test, device)
+            found.append((loss, accuracy(logits, test.labels)))
+        losses, accuracies = np.array(found).T
+        stored = losses, accuracies, logits.astype(np.float32)
+        arrays = {"losses": losses, "accuracies": accuracies, "logits": stored[2]}
         try:
             with replaced(seed.tested, lasting=True) as temporary, temporary.open("wb") as stream:
-                np.savez(stream, epochs=np.array(epochs), losses=stored[0], logits=stored[1], images=np.array(digest))
+                np.savez(stream, epochs=np.array(epochs), images=np.array(digest), **arrays)
         except OSError as error:
             raise unwritten(f"What the test gave, {str(seed.tested)!r},", error, "Allow writing there.") from error
-    losses, logits = stored
     curve = [{**dataclasses.asdict(record), "test_loss": None, "test_accuracy": None} for record in progress.records]
-    for epoch, loss, rows in zip(epochs, losses, logits, strict=True):
-        curve[epoch] |= {"test_loss": float(loss), "test_accuracy": accuracy(rows, test.labels)}
+    for epoch, loss, right in zip(epochs, *stored[:2], strict=True):
+        curve[epoch] |= {"test_loss": float(loss), "test_accuracy": float(right)}
     network.load_state_dict(progress.ema)
     return Tested(
         network=network.cpu().eval(),
         loss=curve[-1]["test_loss"],
         accuracy=curve[-1]["test_accuracy"],
-        logits=logits[-1],
+        logits=stored[2],
         curve=curve,
         wall_s=sum(record.wall_s for record in progress.records),
         compiled=bool(progress.compiled),
@@ -146,19 +148,21 @@ def latencies(network: Any, seed: Seed) -> dict[str, dict[str, float]]:
 
 def _stored(
     file: Path, epochs: list[int], digest: str, n_images: int, n_classes: int
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Losses [E] and logits [E, N, n_classes] that an earlier call stored; None if none did, or they cannot be read."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Losses [E], accuracies [E] and the last epoch's logits [N, n_classes] that an earlier call stored; None if none
+    did, or they cannot be read."""
     if what_is(file) == "does not exist":
         return None
     try:
         saved = read_arrays(file)
-        losses, logits = saved["losses"], saved["logits"]
-        expected = [(len(epochs),), (len(epochs), n_images, n_classes)]
-        if saved["epochs"].tolist() != epochs or [losses.shape, logits.shape] != expected or logits.dtype != np.float32:
+        losses, accuracies, logits = saved["losses"], saved["accuracies"], saved["logits"]
+        shapes = [losses.shape, accuracies.shape, logits.shape]
+        expected = [(len(epochs),), (len(epochs),), (n_images, n_classes)]
+        if saved["epochs"].tolist() != epochs or shapes != expected or logits.dtype != np.float32:
             raise ValueError("it is of another test")
         if str(saved["images"]) != digest:
             raise ValueError("it is of other test images")
-        return losses, logits
+        return losses, accuracies, logits
     except (DamagedFileError, KeyError, ValueError) as error:
         print(f"{printable(file.name)} cannot be read ({first_line(error)}): this seed is tested again", flush=True)
         return None

@@ -314,7 +314,10 @@ def _sqlite_file(url: str) -> Path:
     return file
 
 
-_NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "ceph", "lustre", "9p"})
+_NETWORK_FILE_SYSTEMS = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "ceph", "fuse.ceph", "lustre", "9p"}
+    | {"gpfs", "beegfs", "glusterfs", "fuse.glusterfs"}
+)
 
 
 def _check_sqlite_file(file: Path, read_only: bool) -> None:

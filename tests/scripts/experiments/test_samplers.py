@@ -25,6 +25,7 @@ def made_study(curves: list[tuple[list[float], bool]]) -> optuna.Study:
             value=None if pruned else curve[-1],
             state=optuna.trial.TrialState.PRUNED if pruned else optuna.trial.TrialState.COMPLETE,
             intermediate_values=dict(enumerate(curve)),
+            user_attrs={"slot": index, "candidate": {}, "candidate_id": str(index)},
         )
         study.add_trial(trial)
         frozen = study._storage._studies[study._study_id].trials[-1]  # type: ignore[attr-defined]
@@ -38,6 +39,10 @@ def test_the_budget_counts_epochs_and_only_whole_trials_have_an_accuracy() -> No
     found = samplers.describe(study, budget=5)
     assert found["steps"] == [[2, 0.4], [3, 0.4], [5, 0.5]]  # the last trial ended beyond the budget
     assert (found["n_trials"], found["best_val_accuracy"]) == (3, 0.5)
+    # Of these one is trained longer, whatever ended later.
+    assert samplers.best_within(study, budget=5) == (2, 2)
+    assert samplers.best_within(study, budget=7) == (1, 3)
+    assert samplers.best_within(study, budget=1) == (3, 0)
 
 
 def test_others_run_until_they_have_spent_the_budget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -122,10 +122,25 @@ def test_the_command_goes_on_where_it_stopped(
     assert "`python scripts/experiments/tables.py --tables hpolib-protein --trials 12 --jobs 1 --samplers" in text
 
 
+def test_ours_may_come_last(table: tables.Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until then nobody is ahead of anybody."""
+    monkeypatch.setattr(tables.evidence, "N_BOOTSTRAP", 100)
+    record: dict[str, Any] = {"trials": 12, "cells": []}
+    seen = []
+    for _ in tables.searched(record, table, ["random", "anchored"], 8, 1):
+        seen.append(["ours_ahead" in cell for cell in record["cells"]])
+    assert seen[2] == [False] * 3
+    assert seen[-1] == [True] * 6
+    cells = {(each["sampler"], each["start"]): each for each in record["cells"]}
+    ours, other = cells["anchored", "bad"], cells["random", "bad"]
+    ahead = tables.iqm(np.array(ours["values"]) - np.array(other["values"]))
+    assert other["ours_ahead"] == pytest.approx(ahead, abs=1e-6)
+
+
 def test_verdicts_count_intervals() -> None:
     intervals = ([0.1, 0.2], [-0.1, 0.1], [-0.2, -0.1], [0.3, 0.4])
     cells = [
-        {"sampler": "tpe", "start": start, "ours_ahead_interval": each}
+        {"sampler": "tpe", "start": start, "ours_ahead": sum(each) / 2, "ours_ahead_interval": each}
         for start, each in zip(("good", "bad", "bad", "random"), intervals, strict=True)
     ]
     assert tables.verdict({"made": {"cells": cells}}, "tpe") == "ahead in 2, behind in 1 of 4"

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import joblib
 import numpy as np
 import pytest
+import torchvision
 
 from study.data.cifar10 import FOLDER, load_test, load_train
 from study.machine import cache
@@ -96,7 +97,10 @@ def test_a_full_disk(
 ) -> None:
     disk = small_disk(48)  # KiB; the images take 60
     monkeypatch.setenv("XDG_CACHE_HOME", str(disk))
+    read, n_reads = torchvision.datasets.CIFAR10, []
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", lambda *of, **more: (n_reads.append(of), read(*of, **more))[1])
     assert not loads(made)
+    assert len(n_reads) == 2  # to be kept, in vain, and to be used
     (said,) = complaints(capsys)
     assert "No space left on device" in said
     assert not list(disk.rglob("output.pkl*"))  # half a copy would keep the disk full

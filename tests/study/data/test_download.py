@@ -14,9 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from study.data.cifar10 import FILES, FOLDER, find_folder, load_test, load_train
+from study.data.image_files import UnreadableImageError
+from study.data.torchvision_sets import decode_torchvision
 from study.errors import UserError
 
 ARCHIVE = CIFAR10.filename
@@ -152,3 +155,18 @@ def test_a_named_folder_is_never_touched(server: Server, tmp_path: Path) -> None
     with pytest.raises(UserError, match="incomplete or damaged"):
         load_train(str(tmp_path / "mine"))
     assert server.asked == 0
+
+
+@pytest.mark.parametrize("error", [OSError("image file is truncated"), UnreadableImageError("broken data stream")])
+def test_a_damaged_image_of_a_data_set_gets_a_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some keep their images as files."""
+
+    class Damaged(list[int]):
+        def __getitem__(self, row: Any) -> Any:
+            if row == 3:
+                raise error
+            return Image.new("RGB", (40, 40)), row % 2
+
+    monkeypatch.setattr("study.data.torchvision_sets.opened", lambda name, train: Damaged(range(5)))
+    with pytest.raises(UserError, match=rf"^Image 3 of GTSRB cannot be read: {error}\. Remove GTSRB from .*again\.$"):
+        decode_torchvision("", "GTSRB", True)

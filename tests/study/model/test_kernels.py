@@ -49,9 +49,31 @@ def largest_error(module: nn.Conv2d, side: int) -> float:
 
 
 @pytest.mark.parametrize(("channels", "dilation"), list(itertools.product((8, 16, 24, 32, 40, 56), (1, 2, 3))))
-def test_dense_convolution(channels: int, dilation: int):
+@pytest.mark.parametrize("side", [32, 20, 13])
+def test_dense_convolution(channels: int, dilation: int, side: int):
     module = DenseConv2d(channels, channels, 3, padding=dilation, dilation=dilation, bias=False)
-    assert largest_error(module, 32) < TOLERANCE
+    assert largest_error(module, side) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("channels", "dilation", "seen"), [(24, 2, 32), (40, 3, 48), (24, 1, 24), (32, 2, 32), (8, 3, 8)]
+)
+def test_a_dilated_kernel_sees_whole_groups_of_channels(
+    channels: int, dilation: int, seen: int, monkeypatch: pytest.MonkeyPatch
+):
+    """What reads past its buffer otherwise does so on some processors only."""
+    found: list[tuple[int, int]] = []
+    conv2d = torch.nn.functional.conv2d
+
+    def watched(x: torch.Tensor, weight: torch.Tensor, *more: object) -> torch.Tensor:
+        found.append((x.shape[1], weight.shape[1]))
+        return conv2d(x, weight, *more)
+
+    monkeypatch.setattr("torch.nn.functional.conv2d", watched)
+    module = DenseConv2d(channels, 8, 3, padding=dilation, dilation=dilation, bias=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        module(torch.randn(2, channels, 8, 8))
+    assert found == [(seen, seen)]
 
 
 def test_dense_unpadded_reduction():
@@ -60,7 +82,7 @@ def test_dense_unpadded_reduction():
 
 @pytest.mark.parametrize(
     ("channels", "kernel", "dilation", "side"),
-    [(8, 5, 3, 32), (24, 3, 1, 16), (24, 5, 2, 16), (48, 3, 3, 16), (56, 5, 1, 16)],
+    [(8, 5, 3, 32), (24, 3, 1, 16), (24, 5, 2, 16), (48, 3, 3, 16), (56, 5, 1, 16), (8, 5, 3, 26), (24, 3, 2, 10)],
 )
 def test_depthwise_convolution(channels: int, kernel: int, dilation: int, side: int):
     module = DepthwiseConv2d(channels, kernel, 1, dilation * (kernel - 1) // 2, dilation, bias=True)

@@ -68,10 +68,11 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "one array": _one_array,
     "fewer arrays": lambda file: np.savez(file, epochs=np.array([0, 1])),
     "packed": lambda file: np.savez_compressed(file, epochs=np.zeros(10**6)),
-    "fewer images": _with(logits=np.zeros((2, 3, 10), np.float32)),
+    "fewer images": _with(logits=np.zeros((3, 10), np.float32)),
+    "of every epoch": _with(logits=np.zeros((2, 200, 10), np.float32)),
     "of other images": _with(images=np.array("0" * 64)),
     "other epochs": _with(epochs=np.array([0, 3])),
-    "other numbers": _with(logits=np.zeros((2, 200, 10), np.complex64)),
+    "other numbers": _with(logits=np.zeros((200, 10), np.complex64)),
     "objects, which need code": _with(losses=np.array([1, None], dtype=object)),
 }
 

@@ -445,7 +445,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     assert "The folder of the storage, " in refusal(url_of(tmp_path / "file" / "study.db"))
 
 
-@pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs"])
+@pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs", "gpfs", "fuse.glusterfs"])
 def test_a_network_file_system_is_refused(kind: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_module, "_file_system", lambda folder: kind)
     message = refusal(url_of(file))
