@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import re
 import shlex
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 from search_spaces import SPACES
+from search_spaces.architecture import Architecture, Conv
+from search_spaces.teacher import TEACHER
 from study import describe
 from study.command_line.own import own_limits
 from study.data.cifar10 import CLASSES
@@ -60,7 +63,11 @@ def _tiny(command: str, out: Path, photo: Path) -> tuple[str, list[str]]:
 
 
 @pytest.mark.slow
-def test_every_command_of_the_readme_runs(made_cifar10: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_every_command_of_the_readme_runs(
+    made_cifar10: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    teacher = Architecture((Conv(16, stride=2), Conv(32, stride=2)))  # in place of one of a million parameters
+    monkeypatch.setattr("study.retraining.teacher.TEACHER", dataclasses.replace(TEACHER, architecture=teacher))
     photo = tmp_path / "photo.png"
     _photo(photo)
     assert len(COMMANDS) >= 10

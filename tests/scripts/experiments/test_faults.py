@@ -20,7 +20,7 @@ def _data(cifar10_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_kills_at_any_moment_under_halving_leave_exactly_n(tmp_path: Path) -> None:
-    found = faults.kills(tmp_path, random.Random(3), n_trials=5, n_kills=3, n_jobs=2)
+    found = faults.kills(tmp_path, random.Random(3), n_trials=5, n_kills=2, n_jobs=2)
     assert (found["n_finished"], found["n_twice"], found["n_running"]) == (5, 0, 0)
     assert found["n_interrupted"] >= 2
     assert found["lost_s"]

@@ -17,6 +17,7 @@ from study.machine.paths import RESULTS
 def test_what_is_trained_is_kept_and_not_trained_again(
     made_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(variants, "VAL_IMAGES", 100)
     arguments = ["reference", "--epochs", "1", "--train-images", "40", "--jobs", "1", "--data", str(made_cifar10)]
     arguments += ["--results", str(tmp_path / "results"), "--checkpoints", str(tmp_path / "checkpoints")]
     assert variants.main([*arguments, "--only", "SGD, stronger augmentation"]) == 0

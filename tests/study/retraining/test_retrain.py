@@ -209,7 +209,7 @@ def test_output_that_nobody_reads_stops_it_where_it_can_go_on(made_cifar10: Path
     ids=["ctrl-c", "kill", "lost terminal"],
 )
 def test_seeds_at_once_are_stopped_and_resumed(number: int, to_all: bool, made_cifar10: Path, tmp_path: Path, capfd):
-    arguments = ["--reference", "--epochs", "12", "--train-images", "640", "--device", "cpu"]
+    arguments = ["--reference", "--epochs", "8", "--train-images", "640", "--device", "cpu"]
     arguments += ["--seeds", "2", "--jobs", "2", "--out", str(tmp_path)]
     command = [sys.executable, "-u", "-m", "study.retrain", *arguments]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -228,7 +228,7 @@ def test_seeds_at_once_are_stopped_and_resumed(number: int, to_all: bool, made_c
     assert rest.count("stopped; the same command goes on") == 2
     states = [load_progress(file) for file in (tmp_path / "checkpoints").glob("*.pt")]
     assert len(states) == 2
-    assert all(state is not None and 1 <= state.epoch < 12 for state in states)
+    assert all(state is not None and 1 <= state.epoch < 8 for state in states)
     assert not list((tmp_path / "checkpoints").rglob("*.tmp"))
 
     assert retrain.main(arguments) == 0

@@ -221,7 +221,7 @@ def test_longer_trainings_augment_more(
 
 
 def test_one_that_goes_on_has_as_many_workers_as_it_has_work(searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = [*TINY, "--epochs", "1", "--out", str(searched)]
+    command = [*TINY, "--epochs", "1", "--settings", "light", "--out", str(searched)]
     assert rerank.main([*command, "--top", "3"]) == 0
     asked: list[int] = []
     ready = reranking.get_ready
@@ -231,8 +231,8 @@ def test_one_that_goes_on_has_as_many_workers_as_it_has_work(searched: Path, mon
         return ready(plan, *arguments)
 
     monkeypatch.setattr(reranking, "get_ready", get_ready)
-    assert rerank.main([*command, "--top", "1", "--settings", "light"]) == 0
-    assert asked == [6]
+    assert rerank.main([*command, "--top", "1"]) == 0
+    assert asked == [3]
 
 
 def test_equal_candidates_count_once() -> None:
@@ -264,7 +264,7 @@ def test_mistakes_get_a_line(searched: Path, tmp_path: Path) -> None:
 
 
 def test_a_search_and_a_reranking_are_not_taken_for_each_other(searched: Path, tmp_path: Path) -> None:
-    assert rerank.main([*TINY, "--top", "1", "--settings", "light", "--out", str(searched)]) == 0
+    assert rerank.main([*TINY, "--top", "1", "--epochs", "1", "--settings", "light", "--out", str(searched)]) == 0
     url = f"sqlite:///{searched / 'study.db'}"
     storage = ["--storage", url, "--out", str(tmp_path / "new")]
     with pytest.raises(UserError, match="'dilated-rerank' re-ranks another one"):
