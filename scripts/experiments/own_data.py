@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import evidence
 from study.command_line.parser import run_command
-from study.data.cifar10 import find_folder, own_folder
+from study.data.cifar10 import find_folder, in_turns, own_folder
 from study.errors import UserError
 from study.machine.paths import RESULTS
 
@@ -118,8 +118,8 @@ def _tried(name: str, source: dict[str, Any]) -> dict[str, Any]:
     for module, words in commands:
         {"run": run, "rerank": rerank, "retrain": retrain, "report": report}[module].main(words)
     found, test = open_data(data), load_test(data)
-    files = []
-    for row in range(min(N_PREDICTED, len(test))):
+    files, rows = [], in_turns(test.labels, len(found.classes))[:N_PREDICTED]  # a folder's lie class by class
+    for row in rows:
         files.append(f"{row}.png")
         Image.fromarray(np.asarray(test.pixels[row])).save(files[-1])
     said = io.StringIO()
@@ -127,7 +127,7 @@ def _tried(name: str, source: dict[str, Any]) -> dict[str, Any]:
         predict.main(["out/best", *files, "--json"])
     predicted = [each["class"] for each in json.loads(said.getvalue())]
     metrics = json.loads(Path("out/best/metrics.json").read_text())
-    labels = [found.classes[label] for label in test.labels[:N_PREDICTED]]
+    labels = [found.classes[label] for label in test.labels[rows]]
     return {
         "data": found.fingerprint,
         "classes": list(found.classes),
