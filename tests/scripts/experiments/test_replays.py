@@ -92,12 +92,13 @@ def test_rates_of_other_optimizers_are_no_inputs(surrogate: replays.Surrogate) -
 
 @pytest.mark.parametrize("name", [name for name in replays.SETTINGS if name != "none"])
 def test_a_replay_stops_at_its_budget_and_repeats(name: str, surrogate: replays.Surrogate) -> None:
-    steps = replays.replay(replays.SETTINGS[name], surrogate, 1, 60)
-    assert steps == replays.replay(replays.SETTINGS[name], surrogate, 1, 60)
-    assert steps != replays.replay(replays.SETTINGS[name], surrogate, 2, 60)
+    budget = 42 if name == "gp" else 60  # it fits a process after every trial beyond its tenth
+    steps = replays.replay(replays.SETTINGS[name], surrogate, 1, budget)
+    assert steps == replays.replay(replays.SETTINGS[name], surrogate, 1, budget)
+    assert steps != replays.replay(replays.SETTINGS[name], surrogate, 2, budget)
     spent = [epochs for epochs, _ in steps]
     assert spent[:2] == [3, 6]  # anchors are not pruned, though the second one is the worst of all
-    assert spent[-2] < 60 <= spent[-1] < 63
+    assert spent[-2] < budget <= spent[-1] < budget + 3
     assert steps[-1][1] > 0.5
 
 
