@@ -87,7 +87,7 @@ def trial_fidelity(rate: float, seconds: float, n_trials: int = N_TRIALS) -> tup
 
 
 class NoTimeError(Exception):
-    """Too little is left for a step that would be worth it."""
+    """Too little is left for a step that would be worth it: by so many seconds."""
 
 
 def retrain_length(rate: float, seconds: float) -> tuple[int, int]:
@@ -98,7 +98,7 @@ def retrain_length(rate: float, seconds: float) -> tuple[int, int]:
     """
     epochs = int(CERTAIN * rate * seconds / N_TRAINING)
     if epochs < LEAST_EPOCHS:
-        raise NoTimeError
+        raise NoTimeError(math.ceil(LEAST_EPOCHS * N_TRAINING / (CERTAIN * rate) - seconds))
     seeds = min(MOST_SEEDS, max(1, epochs // MOST_EPOCHS))
     return min(MOST_EPOCHS, epochs // seeds), seeds
 
@@ -337,8 +337,8 @@ def run_steps(call: Call, steps: Sequence[Step], environment: dict[str, str]) ->
         before = spent.get(step.name, 0.0)
         try:
             outcome = _run(call, step, limit, environment)
-        except NoTimeError:
-            print(f"== {step.name}: too little time left; the same command goes on", flush=True)
+        except NoTimeError as error:
+            print(f"== {step.name}: {error} s too few are left; a call that has them goes on", flush=True)
             code = EXIT_FAILED
             continue
         seconds, worked = spent[step.name] - before, True

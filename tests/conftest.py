@@ -21,15 +21,27 @@ from study.training.step import N_WARM_UP
 
 STUDY_DATA = os.environ.get("STUDY_DATA")
 """Read before any test points it at made data."""
+CORES = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else set()
+"""Of this machine, where they can be chosen."""
 
 
 def pytest_configure() -> None:
     """With `-n`, gives every worker, and all that it starts, a core of its own: with all cores two slow each other
     several-fold."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
-    if worker and hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+    if worker and CORES:
+        os.sched_setaffinity(0, {sorted(CORES)[int(worker.removeprefix("gw")) % len(CORES)]})
+
+
+@pytest.fixture
+def all_cores() -> Iterator[None]:
+    """What depends on how many there are runs as for a user."""
+    own = os.sched_getaffinity(0) if CORES else set()
+    if CORES:
+        os.sched_setaffinity(0, CORES)
+    yield
+    if CORES:
+        os.sched_setaffinity(0, own)
 
 
 @pytest.fixture(autouse=True)

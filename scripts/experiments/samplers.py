@@ -167,9 +167,9 @@ def best_within(study: optuna.Study, budget: int) -> tuple[int, int]:
     """Place among all, from 1, and number of the best trial within `budget` epochs: a better one may end later."""
     from study.storage.database import ranked_trials
 
-    numbers = {trial.number for trial in _within(study, budget)}
-    ranked = [trial.number for trial in ranked_trials(study)]
-    return next((place, number) for place, number in enumerate(ranked, 1) if number in numbers)
+    candidates = {trial.user_attrs["candidate_id"] for trial in _within(study, budget)}
+    places = enumerate(ranked_trials(study), 1)
+    return next((n, trial.number) for n, trial in places if trial.user_attrs["candidate_id"] in candidates)
 
 
 def _fuller(study: optuna.Study, number: int) -> dict[str, Any]:

@@ -386,7 +386,7 @@ def _seeds(cells: Mapping[tuple[str, str], dict[str, Any]], start: str) -> str:
 
 def _ahead(cell: dict[str, Any] | None) -> str:
     """Bold where the interval leaves no doubt."""
-    if cell is None:
+    if cell is None or "ours_ahead" not in cell:
         return ""
     words, (low, high) = evidence.points(cell["ours_ahead"], cell["ours_ahead_interval"]), cell["ours_ahead_interval"]
     return f"**{words}**" if low > 0 or high < 0 else words

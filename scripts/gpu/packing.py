@@ -20,7 +20,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -36,6 +36,8 @@ _PIECE = re.compile(r"(.+)\.(\d{3})-of-(\d{3})")
 _PIXELS = 3 * 32 * 32
 _ACROSS, _DOWN = 40, 25
 """Images in a mosaic."""
+UNPACKED = ".unpacked"
+"""In a folder: the pieces that it was made of."""
 
 
 class IncompleteError(Exception):
@@ -93,16 +95,19 @@ def unpack_all(places: Sequence[Path], folder: Path) -> bool:
         IncompleteError: Something is damaged.
     """
     carried = folder / "carried"
+    targets = {"site.tar.xz": folder / "site", "cifar10.pack": folder / "data"}
     if places:
-        receive(places, carried)
+        receive(places, carried, {piece for target in targets.values() for piece in _unpacked(target)})
     if not missing(carried, "results.tar") and not (folder / "state.json").exists():
         unpack_folder(joined(carried, "results.tar"), folder)
-    if not missing(carried, "site.tar.xz"):
-        unpack_folder(joined(carried, "site.tar.xz"), folder / "site")
-        done(carried, "site.tar.xz").touch()
-    if not missing(carried, "cifar10.pack"):
-        unpack_cifar10(joined(carried, "cifar10.pack"), folder / "data" / "cifar-10-batches-py")
-        done(carried, "cifar10.pack").touch()
+    for name, target in targets.items():
+        if not missing(carried, name):
+            pieces = sorted(map(_named, carried.glob(f"{name}.*-of-*")))
+            if name == "site.tar.xz":
+                unpack_folder(joined(carried, name), target)
+            else:
+                unpack_cifar10(joined(carried, name), target / "cifar-10-batches-py")
+            (target / UNPACKED).write_text("\n".join(pieces))
     return carried.is_dir() or (folder / "data").is_dir()
 
 
@@ -154,18 +159,24 @@ def cut(payload: Path, sizes: Iterator[tuple[Path, int]]) -> list[Path]:
     return pieces
 
 
-def receive(places: Sequence[Path], folder: Path) -> None:
-    """Copies the pieces in `places` into `folder`, but for those of what was unpacked before."""
+def receive(places: Sequence[Path], folder: Path, unpacked: Collection[str] = ()) -> None:
+    """Copies the pieces in `places` into `folder`, but for those that were unpacked before."""
     folder.mkdir(parents=True, exist_ok=True)
     for piece in (piece for place in places for piece in place.glob("*-of-*")):
-        match = _PIECE.fullmatch(piece.name)
-        if match and not (folder / piece.name).exists() and not done(folder, match[1]).exists():
+        there = (folder / piece.name).exists() or _named(piece) in unpacked
+        if _PIECE.fullmatch(piece.name) and not there:
             shutil.copyfile(piece, folder / piece.name)
 
 
-def done(folder: Path, name: str) -> Path:
-    """A file that says that the payload `name` was unpacked."""
-    return folder / f"{name}.done"
+def _named(piece: Path) -> str:
+    """A piece as `UNPACKED` tells it."""
+    return f"{piece.name} {hashlib.sha256(piece.read_bytes()).hexdigest()}"
+
+
+def _unpacked(target: Path) -> list[str]:
+    """The pieces of which the folder `target` was made."""
+    file = target / UNPACKED
+    return file.read_text().splitlines() if file.exists() else []
 
 
 def missing(folder: Path, name: str) -> int:

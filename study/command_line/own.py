@@ -86,7 +86,10 @@ def own_space(text: str) -> str:
 def _check_anchors(space: SearchSpace, text: str) -> None:
     """Refuses a space whose known points cannot be built. `describe --check` looks closer."""
     with told(space, f"--space {text}"):
-        anchors = space.anchors(Limits())
+        try:
+            anchors = space.anchors(Limits())
+        except InfeasibleError as error:
+            raise UserError(f"--space {text}: its anchors meet no limits: {said(error)}.") from error
         if "default" not in anchors:
             raise UserError(f"--space {text}: its anchors must have a 'default', the point that searches start from.")
         for anchor, params in anchors.items():

@@ -69,12 +69,12 @@ def _serve(connection: Connection, setup: WorkerSetup, leave: Callable[[], bool]
     try:
         images, validation = images_of(setup)
     except (StudyFailed, UserError) as error:
-        connection.send(Died(connection.recv().key, str(error), for_all=True))
+        connection.send(Died(_next(connection).key, str(error), for_all=True))
         raise SystemExit(1) from None
     for n_done in itertools.count(1):
         if leave():
             return
-        work: Work = connection.recv()
+        work = _next(connection)
 
         def tell(record: EpochRecord, work: Work = work) -> bool:
             asks = record.epoch in work.asks_after
@@ -89,6 +89,14 @@ def _serve(connection: Connection, setup: WorkerSetup, leave: Callable[[], bool]
             connection.send(died(work.key, error))
             raise SystemExit(1) from None
         tidy(setup.device, n_done)
+
+
+def _next(connection: Connection) -> Work:
+    """What to do next. An answer may come that is not asked for any more."""
+    while True:
+        found = connection.recv()
+        if isinstance(found, Work):
+            return found
 
 
 def images_of(setup: WorkerSetup) -> tuple[Images, Images | None]:

@@ -143,7 +143,9 @@ def _prepare(plan: RetrainPlan, target: Target, place: Workplace, data: DataSet)
         compiled=True,
         native_depthwise=calibration.native_depthwise,
     )
-    first = Seed(candidate, config, data.source, n_train, plan.out / "checkpoints", cores, digest=data.digest)
+    first = _as_begun(
+        Seed(candidate, config, data.source, n_train, plan.out / "checkpoints", cores, digest=data.digest)
+    )
     seconds = cost.candidate_seconds(candidate, n_train) * epochs * n_seeds / gain
     if plan.teacher:
         teacher = teacher_of(first, plan.teacher_epochs or epochs, place.cores(1))
@@ -157,13 +159,22 @@ def _prepare(plan: RetrainPlan, target: Target, place: Workplace, data: DataSet)
     params, how_long = candidate.architecture.params, counted(epochs, "epoch")
     how_many = counted(n_seeds, "seed") + f" ({jobs} at once)" * (jobs > 1)
     print(f"  retrain  {target.facts['name']}: candidate {candidate.candidate_id}, {params:,} parameters")
-    print(f"    train  {n_train:,} images of {data.name}, {how_long}, {how_many}, {precision}, {device}")
+    print(f"    train  {n_train:,} images of {data.name}, {how_long}, {how_many}, {first.config.precision}, {device}")
     print(f" expected  about {duration(seconds)}; stopped, the same command goes on from its checkpoint", flush=True)
     if raised := _raised(target.candidate, candidate):
         print(f"  raised   {raised}", flush=True)
     if small := _small(candidate, epochs):
         print(f"   small   {small}", flush=True)
     return [first, *(first.changed(seed=seed, n_snapshots=0) for seed in range(1, n_seeds))], jobs
+
+
+def _as_begun(seed: Seed) -> Seed:
+    """`seed` with the precision that it was begun with: which one is the faster may be a close call, or have been made
+    elsewhere."""
+    if seed.file.exists():
+        return seed
+    others = (seed.changed(precision=each) for each in ("float32", "bfloat16"))
+    return next((each for each in others if each.file.exists()), seed)
 
 
 def _metrics(target: Target, seeds: list[Seed], results: list[Tested], place: Workplace) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from search_spaces.candidate import Candidate
 from search_spaces.reference import REFERENCE
 from search_spaces.yardstick import YARDSTICK_ARCHITECTURE
 from study.command_line.wording import counted
+from study.data.opening import is_cifar10
 from study.retraining.plan import RetrainPlan
 from study.storage.folder import refuse_foreign
 from study.storage.reranked import find_rerank, setting_of
@@ -55,7 +56,9 @@ def find_target(plan: RetrainPlan) -> Target:
     if plan.what == "reference":
         name = named("reference")
         refuse_foreign(plan.out, plan.name)
-        known = {"name": name, "chosen_by_test_images": "how it is augmented"}  # by us, once: results/README.md
+        known = {"name": name}
+        if plan.augmentation == "lengthened" and is_cifar10(plan.data):
+            known["chosen_by_test_images"] = "how it is augmented"  # by us, once: results/README.md
         return Target(REFERENCE, plan.out / name, known, plan.target_accuracy)
     study = open_study(plan.url, plan.name)
     refuse_foreign(plan.out, plan.name, study)

@@ -38,6 +38,10 @@ FIDELITY = {
 decide points of a long training."""
 
 
+TOP = "top"
+"""Attribute of a re-ranking: how many of the search's best it is of. What is among these later is added, once."""
+
+
 @dataclass(frozen=True)
 class RerankPlan:
     """A re-ranking to bring to its end.
@@ -76,7 +80,10 @@ def rerank(plan: RerankPlan) -> int:
     refuse_foreign(plan.folder, plan.source, source)
     refuse_foreign(plan.search.out, plan.search.name, existing and existing[0], new=existing is None)
     known: list[dict[str, Any]] = existing[0].user_attrs.get("given", []) if existing else []
-    best = best_candidates(source, plan.top, len(_numbers(known)) or FIDELITY[place.device][0])
+    # Older ones do not tell how many they are of: as many as there are.
+    before = existing[0].user_attrs.get(TOP, len(_numbers(known))) if existing else 0
+    top = plan.top or before or FIDELITY[place.device][0]
+    best = best_candidates(source, plan.top, top)
     settings = plan.settings or tuple(dict.fromkeys(map(setting_of, known))) or tuple(SETTINGS)
     # A single training needs no measurement of how many run at once.
     search = dataclasses.replace(plan.search, trials=max(len(known), len(best) * len(settings)))
@@ -92,7 +99,7 @@ def rerank(plan: RerankPlan) -> int:
         given = [
             _description(each, setting, config, searched, retrained, small) for each in best for setting in settings
         ]
-        more = {**origin(source), "given": given, "small_images": small}
+        more = {**origin(source), "given": given, "small_images": small, TOP: top}
         target = source.user_attrs["target_accuracy"]
         study, storage = new_study(plan.search.url, plan.search.name, config, machine.calibration, target, **more)
     else:
@@ -109,7 +116,9 @@ def rerank(plan: RerankPlan) -> int:
                 f"--storage {shlex.quote(hide_password(plan.search.url))}"
             )
         known = study.user_attrs["given"]  # as it is now: getting ready took a while
-        wanted = _more_wanted(known, [trial.number for trial in best], settings)
+        there = {get_trial(source, number).user_attrs["candidate_id"] for number in _numbers(known)}
+        new = [trial.number for trial in best if trial.user_attrs["candidate_id"] not in there]
+        wanted = _more_wanted(known, new, settings)
         config = config_of(study)
         small = study.user_attrs.get("small_images", False)  # as those that it is compared with
         added = [
@@ -119,6 +128,8 @@ def rerank(plan: RerankPlan) -> int:
         given = known + added
         if added:
             study.set_user_attr("given", given)
+        if top > before:
+            study.set_user_attr(TOP, top)
     candidates = [Given(each["name"], each["params"], each["candidate"], each.get("measured", {})) for each in given]
     search = dataclasses.replace(plan.search, trials=len(candidates))
     machine = dataclasses.replace(machine, candidates=tuple(Candidate.from_json(each["candidate"]) for each in given))
@@ -229,10 +240,10 @@ def _numbers(given: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def _more_wanted(
-    known: Sequence[Mapping[str, Any]], best: Iterable[int], settings: Sequence[str]
+    known: Sequence[Mapping[str, Any]], new: Iterable[int], settings: Sequence[str]
 ) -> list[tuple[int, str]]:
-    """(trial, setting) of what is to be added to `known`: what was begun stays, those of the `best` come that are not
-    there, of a larger number or of a search that went on, and another setting trains all of them with it, too."""
+    """(trial, setting) of what is to be added to `known`: what was begun stays, the trials `new` come, and another
+    setting trains all of them with it, too."""
     there = {(given["trial"], setting_of(given)) for given in known}
-    numbers = list(dict.fromkeys((*_numbers(known), *best)))
+    numbers = (*_numbers(known), *new)
     return [(number, setting) for number in numbers for setting in settings if (number, setting) not in there]

@@ -63,6 +63,7 @@ def _tiny(command: str, out: Path, photo: Path) -> tuple[str, list[str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("all_cores")
 def test_every_command_of_the_readme_runs(
     made_cifar10: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

@@ -35,6 +35,8 @@ def bundle(folder: Path, answers: list[Any], labels: Any, epochs: int = 2) -> Pa
     for seed, given in enumerate(answers):
         for length, said in ((epochs, given), (epochs - 1, np.roll(given, 2))):  # as accurate, on others
             logits = np.eye(2, dtype=np.float32)[said]
+            if length == epochs and seed == 0:  # of an earlier version: of all epochs that were tested
+                logits = np.stack([1 - logits, logits])
             file = folder / "checkpoints" / f"abc-seed{seed}-{length}.npz"
             np.savez(file, epochs=np.array([length - 1]), losses=np.zeros(1), logits=logits)
     metrics = {

@@ -129,8 +129,10 @@ def test_ours_may_come_last(table: tables.Table, monkeypatch: pytest.MonkeyPatch
     seen = []
     for _ in tables.searched(record, table, ["random", "anchored"], 8, 1):
         seen.append(["ours_ahead" in cell for cell in record["cells"]])
+        shown = tables.markdown({"made": {**record, "measure": tables.ACCURACY}})  # wherever it is stopped
     assert seen[2] == [False] * 3
     assert seen[-1] == [True] * 6
+    assert shown.count("| made |") == 3
     cells = {(each["sampler"], each["start"]): each for each in record["cells"]}
     ours, other = cells["anchored", "bad"], cells["random", "bad"]
     ahead = tables.iqm(np.array(ours["values"]) - np.array(other["values"]))

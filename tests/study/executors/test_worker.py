@@ -175,6 +175,7 @@ def test_images_that_were_changed_are_refused(tiny_images: Images, monkeypatch: 
     with pytest.raises(StudyFailed, match="were changed"):
         worker.images_of(setup)
     near, far = multiprocessing.Pipe()
+    far.send(True)  # an answer that came too late for what was asked
     far.send(Work(5, REFERENCE, TrainingConfig(1, 0), frozenset(), Path("none"), "it"))
     with pytest.raises(SystemExit):
         worker._serve(near, setup, lambda: False)
