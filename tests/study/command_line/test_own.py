@@ -105,6 +105,15 @@ def test_a_space_has_a_point_to_start_from(file: Path) -> None:
         own_space(f"{file}:Broken")
 
 
+def test_anchors_that_meet_no_limits_are_said(file: Path) -> None:
+    built = "Architecture((Conv(width, separable=True, dilation=3),) * depth)"
+    fails = "    def anchors(self, limits):\n        raise InfeasibleError(())\n"
+    imports = "from search_spaces.constraints import InfeasibleError\n"
+    file.write_text(imports + SPACE.replace("DEFAULT", "6").replace("BUILT", built) + fails)
+    with pytest.raises(UserError, match="its anchors meet no limits: "):
+        own_space(f"{file}:Broken")
+
+
 def test_limits_are_measured_once_on_the_reference(file: Path) -> None:
     own = own_limits(["latency_ms=2", f"{file}:depth", "size_kb=400"])
     latency, depth, size = own.limits
