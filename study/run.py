@@ -33,6 +33,7 @@ from study.search.creation import FIDELITY, or_join
 from study.search.plan import DEFAULT_PRUNER, DEFAULT_SAMPLER, PRUNERS, SAMPLERS, SearchPlan
 from study.search.searching import search
 from study.storage.config import DEFAULT_TARGET
+from study.training.records import PRECISIONS
 
 SETTINGS = ("space", "epochs", "train_images", "val_images", "seed", "pruner", "sampler", "precision")
 LIMITS = ("max_params", "min_receptive_field", "max_macs", "max_epoch_s")
@@ -101,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     fidelity = parser.add_argument_group("fidelity of a trial (fixed when a study is created)")
     epochs, images = (by_device(*each) for each in zip(FIDELITY["cpu"], FIDELITY["cuda"], strict=True))
     add_fidelity_options(fidelity, epochs, images, VALIDATION)
-    fidelity.add_argument("--precision", choices=("bfloat16", "float32"), help="(default: the faster one here)")
+    fidelity.add_argument("--precision", choices=PRECISIONS, help="(default: the faster one here)")
     limits = parser.add_argument_group("limits (strict; fixed when a study is created)")
     default = Limits()
     limits.add_argument("--max-params", action=at_least(1), help=f"params < N (default: {default.max_params:,})")

@@ -178,10 +178,9 @@ def _fuller(study: optuna.Study, number: int) -> dict[str, Any]:
     from study.storage.reranked import find_rerank
 
     longer = find_rerank(study)
-    given = longer.user_attrs["given"] if longer is not None else []
-    found = [] if longer is None else ranked_trials(longer)
-    values = (trial.value for trial in found if given[trial.user_attrs["slot"]]["trial"] == number)
-    return {"fuller_val_accuracy": next(values, None)}
+    assert longer is not None  # it has just run
+    given, found = longer.user_attrs["given"], ranked_trials(longer)
+    return {"fuller_val_accuracy": next(t.value for t in found if given[t.user_attrs["slot"]]["trial"] == number)}
 
 
 def markdown(record: dict[str, Any]) -> str:

@@ -227,17 +227,21 @@ def searched(
         name: round(iqm(np.array([problem.train(found[name], 0)[1] for found in of_seed])), 6) for name in STARTS
     }
     cells = {(each["start"], each["sampler"]): each for each in record["cells"]}
+
+    def summarise(cell: dict[str, Any]) -> None:
+        cell |= summary(cell["values"], cells.get((cell["start"], OURS), {}).get("values", ()))
+
     for sampler, start in product(samplers, STARTS):
         cell = cells.setdefault((start, sampler), {"start": start, "sampler": sampler, "values": []})
         while (done := len(cell["values"])) < seeds:
             one, some = joblib.delayed(search), range(done, min(done + AT_ONCE, seeds))
             found = parallel(one(sampler, beginning(problem, of_seed[seed][start]), seed, budget) for seed in some)
             cell["values"] += [round(value, 6) for value in found]
-            cell |= summary(cell["values"], cells.get((start, OURS), {}).get("values", ()))
+            summarise(cell)
             record["cells"] = list(cells.values())
             yield
-    for (start, _), cell in cells.items():  # what was known of others, too: ours may be new
-        cell |= summary(cell["values"], cells.get((start, OURS), {}).get("values", ()))
+    for cell in cells.values():  # what was known of others, too: ours may be new
+        summarise(cell)
     yield
 
 

@@ -27,6 +27,7 @@ from study.machine import heap
 from study.machine.hardware import hardware, n_cores
 from study.model.layers import DepthwiseClass, DepthwiseConv2d
 from study.model.network import build
+from study.training.records import PRECISIONS
 from study.training.step import autocast, graph_of
 
 BATCH = 128
@@ -115,7 +116,7 @@ def measure(device: str, spoiled: frozenset[str] = frozenset()) -> Calibration:
 def _faster_precision(device: str) -> str:
     if device == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
         return "float32"  # which takes an eighth to a tenth of the time that emulated bfloat16 does
-    timed = dict.fromkeys(("bfloat16", "float32"), float("inf"))
+    timed = dict.fromkeys(PRECISIONS, float("inf"))
     for _ in range(2 * N_ROUNDS):  # in turns, so that a busy moment of the machine hits both
         for name in timed:
             timed[name] = min(timed[name], _seconds_per_image(REFERENCE_ARCHITECTURE, device, name))

@@ -34,8 +34,8 @@ def decoded(decode: Callable[..., T], arguments: tuple[Any, ...], checked: Calla
     with contextlib.suppress(Exception):  # a cache that cannot be used is told of below
         if not _remembered(decode).check_call_in_cache(*arguments):
             _memory().reduce_size(age_limit=KEPT)  # of folders that changed or went: nobody reads those any more
-    copy: Any = None
     for _ in range(2):  # a damaged copy is made anew
+        copy: Any = None
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", module="joblib")  # a copy that cannot be written is a warning of its

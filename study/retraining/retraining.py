@@ -6,6 +6,7 @@ import dataclasses
 import shlex
 import statistics
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 from search_spaces.candidate import Candidate
@@ -31,7 +32,7 @@ from study.retraining.teacher import cost_of, teacher_of
 from study.retraining.testing import Tested, latencies, test_seed
 from study.storage.config import RETRAIN_EPOCHS, default_target, refuse_cifar10, refuse_other_data
 from study.storage.folder import claim_folder
-from study.training.records import TrainingConfig
+from study.training.records import PRECISIONS, TrainingConfig
 
 MAX_SNAPSHOTS = 40
 FINISH_S = 15.0
@@ -124,9 +125,10 @@ def _prepare(plan: RetrainPlan, target: Target, place: Workplace, data: DataSet)
             f"--train-images must be between {n_classes} (one per class) and all {n_images:,}: {n_train:,}. Name one "
             "of these, or leave it out."
         )
-    # Of where it trains: what was fastest where it was searched can be several times slower here.
     calibration = place.call(calibrate, device)
     cost, precision = calibration.cost, calibration.precision
+    if target.precision is not None and target.searched_on == calibration.hardware:
+        precision = target.precision  # elsewhere what was fastest, or chosen, can be several times slower
     epochs, n_seeds = plan.epochs or RETRAIN_EPOCHS[device], plan.n_seeds or SEEDS[device]
     jobs, gain = seeds_at_once(plan.jobs, n_seeds, place, precision, target.candidate)
     cores = place.cores(jobs)
@@ -143,16 +145,17 @@ def _prepare(plan: RetrainPlan, target: Target, place: Workplace, data: DataSet)
         compiled=True,
         native_depthwise=calibration.native_depthwise,
     )
-    first = _as_begun(
-        Seed(candidate, config, data.source, n_train, plan.out / "checkpoints", cores, digest=data.digest)
-    )
-    seconds = cost.candidate_seconds(candidate, n_train) * epochs * n_seeds / gain
+    alone = Seed(candidate, config, data.source, n_train, plan.out / "checkpoints", cores, digest=data.digest)
+    ways = [alone.changed(precision=each) for each in (precision, *PRECISIONS)]
     if plan.teacher:
-        teacher = teacher_of(first, plan.teacher_epochs or epochs, place.cores(1))
-        first = dataclasses.replace(first, teacher=teacher)
-        lesson = cost.epoch_seconds(teacher.candidate.architecture, n_train)
+        n, all_cores = plan.teacher_epochs or epochs, place.cores(1)
+        ways = [dataclasses.replace(way, teacher=teacher_of(way, n, all_cores)) for way in ways]
+    first = as_begun(ways)
+    seconds = cost.candidate_seconds(candidate, n_train) * epochs * n_seeds / gain
+    if first.teacher is not None:
+        lesson = cost.epoch_seconds(first.teacher.candidate.architecture, n_train)
         # Its own training, and its forward passes, a third of one, in every epoch of every seed.
-        seconds += lesson * (teacher.config.epochs + epochs * n_seeds / 3 / gain)
+        seconds += lesson * (first.teacher.config.epochs + epochs * n_seeds / 3 / gain)
     n_tests = min(MAX_SNAPSHOTS, epochs) + n_seeds - 1
     seconds += n_tests * cost.epoch_seconds(candidate.architecture, 0, data.n_test)
     seconds = START_S + FINISH_S + experience(place.call(hardware, device), jobs).factor * seconds
@@ -168,13 +171,13 @@ def _prepare(plan: RetrainPlan, target: Target, place: Workplace, data: DataSet)
     return [first, *(first.changed(seed=seed, n_snapshots=0) for seed in range(1, n_seeds))], jobs
 
 
-def _as_begun(seed: Seed) -> Seed:
-    """`seed` with the precision that it was begun with: which one is the faster may be a close call, or have been made
-    elsewhere."""
-    if seed.file.exists():
-        return seed
-    others = (seed.changed(precision=each) for each in ("float32", "bfloat16"))
-    return next((each for each in others if each.file.exists()), seed)
+def as_begun(ways: Sequence[Seed]) -> Seed:
+    """The one of `ways` to train a seed that was begun, itself or its teacher, else the first: which precision is the
+    faster may be a close call, or have been made elsewhere."""
+    for way in ways:
+        if any(each is not None and each.file.exists() for each in (way, way.teacher)):
+            return way
+    return ways[0]
 
 
 def _metrics(target: Target, seeds: list[Seed], results: list[Tested], place: Workplace) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class Target:
         folder: Of the bundle.
         facts: What the bundle says of its origin.
         target_accuracy: To pass, a fraction; None: that of the data set, if it has one.
+        precision, searched_on: Of the study, and its hardware; None where there is none.
         study: Whose report shows it.
     """
 
@@ -39,6 +40,8 @@ class Target:
     facts: dict[str, Any]
     target_accuracy: float | None
     recipe_of: Candidate | None = None
+    precision: str | None = None
+    searched_on: dict[str, Any] | None = None
     study: optuna.Study | None = None
 
 
@@ -48,7 +51,7 @@ def find_target(plan: RetrainPlan) -> Target:
     Raises:
         UserError: There is no such study or trial, or the folder is another study's.
     """
-    from study.storage.database import candidate_of, get_trial, open_study
+    from study.storage.database import candidate_of, config_of, get_trial, open_study
 
     def named(name: str) -> str:
         return f"{name}-distilled" if plan.teacher else name
@@ -78,6 +81,8 @@ def find_target(plan: RetrainPlan) -> Target:
         facts={"name": named(title), "study": plan.name, "study_created": study.user_attrs.get("created"), **facts},
         target_accuracy=plan.target_accuracy or study.user_attrs.get("target_accuracy"),
         recipe_of=recipe_of,
+        precision=config_of(study).precision,
+        searched_on=study.user_attrs.get("hardware"),
         study=study,
     )
 

@@ -314,16 +314,15 @@ def anchors(space: SearchSpace, config: StudyConfig, cost: CostModel) -> list[tu
     """The named points that the first slots run, unrepaired under these limits."""
     clock, limits = Clock(cost, config.train_images, config.val_images), config.limits.to_decode
     usable = []
-    for name, params in space.anchors(limits).items():
-        try:
-            with told(space, params=params):
-                decoded = space.decode(params, limits, clock)
-        except InfeasibleError:  # of a space of the user's
-            continue
-        # A network with a name of its own must be that network, not what the limits leave of it.
-        unlimited = dataclasses.replace(limits, max_epoch_s=None, max_macs=None)
-        if name == "default" or decoded.candidate == space.decode(params, unlimited).candidate:
-            usable.append((name, params))
+    # A network with a name of its own must be that network, not what the limits leave of it.
+    unlimited = dataclasses.replace(limits, max_epoch_s=None, max_macs=None)
+    with told(space):
+        named = space.anchors(limits)
+    for name, params in named.items():
+        with contextlib.suppress(InfeasibleError), told(space, params=params):  # of a space of the user's
+            decoded = space.decode(params, limits, clock)
+            if name == "default" or decoded.candidate == space.decode(params, unlimited).candidate:
+                usable.append((name, params))
     return usable
 
 
@@ -340,7 +339,8 @@ def refuse_impossible(
     """
     clock, limits = Clock(cost, config.train_images, config.val_images), config.limits.to_decode
     rng = random.Random(config.seed)
-    points = [*space.anchors(limits).values(), *(space.sample(rng) for _ in range(N_FEASIBILITY_SAMPLES))]
+    with told(space):
+        points = [*space.anchors(limits).values(), *(space.sample(rng) for _ in range(N_FEASIBILITY_SAMPLES))]
     broken: list[InfeasibleError] = []
     for params in points:
         try:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from study.model.network import Network
 
 
+PRECISIONS = ("bfloat16", "float32")
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """How a candidate is trained, beside what the candidate says itself.

@@ -36,6 +36,7 @@ from study.machine.interrupts import InterruptFlag
 from study.machine.paths import REPOSITORY
 from study.retraining import retraining, seeds
 from study.retraining.seeds import Seed
+from study.retraining.teacher import teacher_of
 from study.training.checkpoints import finished, load_progress
 from study.training.optimizers import Muon
 from study.training.records import EpochRecord, TrainingConfig
@@ -123,6 +124,10 @@ def test_it_is_trained_as_is_fastest_where_it_is(
     shutil.copytree(made_study, tmp_path / "study")
     of_here = dataclasses.replace(calibrate("cpu"), precision="bfloat16")
     monkeypatch.setattr(retraining, "calibrate", lambda device: of_here)
+    again = ["--trial", "1", "--epochs", "1", "--train-images", "64", "--device", "cpu", "--jobs", "1"]
+    assert retrain.main([*again, "--out", str(tmp_path / "study")]) == 0
+    assert metrics(tmp_path / "study" / "trial-1")["precision"] == "float32"  # here: it may have been chosen
+    of_here = dataclasses.replace(of_here, hardware={**of_here.hardware, "cpu": "another"})
     command = ["--trial", "0", "--epochs", "1", "--train-images", "64", "--device", "cpu", "--jobs", "1"]
     assert retrain.main([*command, "--out", str(tmp_path / "study")]) == 0
     assert metrics(tmp_path / "study" / "best")["precision"] == "float32"
@@ -132,6 +137,19 @@ def test_it_is_trained_as_is_fastest_where_it_is(
     shutil.rmtree(tmp_path / "study" / "trial-0")
     assert retrain.main([*command, "--out", str(tmp_path / "study")]) == 0
     assert metrics(tmp_path / "study" / "trial-0")["precision"] == "bfloat16"
+
+
+def test_one_whose_teacher_was_begun_goes_on_as_it_was(tmp_path: Path):
+    alone = Seed(REFERENCE, TrainingConfig(2, 0, precision="float32"), "", 64, tmp_path, 1)
+    ways = [alone.changed(precision=each) for each in ("float32", "bfloat16")]
+    taught = [dataclasses.replace(way, teacher=teacher_of(way, 3, 1)) for way in ways]
+    assert retraining.as_begun(ways) is ways[0]
+    assert taught[1].teacher is not None
+    taught[1].teacher.file.touch()
+    assert retraining.as_begun(taught) is taught[1]
+    assert retraining.as_begun(ways) is ways[0]  # which has none
+    taught[0].file.touch()
+    assert retraining.as_begun(taught) is taught[0]
 
 
 def test_no_test_image_before_the_last_step(
