@@ -507,11 +507,16 @@ def _each(data: Any, name: str, read: Callable[[Any], Any]) -> tuple[Any, ...]:
 
 
 class _Trace:
-    """Operations so far, their sums, and where they lead: shape (C, H, W), receptive field and jump."""
+    """Operations so far, their sums, and where they lead: shape (C, H, W), receptive field and jump.
+
+    Where channels come from different branches, each has a field of its own until a dense convolution mixes them: what
+    one branch and the next add to different channels nobody sees together. `fields` holds one for all, or one for each.
+    """
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         self.operations: list[Operation] = []
-        self.shape, self.field, self.jump = shape, 1, 1
+        self.shape, self.jump = shape, 1
+        self.fields: tuple[int, ...] = (1,)
         self.params, self.macs = 0, 0
         self.layer, self.run = 0, 0
         self.unit: int | None = None
@@ -536,16 +541,19 @@ class _Trace:
             or channels * side**2 > MOST_VALUES
             or self.params > MOST_PARAMS
             or self.macs > MOST_MACS
-            or max(self.field, self.jump) > MOST_FIELD
+            or max(*self.fields, self.jump) > MOST_FIELD
         ):
             raise ArchitectureError(f"{_SIZES}: layer {self.layer} makes it larger.")
-        figures = (params, macs, self.field, self.jump)
+        figures = (params, macs, max(self.fields), self.jump)
         self.operations.append(
             Operation(self.layer, name, detail, before, self.shape, *figures, *geometry, self.unit, self.run)
         )
 
     def convolve(self, conv: Conv, kind: str = "") -> None:
-        """Receptive field: r <- r + (k - 1) * dilation * jump, then jump <- jump * stride (Araujo et al. 2019)."""
+        """Receptive field: r <- r + (k - 1) * dilation * jump, then jump <- jump * stride (Araujo et al. 2019).
+
+        Here r is the largest of the channels that a group of outputs sees.
+        """
         channels, side, _ = self.shape
         kernel, dilation, padded = conv.kernel, conv.dilation, conv.padded
         extent = dilation * (kernel - 1)
@@ -555,7 +563,7 @@ class _Trace:
                 f"The map would shrink below 1 pixel in layer {self.layer}: {side}x{side} with "
                 f"{kernel=}, {dilation=}, {padded=}."
             )
-        self.field += extent * self.jump
+        self._see(extent * self.jump, conv.groups, conv.out_channels)
         self.jump *= conv.stride
         detail = f"{kernel}x{kernel}"
         detail += f", stride {conv.stride}" if conv.stride > 1 else ""
@@ -565,6 +573,15 @@ class _Trace:
         params = 0 if self.run else weights + conv.out_channels * conv.bias
         out = (conv.out_channels, out_side, out_side)
         self.add("Conv2d", detail, out, params, weights * out_side**2, (kernel, dilation, padded, conv.groups))
+
+    def _see(self, more: int, groups: int = 1, n_outputs: int = 1) -> None:
+        """Every output sees `more` than the inputs of its group."""
+        if groups == 1 or len(self.fields) == 1:
+            self.fields = (max(self.fields) + more,)
+        else:
+            n = len(self.fields) // groups
+            seen = [max(self.fields[i : i + n]) + more for i in range(0, len(self.fields), n)]
+            self.fields = tuple(field for field in seen for _ in range(n_outputs // groups))
 
     def follow(self, unit: Unit) -> None:
         """Appends the operations of `unit`."""
@@ -596,24 +613,28 @@ class _Trace:
             self.convolve(conv, kind)
 
     def _branches(self, unit: Branches) -> None:
-        shape, start = self.shape, self.field
-        longest = start
+        shape, fields, ends, first = self.shape, self._of_each(), list[tuple[int, ...]](), 0
         for branch, channels in zip(unit.branches, unit.channels(shape[0]), strict=True):
-            self.shape, self.field = (channels, *shape[1:]), start
+            self.shape, self.fields = (channels, *shape[1:]), fields[first : first + channels]
             if branch.smooth:
-                self.field += 2 * self.jump
+                self._see(2 * self.jump, channels, channels)
                 self.add("AvgPool2d", "3x3, stride 1")
             if branch.kernel > 1:
                 self.convolve(branch.conv(channels, unit.bias), "depthwise")
-            longest = max(longest, self.field)
-        self.shape, self.field = shape, longest
+            ends.append(self._of_each())
+            first += channels if unit.join == "concat" else 0
+        self.shape = shape
+        self.fields = tuple(itertools.chain(*ends)) if unit.join == "concat" else _largest(*ends)
         self.add(JOINS[unit.join], ", ".join(map(str, unit.branches)))
+
+    def _of_each(self) -> tuple[int, ...]:
+        return self.fields * (self.shape[0] // len(self.fields))
 
     def repeat(self, layer: Residual) -> None:
         """Appends the operations of all runs of `layer`."""
         before, jump = self.shape, self.jump
         for run in range(layer.times):
-            self.run = run
+            self.run, identity = run, self.fields
             for position, unit in enumerate(layer.body):
                 self.unit = position
                 self.follow(unit)
@@ -624,10 +645,16 @@ class _Trace:
                 )
             if layer.scaled:
                 self.add("Scale", layer.scaled, params=0 if run else self.shape[0])
+            self.fields = _largest(identity, self.fields)
             self.add("Add", "identity")
             if layer.activation:
                 self.add(ACTIVATION_NAMES[layer.activation_type])
         self.run = 0
+
+
+def _largest(*fields: tuple[int, ...]) -> tuple[int, ...]:
+    n = max(map(len, fields))
+    return tuple(map(max, *(each * (n // len(each)) for each in fields)))
 
 
 def _trace(architecture: Architecture) -> tuple[Operation, ...]:
@@ -640,7 +667,7 @@ def _trace(architecture: Architecture) -> tuple[Operation, ...]:
             trace.follow(layer)
     trace.layer = len(architecture.layers)
     channels, side, _ = trace.shape
-    trace.field += (side - 1) * trace.jump
+    trace._see((side - 1) * trace.jump)
     trace.add("AvgPool2d", f"global, {side}x{side}", (channels, 1, 1))
     trace.convolve(Conv(architecture.n_classes, kernel=1, bias=architecture.classifier_bias), "classifier")
     return tuple(trace.operations)

@@ -14,7 +14,7 @@ from typing import Any
 
 from search_spaces import SPACES
 from search_spaces.candidate import Candidate
-from search_spaces.constraints import Clock, Limits, limit_rows
+from search_spaces.constraints import Clock, InfeasibleError, Limits, limit_rows
 from search_spaces.layer_table import layer_table
 from search_spaces.reference import REFERENCE
 from search_spaces.space import SearchSpace
@@ -23,7 +23,7 @@ from study.command_line.options import add_study_options, place_of
 from study.command_line.own import SPACE_FORM, is_own, load_space, own_space
 from study.command_line.parser import EXIT_FAILED, Parser, run_command
 from study.command_line.waiting import say_first
-from study.command_line.wording import aligned, counted, printable
+from study.command_line.wording import MISSING, aligned, counted, printable
 from study.errors import UserError
 from study.machine.files import what_is
 from study.storage.config import open_space
@@ -167,9 +167,12 @@ def _trial(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def _space(space: SearchSpace) -> tuple[dict[str, Any], str]:
     """A space, and the figures of its default under the default limits."""
-    limits, dimensions = Limits(), space.dimensions
-    values = space.anchors(limits)["default"]
-    facts, text = _candidate(space.decode(values, limits).candidate, "Default network")
+    limits, dimensions, values, facts = Limits(), space.dimensions, dict[str, Any](), dict[str, Any]()
+    try:
+        values = dict(space.anchors(limits)["default"])
+        facts, text = _candidate(space.decode(values, limits).candidate, "Default network")
+    except InfeasibleError as error:  # made for other limits
+        text = f"No default network under the default limits: {error}"
     facts = {
         "name": space.name,
         "version": space.version,
@@ -178,10 +181,10 @@ def _space(space: SearchSpace) -> tuple[dict[str, Any], str]:
             name: {"type": type(dimension).__name__.lower(), **dataclasses.asdict(dimension)}
             for name, dimension in dimensions.items()
         },
-        "default": {name: values[name] for name in dimensions},
+        "default": {name: values[name] for name in dimensions if name in values},
         **facts,
     }
-    rows = [(name, str(dimension), _number(values[name])) for name, dimension in dimensions.items()]
+    rows = [(name, str(each), _number(values.get(name, MISSING))) for name, each in dimensions.items()]
     head, *lines = aligned([("parameter", "range", "default"), *rows])
     parts = (
         f"Search space {space.name}, version {space.version}, {counted(len(dimensions), 'parameter')}",

@@ -10,7 +10,7 @@ import shlex
 import statistics
 import sys
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from study.bundle.files import EXPORTS, INT8, MODEL, NUMBERS, ONNX, Bundle, describe_bundle, load_bundle
+from study.bundle.metrics import LATENCY_BATCHES
 from study.command_line.numbers import at_least
 from study.command_line.parser import Parser, run_command
 from study.command_line.wording import aligned, counted, percent, printable
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 FORMATS = ("safetensors", "torch-export", "onnx", "card", "all")
 _EXTRA = ("onnx", "onnxscript", "onnxruntime")
-BATCHES = (1, 256)
-"""Sizes of batches whose latency is measured."""
 _SECONDS = 1.0
 N_CALIBRATION, CALIBRATION_SEED = 1_000, 0
 """Training images that give the ranges of 8-bit activations."""
@@ -104,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.format == "card":
         parser.refuse_beside("--format card", options, ("out", "images", "data"))
+    if options.images == 0 and not options.int8 and options.format != "all":
+        parser.refuse_beside("--images 0 without 8 bits", options, ("data",))
     _check(options)
     folder = Path(options.bundle)
     print(f"Exporting {printable(str(folder))}", flush=True)
@@ -116,17 +117,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("Wrote its config.json and README.md")
         return 0
     use_no_more_threads()
+    from study.bundle.classifier import Classifier
+    from study.bundle.programs import run_by_torch
+
     images = _images(options, bundle)
     exports = _exports(bundle, options)
-    measured = _measure(exports, images, tested=options.images != 0)
+    measured = _measure(exports, run_by_torch(Classifier(bundle)), images, tested=options.images != 0)
     written = exports if options.format == "all" else exports[-1:]
     print("\n".join(_table(measured, {each.name for each in written}, len(images), tested=options.images != 0)))
     if options.format == "all":
-        out = Path(options.out) if options.out else folder
+        out = folder if options.out is None else Path(options.out)
         _write({out / export.file: export.content for export in written})
         _write({out / EXPORTS: _record(bundle, options, measured, len(images), argv)})
     else:
-        _write({Path(options.out) if options.out else folder / exports[-1].file: exports[-1].content})
+        _write({folder / exports[-1].file if options.out is None else Path(options.out): exports[-1].content})
     return 0
 
 
@@ -161,7 +165,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.int8 and options.format not in ("onnx", "all"):
         raise UserError(f"--int8 is a variant of --format onnx, not of {options.format}.")
     wanted = "a folder" if options.format == "all" else "a file"
-    if options.out and (found := what_is(options.out)) not in (f"is {wanted}", "does not exist"):
+    if options.out is not None and (found := what_is(options.out)) not in (f"is {wanted}", "does not exist"):
         raise UserError(f"--out must be {wanted}: {options.out!r} {found}.")
     missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
     if missing and options.format in ("onnx", "all"):
@@ -181,7 +185,7 @@ def _training_images(bundle: Bundle, options: argparse.Namespace) -> Images:
 def _images(options: argparse.Namespace, bundle: Bundle) -> Images:
     """What to compare on."""
     if options.images == 0:
-        shape = (BATCHES[-1], bundle.preprocessing.image_size, bundle.preprocessing.image_size, 3)
+        shape = (LATENCY_BATCHES[-1], bundle.preprocessing.image_size, bundle.preprocessing.image_size, 3)
         pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         return Images(pixels, np.zeros(len(pixels), np.int64))
     test = load_test(_data_set(bundle, options).source)
@@ -191,12 +195,18 @@ def _images(options: argparse.Namespace, bundle: Bundle) -> Images:
 
 
 def _exports(bundle: Bundle, options: argparse.Namespace) -> list[Export]:
-    """The network itself, and all that is asked for; the last one is what is written."""
+    """Its numbers, and all that is asked for, each as its content is read again; the last one is what is written."""
+    from safetensors.torch import load
+
     from study.bundle.classifier import Classifier
     from study.bundle.programs import int8_program, onnx_program, run_by_onnxruntime, run_by_torch, torch_program
+    from study.model.network import build
 
     model, wanted = Classifier(bundle), options.format
-    exports = [Export("safetensors", NUMBERS, numbers_as_bytes(bundle.network.state_dict()), run_by_torch(model))]
+    content = numbers_as_bytes(bundle.network.state_dict())
+    again = build(bundle.candidate.architecture, seed=0)
+    again.load_state_dict(load(content))
+    exports = [Export("safetensors", NUMBERS, content, run_by_torch(Classifier(replace(bundle, network=again.eval()))))]
     if wanted in ("torch-export", "all"):
         content, loaded = torch_program(model, bundle.candidate.architecture, bundle.preprocessing)
         exports.append(Export("torch-export", MODEL, content, run_by_torch(loaded)))
@@ -211,18 +221,19 @@ def _exports(bundle: Bundle, options: argparse.Namespace) -> list[Export]:
     return exports
 
 
-def _measure(exports: Sequence[Export], images: Images, tested: bool) -> list[Measured]:
-    """Compares each with the first one, on `images`.
+def _measure(exports: Sequence[Export], network: Run, images: Images, tested: bool) -> list[Measured]:
+    """Compares each with the network itself, on `images`.
 
     Args:
         exports: What to measure.
+        network: The answers to expect.
         images: What to ask them about.
         tested: Whether their labels mean anything.
 
     Raises:
         StudyFailed: One that must gives other answers.
     """
-    expected, found = _logits(exports[0].run, images), []
+    expected, found = _logits(network, images), []
     for export in exports:
         logits = _logits(export.run, images)
         difference = float(np.abs(logits - expected).max())
@@ -236,7 +247,7 @@ def _measure(exports: Sequence[Export], images: Images, tested: bool) -> list[Me
                 accuracy=float((logits.argmax(1) == images.labels).mean()) if tested else None,
                 same=int((logits.argmax(1) == expected.argmax(1)).sum()),
                 difference=difference,
-                latency_ms={str(size): _latency_ms(export.run, images, size) for size in BATCHES},
+                latency_ms={str(size): _latency_ms(export.run, images, size) for size in LATENCY_BATCHES},
             )
         )
     return found
@@ -244,7 +255,7 @@ def _measure(exports: Sequence[Export], images: Images, tested: bool) -> list[Me
 
 def _logits(run: Run, images: Images) -> np.ndarray:
     """float32 [N, n_classes]."""
-    step = BATCHES[-1]
+    step = LATENCY_BATCHES[-1]
     return np.concatenate([run(_as_input(images.pixels[i : i + step])) for i in range(0, len(images), step)])
 
 
@@ -262,7 +273,7 @@ def _latency_ms(run: Run, images: Images, size: int) -> float:
 def _table(measured: Sequence[Measured], written: Collection[str], n_images: int, tested: bool) -> list[str]:
     """What was measured, for people; of what is not `written` too, since the rest is compared with it."""
     machine = hardware("cpu")
-    latencies = [f"ms for {size}" for size in BATCHES]
+    latencies = [f"ms for {size}" for size in LATENCY_BATCHES]
     rows = [("format", "size", "accuracy", "same class", *latencies)]
     for each in measured:
         size, same = f"{each.size_bytes / 2**10:,.0f} KiB", f"{each.same:,} of {n_images:,}"

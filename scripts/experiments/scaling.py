@@ -327,7 +327,7 @@ def simulate(url: str, out: Path, n_workers: int, trial_s: float, seconds: float
     known = KnownTrials(study, storage, slots)
     asker = Asker(study, known, config, out / "artifacts")
     supervisor = Supervisor(
-        plan, study, storage, slots, known, config, asker, executor,
+        plan, study, known, config, asker, executor,
         lambda seed: TrainingConfig(config.epochs, seed), None,
     )  # fmt: skip
     with contextlib.suppress(EnoughError):

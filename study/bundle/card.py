@@ -89,7 +89,7 @@ def card(
         f"```python\n{USE_WITH_PROJECT}\n```",
         "With torch alone (only if you trust who made `model.pt2`; where it is missing, `python -m study.export BUNDLE "
         f"--format torch-export` makes it):\n\n```python\n{USE_WITH_TORCH}\n```",
-        "ONNX, also of 8 bits: `python -m study.export BUNDLE --format onnx`.",
+        "ONNX: `python -m study.export BUNDLE --format onnx`; of 8 bits: with `--int8` behind it.",
         "## Licence",
         f"MIT, as the project. The images of {data} have terms of their own.",
     ]
@@ -200,7 +200,8 @@ def _recipe(candidate: Candidate, known: Mapping[str, Any]) -> Iterator[str]:
     if taught := taught_by(known["teacher"]):
         yield f"It also learned from a larger network, {taught}, in every seed the same"
     if seeds := known["seeds"]:
-        yield f"Seeds {', '.join(map(str, seeds))}; these weights are of seed {known['shipped_seed']}"
+        shipped = "" if known["shipped_seed"] is None else f"; these weights are of seed {known['shipped_seed']}"
+        yield f"Seeds {', '.join(map(str, seeds))}{shipped}"
     machine = known["hardware"] or {}
     where = [known["device"], known["precision"], machine.get("gpu") or machine.get("cpu")]
     if any(where):

@@ -12,6 +12,7 @@ from PIL import Image
 from study.bundle.files import Bundle
 from study.bundle.preprocessing import Preprocessing
 from study.data.image_files import fitted, read_picture
+from study.errors import StudyFailed
 from study.model.network import Deployable
 
 
@@ -77,10 +78,15 @@ def most_likely(model: Classifier, pixels: np.ndarray, top: int) -> list[list[tu
         model: What to ask.
         pixels: uint8 [N, H, W, 3], RGB, of any N but zero.
         top: How many; all of them if there are fewer.
+
+    Raises:
+        StudyFailed: The weights are finite, and what they compute is not.
     """
     images = torch.tensor(pixels).permute(0, 3, 1, 2).float() / 255  # [N, H, W, 3] -> [N, 3, H, W]
     with torch.inference_mode():
         probabilities, labels = model(images).softmax(1).sort(dim=1, descending=True, stable=True)
+    if not bool(probabilities.isfinite().all()):
+        raise StudyFailed("The network answers with NaN: its weights are damaged. Get the bundle again.")
     names = model.classes
     return [
         [(names[label], probability) for label, probability in zip(order[:top], row[:top], strict=True)]

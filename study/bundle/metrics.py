@@ -11,6 +11,10 @@ from study.errors import said
 from study.machine.files import DamagedFileError, read_json
 
 METRICS = "metrics.json"
+TAUGHT = "-distilled"
+"""What the folder of a network ends in that also learned from a larger one."""
+LATENCY_BATCHES = (1, 256)
+"""Sizes of batches whose latency is told."""
 _Z = 1.959964
 """Of a normal distribution, 95% lies within so many standard deviations."""
 _Whole = Annotated[int, Within(0, 10**18)]

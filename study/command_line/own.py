@@ -157,20 +157,20 @@ def own_limits(texts: Sequence[str] | None) -> OwnLimits:
         UserError: There is no such figure, file or function, or the function fails or returns something else.
     """
     limits, functions = [], {}
-    for text in texts or ():
-        if is_own(text):
-            function, digest = _load(text, "--limit", LIMIT_FORM)
-            if not callable(function):
-                raise UserError(f"--limit {text} must be a function of an architecture.")
-            label = f"{Path(text.rpartition(':')[0]).name}:{text.rpartition(':')[2]}"
-            name, _, bound = _called(function, text, REFERENCE_ARCHITECTURE)
-            if name in MEASURES:
-                raise UserError(f"--limit {text} must return a name of its own: {name!r} is a figure of ours.")
-            limits.append(OwnLimit(name, bound, f"{label} {digest}"))
-            functions[name] = function
-        else:
-            limits.append(_built_in(text))
     try:
+        for text in texts or ():
+            if is_own(text):
+                function, digest = _load(text, "--limit", LIMIT_FORM)
+                if not callable(function):
+                    raise UserError(f"--limit {text} must be a function of an architecture.")
+                label = f"{Path(text.rpartition(':')[0]).name}:{text.rpartition(':')[2]}"
+                name, _, bound = _called(function, text, REFERENCE_ARCHITECTURE)
+                if name in MEASURES:
+                    raise UserError(f"--limit {text} must return a name of its own: {name!r} is a figure of ours.")
+                limits.append(OwnLimit(name, bound, f"{label} {digest}"))
+                functions[name] = function
+            else:
+                limits.append(_built_in(text))
         Limits(own=tuple(limits))
     except DescriptionError as error:
         raise UserError(f"--limit: {said(error)}") from error

@@ -59,7 +59,7 @@ def taught_by(teacher: Any) -> str:
     try:
         size, epochs = f"{teacher['params']:,} parameters", counted(teacher["epochs"], "epoch")
         return f"{size}, trained before it for {epochs} in {duration(teacher['wall_s'])}"
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, OverflowError, TypeError, ValueError):
         return ""
 
 

@@ -180,7 +180,9 @@ def run(
     if work.teacher is not None:
         teacher = build(work.teacher.candidate.architecture)
         teacher.load_state_dict(finished(work.teacher.checkpoint, work.teacher.candidate, work.teacher.config).ema)
-    earlier_s = 0.0 if resume is None else sum(record.wall_s for record in resume.records)
+    earlier_s = 0.0
+    if resume is not None:  # and of the epoch that was cut off
+        earlier_s = sum(record.wall_s for record in resume.records) + resume.sums.get("wall_s", 0.0)
 
     def wall_s() -> float:
         return earlier_s + time.monotonic() - started

@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import secrets
 import stat
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -86,7 +87,7 @@ def replaced(file: Path, lasting: bool = False) -> Iterator[Path]:
         lasting: Whether it must survive a machine that stops right after; costs a wait for the disk.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")  # processes of two containers share numbers
     try:
         yield temporary
         if lasting:

@@ -39,7 +39,7 @@ _NOTE_PART = 2045
 """Characters that the dashboard keeps in one attribute."""
 
 
-def publish_study(study: optuna.Study, storage: optuna.storages.BaseStorage) -> None:
+def publish_study(study: optuna.Study) -> None:
     """Names the metric of a new study, and writes its note.
 
     Raises:
@@ -48,21 +48,17 @@ def publish_study(study: optuna.Study, storage: optuna.storages.BaseStorage) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.set_metric_names([METRIC])
-    _write_note(study, storage, "dashboard:", study_note(study))
+    _write_note(study, "dashboard:", study_note(study))
 
 
 def publish_trial(
-    study: optuna.Study,
-    storage: optuna.storages.BaseStorage,
-    trial: optuna.Trial,
-    architecture: Architecture,
-    note: str,
-    artifacts: Path,
+    study: optuna.Study, trial: optuna.Trial, architecture: Architecture, note: str, artifacts: Path
 ) -> None:
     """Writes the `note` and the layer table of a trial that is about to be trained."""
+    storage = storage_of(study)
     study_id = storage.get_study_id_from_name(study.study_name)
     trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
-    _write_note(study, storage, f"dashboard:{trial_id}:", note)
+    _write_note(study, f"dashboard:{trial_id}:", note)
     attach(trial, artifacts, {"layers.csv": layers_csv(architecture).encode()})
 
 
@@ -162,7 +158,8 @@ def _made_again(trial: FrozenTrial, name: str) -> bytes:
     raise KeyError(name)
 
 
-def _write_note(study: optuna.Study, storage: optuna.storages.BaseStorage, prefix: str, body: str) -> None:
+def _write_note(study: optuna.Study, prefix: str, body: str) -> None:
+    storage = storage_of(study)
     study_id = storage.get_study_id_from_name(study.study_name)
     for part, start in enumerate(range(0, len(body), _NOTE_PART)):
         storage.set_study_system_attr(study_id, f"{prefix}note_str:{part}", body[start : start + _NOTE_PART])

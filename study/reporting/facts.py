@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.constraints import SIZE, Clock, LimitRow, OwnLimit, limit_rows, size_kb
 from search_spaces.cost import CostModel
 from search_spaces.fields import Amount, DescriptionError, fitting
-from study.bundle.metrics import METRICS
+from study.bundle.metrics import METRICS, TAUGHT
 from study.command_line.wording import percent
 from study.machine.files import is_file
 from study.reporting.trained import Trained, read_trained
@@ -211,11 +212,14 @@ def read_facts(study: optuna.Study, out: Path) -> Facts:
 
 
 def bundle_of(out: Path) -> Path:
-    """The folder of the retrained network in `out`: of the best one, else of the trial that was retrained last."""
+    """The folder of the retrained network in `out`: of the best one, else of the trial that was retrained last; a
+    taught one only where there is no other."""
     best = out / "best"
-    if not is_file(best / METRICS):
-        asked_for = [folder for folder in out.glob("trial-*[0-9]") if is_file(folder / METRICS)]
-        return max(asked_for, key=lambda folder: (folder / METRICS).stat().st_mtime, default=best)
+    for ending in ("", TAUGHT):
+        found = [*out.glob(f"best{ending}"), *out.glob(f"trial-*[0-9]{ending}")]
+        found = [folder for folder in found if is_file(folder / METRICS)]
+        if found:
+            return max(found, key=lambda each: (each.name == f"best{ending}", (each / METRICS).stat().st_mtime))
     return best
 
 
@@ -328,7 +332,8 @@ def importances(complete: Sequence[Record]) -> dict[str, float]:
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is one that can be reckoned with: JSON may hold integers that no float can."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _are_of(metrics: Mapping[str, Any], study: optuna.Study, trials: Sequence[FrozenTrial]) -> bool:

@@ -84,7 +84,7 @@ def _importance(facts: Facts) -> Sequence[Block]:
 def history_blocks(facts: Facts) -> Sequence[Block]:
     """What stands beside the verdict."""
     drawn = [r for r in facts.having(Outcome.COMPLETE, Outcome.PRUNED) if r.accuracy is not None]
-    return [Charts({"history": history(drawn)})] if drawn else []
+    return [Charts({"history": history(drawn)}, "Validation accuracy by trial")] if drawn else []
 
 
 def history(drawn: Sequence[Record]) -> go.Figure:

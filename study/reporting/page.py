@@ -105,10 +105,21 @@ class Gauges:
 
 @dataclass(frozen=True)
 class Charts:
-    """Figures by their fixed ids in the page, each with what it shows in words; several stand side by side."""
+    """Figures by their fixed ids in the page; several stand side by side.
+
+    Attributes:
+        figures: What is drawn.
+        words: What they show, for those who do not see it; nothing: what the section's heading says.
+    """
 
     figures: Mapping[str, go.Figure]
     words: str = ""
+
+    def label(self, name: str, heading: str) -> str:
+        """What a screen reader says of the figure `name` under `heading`: of several also by what they differ."""
+        layout, words = self.figures[name].layout, self.words or heading
+        own = layout.title.text or layout.yaxis.title.text
+        return f"{words}: {own}" if len(self.figures) > 1 and own else words
 
 
 @dataclass(frozen=True)
@@ -201,7 +212,7 @@ def to_markdown(page: Page) -> str:
     parts = [f"# {markdown_text(page.title)}"]
     for section in page.sections:
         shown = (*section.blocks, *section.aside)
-        kinds = {type(block) for block in shown}
+        kinds = {type(block) for block in section.blocks}
         if kinds & {Charts, Pictures} and kinds <= {Charts, Pictures, Text}:
             continue  # only the words around a figure would be left
         parts.append(f"## {markdown_text(section.heading)}")

@@ -78,9 +78,10 @@ def limit_blocks(facts: Facts) -> Sequence[Block]:
     whose = "Retrained" if facts.retrained else "Best"
     columns = ("Limit", "Required", f"{whose} (trial {best.number})", "Distance", "Met")
     table = Table(columns, rows, numeric={2}, marked=marked)
-    if best.candidate is None:
+    if facts.architecture(best) is None:
         return (table,)
-    return table, Text("Checked again for this report, from the stored candidate.", "note")
+    own = "; limits of your own by the figures that were stored with it" if facts.config.limits.own else ""
+    return table, Text(f"Checked again for this report, from the stored candidate{own}.", "note")
 
 
 def best_trial_blocks(facts: Facts) -> Sequence[Block]:
@@ -97,8 +98,8 @@ def best_trial_blocks(facts: Facts) -> Sequence[Block]:
         return (table,)
     error = math.sqrt(max(0.0, best.accuracy * (1 - best.accuracy)) / n)  # binomial
     return table, Text(
-        f"{n:,} validation images: one standard error of an accuracy is {100 * error:.1f} points, so trials closer "
-        "than that are not told apart.",
+        f"{n:,} validation images: one standard error of an accuracy is {100 * error:.1f} points, so trials within "
+        f"{2 * math.sqrt(2) * 100 * error:.1f} points of each other are hardly told apart.",
         "note",
     )
 

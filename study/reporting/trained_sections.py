@@ -16,7 +16,7 @@ from PIL import Image
 from search_spaces.architecture import ACTIVATION_NAMES, NORM_NAMES, Architecture
 from search_spaces.candidate import Augmentation
 from study.bundle.evaluation import CURVES, Evaluation, reliability
-from study.bundle.metrics import accuracy_interval
+from study.bundle.metrics import LATENCY_BATCHES, accuracy_interval
 from study.command_line.wording import counted, duration, for_all, millions, percent, shown_value, taught_by, whole
 from study.reporting.facts import Facts, is_number
 from study.reporting.figures import BLUE, GREEN, GREY, base_figure, whole_ticks
@@ -94,7 +94,7 @@ def _latency(trained: Trained) -> Sequence[Block]:
     speeds = [
         (str(device), batch, f"{found[batch]:,.3g} ms", f"{1000 * int(batch) / found[batch]:,.0f}")
         for device, found in (latency.items() if isinstance(latency, dict) else ())
-        for batch in ("1", "256")
+        for batch in map(str, LATENCY_BATCHES)
         if isinstance(found, dict) and is_number(found.get(batch)) and found[batch] > 0
     ]
     if not speeds:

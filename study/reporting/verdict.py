@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from study.bundle.metrics import accuracy_interval
+from study.bundle.metrics import TAUGHT, accuracy_interval
 from study.command_line.wording import MISSING, counted, percent, rounded, whole
 from study.reporting.facts import Facts, is_number
 from study.reporting.page import Block, Gauge, Gauges, Table, Text
@@ -35,7 +35,7 @@ def verdict_blocks(facts: Facts) -> Sequence[Text]:
 def _tested(facts: Facts) -> Text:
     metrics = facts.trained.metrics if facts.trained else None
     target: Any = metrics.get("target_accuracy", facts.target) if metrics else facts.target
-    aim = f"the target of {percent(target)}" if is_number(target) else "no target"
+    aim = f"the target of {percent(target, 2)}" if is_number(target) else "no target"
     if facts.other_bundle is not None:
         return Text(
             f"{facts.bundle}/ holds a network of another study, {facts.other_bundle!r}: its figures are not shown. "
@@ -53,8 +53,8 @@ def _tested(facts: Facts) -> Text:
     accuracies = metrics.get("test_accuracy")
     n_seeds = len(accuracies) if isinstance(accuracies, list) else 1
     seeds = f"mean of {n_seeds} seeds" if n_seeds > 1 else "one seed"
-    spread = f" ± {100 * std:.1f}" if is_number(std) and n_seeds > 1 else ""
-    accuracy = f"Retrained test accuracy {percent(mean)}{spread} ({seeds})"
+    spread = f", standard deviation {percent(std, 2)}" if is_number(std) and n_seeds > 1 else ""
+    accuracy = f"Retrained test accuracy {percent(mean, 2)} ({seeds}{spread})"
     if not is_number(target):
         return Text(f"{accuracy}: no target was set.")
     met = metrics.get("target_met", mean > target)
@@ -72,10 +72,14 @@ def why_retrained(facts: Facts) -> str:
     place = facts.ranked.index(record) + 1 if record in facts.ranked else None
     if longer is not None:
         searched = f"; in the search it was number {place}" if place else ""
-        return f"{name}{setting}, the best of those that were trained again for {counted(longer, 'epoch')}{searched}."
+        first, when, now = facts.reranking.ranked[0] if facts.reranking else None, "", ""
+        if first and (first.number != record.number or metrics.get("reranked_setting") not in (None, first.setting)):
+            when, now = " when it was retrained", f"; the best of them now is trial {first.number}, {first.setting}"
+        again = f"the best of those that were trained again for {counted(longer, 'epoch')}"
+        return f"{name}{setting}, {again}{when}{searched}{now}."
     if record is best:
         return f"{name}, the best of the search."
-    if facts.bundle != "best":
+    if facts.bundle.removesuffix(TAUGHT) != "best":
         kind = ", the space's default" if record.anchor == "default" else ""
         return f"{name}{kind}, which was asked for" + (
             f"; the best of the search is trial {best.number}." if best else "."
@@ -107,18 +111,21 @@ def _accuracy_gauge(facts: Facts, metrics: Mapping[str, Any]) -> Gauge | None:
     """The test accuracy against the target, else the validation accuracy of the best trial, with an interval."""
     at: Any = metrics.get("test_accuracy_mean")
     n, target = facts.trained.n_test if facts.trained else None, None
-    label, what, required, met = "Test accuracy", "test images", "", None
+    label, what, required, met, caution = "Test accuracy", "test images", "", None, ""
     if is_number(at):
+        caution = "; seeds differ, too" * (len(metrics.get("seeds") or ()) > 1)
         target = metrics.get("target_accuracy", facts.target)
         if is_number(target):
             met, required = at > target, f"target: above {percent(target)}"
     elif facts.best is not None and facts.best.accuracy is not None:
         label, what = f"Validation accuracy of trial {facts.best.number}", "validation images"
         at, n, required = facts.best.accuracy, facts.config.val_images, "short training: no target"
+        caution = f"; the best of {counted(len(facts.ranked), 'trial')}, so partly by luck" * (len(facts.ranked) > 1)
     else:
         return None
     spread = accuracy_interval(at, n) if isinstance(n, int) and n > 0 else None
-    note = f"95% interval {percent(spread[0])} to {percent(spread[1])} (Wilson, {n:,} {what})" if spread else ""
+    between = f"{percent(spread[0])} to {percent(spread[1])}" if spread else ""
+    note = f"95% interval {between} (Wilson, {n:,} {what}){caution}" if spread else ""
     # Between a tenth below what is shown and 1: of the whole scale an interval would be a hair.
     lowest = min([at, *([target] if is_number(target) else []), *(spread or ())])
     low = min(0.9, max(0.0, math.floor(10 * lowest - 0.5) / 10))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from search_spaces.candidate import Candidate
 from search_spaces.reference import REFERENCE
 from search_spaces.yardstick import YARDSTICK_ARCHITECTURE
+from study.bundle.metrics import TAUGHT
 from study.command_line.wording import counted
 from study.data.opening import is_cifar10
 from study.retraining.plan import RetrainPlan
@@ -54,7 +55,7 @@ def find_target(plan: RetrainPlan) -> Target:
     from study.storage.database import candidate_of, config_of, get_trial, open_study
 
     def named(name: str) -> str:
-        return f"{name}-distilled" if plan.teacher else name
+        return name + TAUGHT * plan.teacher
 
     if plan.what == "reference":
         name = named("reference")

@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from study.bundle.files import load_bundle
+from study.bundle.metrics import LATENCY_BATCHES
 from study.command_line.wording import percent, printable
 from study.data.cifar10 import Images
 from study.data.dataset import Colours
@@ -25,9 +26,8 @@ from study.training.checkpoints import finished
 
 SAME_HARDWARE, OTHER_HARDWARE = 0.0, 0.0005
 """How far a bundle's accuracy may be from the recorded one."""
-LATENCY_BATCHES = (1, 256)
 _LATENCY_S = 0.5
-"""For each batch size."""
+"""For each of `LATENCY_BATCHES`."""
 
 
 def evaluate_bundle(folder: Path, data: str | None, device: str) -> int:

@@ -32,7 +32,7 @@ from study.search.sampling import (
     training_seed,
 )
 from study.storage.config import StudyConfig, open_space
-from study.storage.database import HIDDEN, cost_model_of, storage_of
+from study.storage.database import HIDDEN, cost_model_of
 from study.storage.known import KnownTrials
 from study.storage.outcome import Outcome
 from study.storage.slots import Claim, fail_trial
@@ -87,7 +87,7 @@ class Asker:
         own: OwnLimits | None = None,
         space: SearchSpace | None = None,
     ) -> None:
-        self._study, self._storage, self._slots, self._known = study, storage_of(study), known.slots, known
+        self._study, self._slots, self._known = study, known.slots, known
         self._config, self._artifacts, self._given = config, artifacts, given
         self._space = space or open_space(config.space)
         cost = cost_model_of(study)
@@ -123,6 +123,8 @@ class Asker:
         redraws = iter(range(1, 1 + N_REDRAWS) if samples and self._config.limits.own else ())
         hidden: dict[str, Any] = {"versions": self._versions}
         while True:
+            if self._config.limits.own:
+                self._slots.renew(())  # what measures them may take minutes, and nobody else renews meanwhile
             try:
                 candidate, constraints = self._decoded(params, given, attributes, hidden)
                 reason = ""
@@ -157,7 +159,7 @@ class Asker:
                 self._known.hide(trial.number, name, value)
         if candidate is not None:
             note = trial_note(trial, candidate.architecture, hidden["repairs"])
-            publish_trial(self._study, self._storage, trial, candidate.architecture, note, self._artifacts)
+            publish_trial(self._study, trial, candidate.architecture, note, self._artifacts)
         return Asked(claim, trial, seed, anchor, candidate, reason, given is not None)
 
     def _prescribed(self, claim: Claim) -> tuple[dict[str, Any], str | None, dict[str, Any] | None]:
@@ -180,9 +182,11 @@ class Asker:
         seed = sampler_seed(self._config.seed, claim.slot, claim.attempt, redraw)
         finished = self._known.finished()
         if self._config.sampler == "anchored" and len(finished) < N_STARTUP_TRIALS:
-            default = self._space.anchors(self._config.limits.to_decode)["default"]
+            with told(self._space):
+                default = self._space.anchors(self._config.limits.to_decode).get("default")
             tried = [trial for trial in finished if not trial.user_attrs.keys() & {"anchor", "queued"}]
-            if near_is_better(self._space, default, tried, claim.ordinal - len(self._anchors)):
+            n_drawn = claim.ordinal - len(self._anchors)
+            if default is not None and near_is_better(self._space, default, tried, n_drawn):
                 return neighbour(self._space, default, seed)
         return self._draws.draw(finished, seed)
 
@@ -219,7 +223,7 @@ class Asker:
             wrong = self._out_of_space(trial.system_attrs.get("fixed_params", {}))
             if wrong and "slot" not in trial.user_attrs:
                 if trial.state == TrialState.RUNNING:
-                    fail_trial(self._study, self._storage, trial.number, f"not of the space: {wrong}", Outcome.FAILED)
+                    fail_trial(self._study, trial.number, f"not of the space: {wrong}", Outcome.FAILED)
                 refused = True
         return refused
 

@@ -126,8 +126,6 @@ def find_study(plan: SearchPlan) -> tuple[optuna.Study, optuna.storages.RDBStora
             f"The study {plan.name!r} was made with other settings ({'; '.join(differences)}). "
             "Leave them out to go on with it, or choose another --study-name."
         )
-    if plan.target_accuracy is not None:
-        study.set_user_attr("target_accuracy", plan.target_accuracy)
     return study, storage
 
 
@@ -193,6 +191,24 @@ def refuse_other_version(name: str, stored: StudyConfig) -> None:
             f"The study {name!r} was made with version {stored.space_version} of the space {stored.space!r}; here "
             f"it is version {version}, whose parameters mean other networks. Choose another --study-name, or go on "
             "with the program that made it."
+        )
+
+
+def refuse_other_dimensions(study: optuna.Study, space: SearchSpace) -> None:
+    """Refuses to go on where a file of the user's was edited since: trials of other dimensions cannot be compared.
+
+    Raises:
+        UserError: A dimension is another one, new or gone.
+    """
+    from study.search.sampling import distributions
+    from study.storage.database import has_result
+
+    here = distributions(space)
+    known = next((trial.distributions for trial in study.get_trials(deepcopy=False) if has_result(trial)), here)
+    if changed := sorted(name for name in known.keys() | here.keys() if known.get(name) != here.get(name)):
+        raise UserError(
+            f"The space {space.name!r} was changed since the study {study.study_name!r} was made (in "
+            f"{', '.join(changed)}): undo that, or raise its version and choose another --study-name."
         )
 
 
@@ -278,7 +294,7 @@ def new_study(
             if written - before > MAKING_S:  # suspended meanwhile: it may be another one's by now
                 raise made_meanwhile
             study.set_user_attr(key, value)
-        publish_study(study, storage)
+        publish_study(study)
     except KeyError as error:  # this process was away for so long that another one deleted what was half made
         raise made_meanwhile from error
     return study, storage
@@ -297,11 +313,11 @@ def typical(space: SearchSpace, limits: Limits, otherwise: Candidate = REFERENCE
     Of as many classes as CIFAR-10 has: they cost nothing, and what was measured of it holds for every data set.
     """
     limits = dataclasses.replace(limits, n_classes=Limits().n_classes)
-    default = space.anchors(limits).get("default")
-    try:
-        return otherwise if default is None else space.decode(default, limits.to_decode).candidate
-    except InfeasibleError:
-        return otherwise
+    with contextlib.suppress(InfeasibleError), told(space):
+        default = space.anchors(limits).get("default")
+        if default is not None:
+            return space.decode(default, limits.to_decode).candidate
+    return otherwise
 
 
 def expected_seconds(config: StudyConfig, cost: CostModel, candidates: Sequence[Candidate]) -> float:
@@ -340,7 +356,11 @@ def refuse_impossible(
     clock, limits = Clock(cost, config.train_images, config.val_images), config.limits.to_decode
     rng = random.Random(config.seed)
     with told(space):
-        points = [*space.anchors(limits).values(), *(space.sample(rng) for _ in range(N_FEASIBILITY_SAMPLES))]
+        try:
+            named = space.anchors(limits).values()
+        except InfeasibleError as error:
+            raise UserError(f"The anchors of the space {space.name!r} meet no limits like these: {error}.") from error
+        points = [*named, *(space.sample(rng) for _ in range(N_FEASIBILITY_SAMPLES))]
     broken: list[InfeasibleError] = []
     for params in points:
         try:

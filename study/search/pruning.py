@@ -43,13 +43,17 @@ class Judge:
 
     def __init__(self, study: optuna.Study, known: KnownTrials) -> None:
         self._study, self._known = study, known
+        self._asked: dict[int, FrozenTrial] = {}
 
     def __call__(self, number: int) -> bool:
         """Whether trial `number` is to be stopped after what was reported last."""
-        trial = self._known.read(number)
+        # Asked again because the storage did not answer: as it was then, without rungs that were noted meanwhile.
+        trial = self._asked.get(number) or self._known.read(number)
+        self._asked[number] = trial
         stops = self._study.pruner.prune(cast(optuna.Study, self), trial)
         if not isinstance(self._study.pruner, optuna.pruners.PercentilePruner):  # which notes nothing
             self._known.read(number)  # with the rungs that it reached
+        del self._asked[number]
         return stops
 
     def __getattr__(self, name: str) -> Any:

@@ -17,7 +17,14 @@ from search_spaces.training_dimensions import lengthened, regularised, with_smal
 from study.command_line.own import SPACE_FORM
 from study.command_line.wording import counted
 from study.errors import UserError
-from study.search.creation import find_study, new_study, refuse_early, refuse_other_version, typical
+from study.search.creation import (
+    find_study,
+    new_study,
+    refuse_early,
+    refuse_other_dimensions,
+    refuse_other_version,
+    typical,
+)
 from study.search.plan import Given, SearchPlan
 from study.search.searching import Machine, bring_to_end, get_ready
 from study.storage.folder import refuse_foreign
@@ -74,6 +81,7 @@ def rerank(plan: RerankPlan) -> int:
     source = open_study(plan.search.url, plan.source)
     refuse_other_version(plan.source, config_of(source))
     space = _space_of(source)
+    refuse_other_dimensions(source, space)
     place = workplace(plan.search.cluster, plan.search.device)
     refuse_early(plan.search)
     existing = find_study(plan.search)

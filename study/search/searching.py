@@ -14,13 +14,14 @@ from search_spaces import SearchSpace
 from search_spaces.candidate import Candidate
 from search_spaces.constraints import Limits
 from study.command_line.wording import counted, duration, printable, shown_value
-from study.errors import StudyDeleted, StudyFailed, UserError
+from study.errors import StudyDeleted, StudyFailed, UserError, as_told
 from study.reporting.optional import report
 from study.search.creation import (
     create_study,
     expected_seconds,
     find_study,
     refuse_early,
+    refuse_other_dimensions,
     refuse_untyped,
     remember_command,
     typed,
@@ -84,6 +85,7 @@ def search(plan: SearchPlan) -> int:
                 "--study-name."
             )
         refuse_untyped(plan, existing[0])
+        refuse_other_dimensions(existing[0], open_space(config_of(existing[0]).space))
         refuse_cifar10(plan.name, config_of(existing[0]), plan.data)
     refuse_foreign(plan.out, plan.name, existing and existing[0], new=existing is None)
     with typed():
@@ -173,7 +175,7 @@ def bring_to_end(
     """
     from study.executors.messages import WorkerSetup
     from study.machine.hardware import n_loaders
-    from study.reporting.dashboard import gather
+    from study.reporting.dashboard import gather, publish_study
     from study.search.asking import Asker
     from study.search.pruning import compared_epochs, make_pruner
     from study.search.supervisor import Supervisor
@@ -183,14 +185,19 @@ def bring_to_end(
     from study.storage.slots import SlotTable
     from study.training.records import TrainingConfig
 
-    plan, place = dataclasses.replace(plan, jobs=machine.jobs), machine.place
     claim_folder(plan.out, study)
     remember_command(study, plan.command)
+    if plan.target_accuracy not in (None, study.user_attrs.get("target_accuracy")):
+        study.set_user_attr("target_accuracy", plan.target_accuracy)
+        publish_study(study)
     slots = SlotTable(study, storage, None if given is None else len(given))
     freed = slots.reconcile()
     config = config_of(study)
     study.pruner = make_pruner(config.pruner, config.epochs, first_step(study))
     n_left = max(0, plan.trials - slots.n_finished())
+    # The last few have all cores.
+    machine = dataclasses.replace(machine, jobs=min(machine.jobs, max(1, n_left)))
+    plan, place = dataclasses.replace(plan, jobs=machine.jobs), machine.place
     expected_s, by = _expected(machine, config, n_left)
     expected = f"about {duration(expected_s)} for {counted(n_left, 'more trial')}{by}" if n_left else "nothing to run"
     _banner(plan, machine, config, slots, created, freed, [each.name for each in given or ()], expected)
@@ -220,27 +227,25 @@ def bring_to_end(
     gather(plan.artifacts)
     asker = Asker(study, known, config, plan.artifacts, given, plan.own, space)
     predicted_s = expected_s / n_left if n_left else None
-    supervisor = Supervisor(
-        plan, study, storage, slots, known, config, asker, place.executor(setup), training, predicted_s
-    )
+    supervisor = Supervisor(plan, study, known, config, asker, place.executor(setup), training, predicted_s)
     try:
         stopped = supervisor.run()
     except StudyDeleted:
         raise
     except StudyFailed:
-        _finish(plan, study, storage)
+        with contextlib.suppress(UserError, StudyFailed, *STORAGE_ERRORS):  # the cause is what is to be said
+            _finish(plan, study, storage)
         raise
     except STORAGE_ERRORS:
         if supervisor.interrupted.raised:  # while it was waited for
             supervisor.interrupted.end()
         raise
-    n_finished = slots.n_finished()
-    finished = f"{counted(n_finished, 'trial', 'are')} finished"
     if stopped == "interrupted":
         with contextlib.suppress(OSError):  # of output that nobody reads
-            _finish(plan, study, storage)
-            print(f"Stopped. {finished}; the same command goes on.", flush=True)
+            _say_stopped(plan, study, storage, slots)
         supervisor.interrupted.end()
+    n_finished = slots.n_finished()
+    finished = f"{counted(n_finished, 'trial', 'are')} finished"
     _finish(plan, study, storage, whole=stopped == "done")
     _learn(machine, config, study, supervisor.told, time.monotonic() - started - supervisor.waited_s)
     if stopped == "timeout":
@@ -318,6 +323,18 @@ def _finish(plan: SearchPlan, study: optuna.Study, storage: optuna.storages.RDBS
     checkpoint_sqlite(storage)
     for number, command in enumerate(plan.next_commands if found else ()):
         print(f"{'Then' if number else 'Next'}:   {printable(command)}", flush=True)
+
+
+def _say_stopped(plan: SearchPlan, study: optuna.Study, storage: optuna.storages.RDBStorage, slots: SlotTable) -> None:
+    """The same of one that is interrupted, which ends as such whatever cannot be written."""
+    from study.storage.patience import STORAGE_ERRORS
+
+    try:
+        _finish(plan, study, storage)
+        finished = counted(slots.n_finished(), "trial", "are")
+        print(f"Stopped. {finished} finished; the same command goes on.", flush=True)
+    except (UserError, StudyFailed, *STORAGE_ERRORS) as error:
+        print(printable(f"Stopped. {as_told(error)}"), file=sys.stderr, flush=True)
 
 
 def _learn(machine: Machine, config: StudyConfig, study: optuna.Study, told: Collection[int], elapsed_s: float) -> None:

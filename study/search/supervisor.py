@@ -25,7 +25,7 @@ from study.storage.config import StudyConfig
 from study.storage.database import best_of
 from study.storage.known import KnownTrials
 from study.storage.patience import STORAGE_ERRORS, Patience
-from study.storage.slots import Claim, SlotTable
+from study.storage.slots import Claim
 from study.training.checkpoints import checkpoint_name
 from study.training.records import TrainingConfig
 
@@ -47,7 +47,7 @@ class Supervisor:
 
     Args:
         plan: What is wanted; its `jobs` is a number.
-        study, storage, slots, known: Where trials are written; the study has its pruner.
+        study, known: Where trials are written; the study has its pruner.
         config: Of the study.
         asker: Makes trials of claims.
         executor: Trains them.
@@ -65,8 +65,6 @@ class Supervisor:
         self,
         plan: SearchPlan,
         study: optuna.Study,
-        storage: optuna.storages.BaseStorage,
-        slots: SlotTable,
         known: KnownTrials,
         config: StudyConfig,
         asker: Asker,
@@ -74,7 +72,7 @@ class Supervisor:
         training: Callable[[int], TrainingConfig],
         predicted_s: float | None,
     ) -> None:
-        self._plan, self._slots, self._known, self._config = plan, slots, known, config
+        self._plan, self._slots, self._known, self._config = plan, known.slots, known, config
         self._asker, self._executor, self._training = asker, executor, training
         self._jobs = plan.jobs or 1
         # Ahead of a sole worker it would be asked for without the one result that there is to come.
@@ -89,10 +87,12 @@ class Supervisor:
         self._deadline = math.inf
         self._renewed = time.monotonic()
         self.interrupted = InterruptFlag()
-        self._progress = Progress(study, plan.trials, slots.n_finished(), config.epochs, self.interrupted, predicted_s)
-        self._patiently = Patience(self._progress.write, lambda: self.interrupted.raised, slots.refuse_deleted)
+        self._progress = Progress(
+            study, plan.trials, self._slots.n_finished(), config.epochs, self.interrupted, predicted_s
+        )
+        self._patiently = Patience(self._progress.write, lambda: self.interrupted.raised, self._slots.refuse_deleted)
         self._judge = Judge(study, known)
-        self._teller = Teller(study, storage, slots, known, plan.artifacts, self._patiently)
+        self._teller = Teller(study, known, plan.artifacts, self._patiently)
         self._report = LiveReport(study, plan.out, self._progress.write)
         self._checkpoints = plan.out.resolve() / "checkpoints" / "trials"
 

@@ -18,7 +18,7 @@ from study.search.asking import Asked
 from study.storage.database import first_step
 from study.storage.known import KnownTrials
 from study.storage.outcome import Outcome
-from study.storage.slots import SlotTable, fail_trial
+from study.storage.slots import fail_trial
 from study.training.records import EpochRecord
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ class Teller:
     """Writes down what becomes of trials.
 
     Args:
-        study, storage, slots, known: Where.
+        study, known: Where.
         artifacts: Folder of the dashboard's files.
         patiently: Does an operation, again while the storage does not answer.
     """
@@ -56,13 +56,11 @@ class Teller:
     def __init__(
         self,
         study: optuna.Study,
-        storage: optuna.storages.BaseStorage,
-        slots: SlotTable,
         known: KnownTrials,
         artifacts: Path,
         patiently: Callable[[Callable[[], Any]], Any],
     ) -> None:
-        self._study, self._storage, self._slots, self._known = study, storage, slots, known
+        self._study, self._slots, self._known = study, known.slots, known
         self._artifacts, self._patiently = artifacts, patiently
         self._first_step = first_step(study)
 
@@ -136,7 +134,9 @@ class Teller:
             running.work.checkpoint.unlink(missing_ok=True)
 
     def _fail(self, asked: Asked, reason: str, outcome: Outcome) -> None:
-        self._patiently(lambda: fail_trial(self._study, self._storage, asked.trial.number, reason, outcome))
+        number = asked.trial.number
+        self._patiently(lambda: fail_trial(self._study, number, reason, outcome))
+        self._patiently(lambda: self._known.read(number))  # on rungs it does not count any more
 
     @staticmethod
     def _set(trial: optuna.Trial, attributes: dict[str, Any]) -> None:

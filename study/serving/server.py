@@ -17,7 +17,7 @@ from study.bundle.classifier import Classifier, most_likely
 from study.bundle.files import Bundle
 from study.command_line.wording import percent
 from study.data.image_files import UnreadableImageError, read_picture
-from study.errors import UserError
+from study.errors import StudyFailed, UserError
 
 ADDRESS = "127.0.0.1"
 MOST_BYTES = 20 * 2**20
@@ -114,6 +114,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send_json(200, _answer(self.server.model, content))
         except UnreadableImageError as error:
             self._say(422, f"This cannot be read: {error}.")
+        except StudyFailed as error:
+            self._say(500, str(error))
 
     def _is_ours(self) -> bool:
         """Whether it was asked for by this name, and by our own page or no page: a stranger's page that a browser here

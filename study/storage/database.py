@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -83,13 +84,14 @@ def open_storage(url: str, read_only: bool = False) -> optuna.storages.RDBStorag
     if is_sqlite:
         # isolation_level None: transactions are begun by the event below, not by the driver.
         engine = {"connect_args": {"factory": WaitingConnection, "isolation_level": None}}
-        file = _sqlite_file(url)
-        _check_sqlite_file(file, read_only)
-        if read_only:
-            database, _, query = read_only_uri(file).partition("?")
-            url = f"sqlite:///{quote(database)}?{query}&uri=true"
-    literal = url.replace("{", "{{").replace("}", "}}")  # Optuna takes braces for places to fill in
     try:
+        if is_sqlite:
+            file = _sqlite_file(url)
+            _check_sqlite_file(file, read_only)
+            if read_only:
+                database, _, query = read_only_uri(file).partition("?")
+                url = f"sqlite:///{quote(database)}?{query}&uri=true"
+        literal = url.replace("{", "{{").replace("}", "}}")  # Optuna takes braces for places to fill in
         storage = make_tables(lambda: optuna.storages.RDBStorage(literal, engine, skip_table_creation=read_only))
         if is_sqlite:
             _begin_transactions(storage.engine, read_only)
@@ -99,6 +101,7 @@ def open_storage(url: str, read_only: bool = False) -> optuna.storages.RDBStorag
         return storage
     except (
         sqlalchemy.exc.SQLAlchemyError,
+        sqlite3.Error,
         optuna.exceptions.StorageInternalError,
         ImportError,
         RuntimeError,
@@ -106,7 +109,7 @@ def open_storage(url: str, read_only: bool = False) -> optuna.storages.RDBStorag
         AssertionError,
     ) as error:
         if isinstance(root := root_of(error), (LockedError, DamagedError)):
-            raise root from error
+            raise root from (None if root is error else error)
         cause = cause_of(error).replace("$STORAGE_URL", shlex.quote(hide_password(asked)))
         if cause in _FULL:
             room = "Make room, then run the same command."
@@ -254,9 +257,10 @@ def cost_model_of(study: optuna.Study) -> CostModel:
 
 
 def checkpoint_sqlite(storage: optuna.storages.RDBStorage) -> None:
-    """Moves the newest commits from the write-ahead log into the file, so that a plain copy is whole."""
+    """Moves the newest commits from the write-ahead log into the file, so that a plain copy is whole; where there is no
+    room they stay in the log."""
     if storage.engine.dialect.name == "sqlite":
-        with storage.engine.connect() as connection:
+        with contextlib.suppress(sqlite3.OperationalError), storage.engine.connect() as connection:
             connection.connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore[union-attr]
 
 

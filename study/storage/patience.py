@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -95,12 +96,14 @@ def root_of(error: BaseException) -> BaseException:
     return error if inner is None else root_of(inner)
 
 
+@as_told.register(sqlite3.Error)
 @as_told.register(optuna.exceptions.StorageInternalError)
 @as_told.register(sqlalchemy.exc.DBAPIError)
 @as_told.register(sqlalchemy.exc.TimeoutError)
 def _(error: BaseException) -> UserError | StudyFailed:
     """What goes wrong between us and a database is no bug, wherever it comes up."""
     root = root_of(error)
-    return (as_told(root) if root is not error else None) or StudyFailed(
-        f"the storage does not answer ({cause_of(error)}). What is stored is safe; mend it and run the same command."
-    )
+    if isinstance(root, (UserError, StudyFailed)):
+        return root
+    safe = "What is stored is safe; mend it and run the same command."
+    return StudyFailed(f"the storage does not answer ({cause_of(error)}). {safe}")

@@ -31,7 +31,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from study.errors import StudyDeleted, shortened
 from study.machine.processes import lives
-from study.storage.database import HIDDEN, MOST_SHOWN, has_result, is_ours, stored
+from study.storage.database import HIDDEN, MOST_SHOWN, has_result, is_ours, storage_of, stored
 from study.storage.outcome import Outcome
 from study.storage.patience import OUTAGE_S, make_tables
 
@@ -50,7 +50,7 @@ _slots = sa.Table(
     sa.Column("trial_number", sa.Integer),  # whose parameters to use again
     sa.Column("owner", sa.String(255)),
     sa.Column("fence", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("expires", sa.Float),  # seconds since 1970 by the database's clock
+    sa.Column("expires", sa.Double),  # seconds since 1970 by the database's clock
     sa.Column("queued", sa.Integer, nullable=False, server_default="0"),  # a waiting trial of the user's
 )
 _ANEW = {"attempt": 0, "failures": 0}
@@ -297,7 +297,7 @@ class SlotTable:
             if slot in alive and trial.user_attrs.get("fence", rows[slot].fence) == rows[slot].fence:
                 continue
             reason, attributes = "interrupted: its process is gone", trial.user_attrs
-            ended = fail_trial(self._study, self._storage, trial.number, reason, Outcome.INTERRUPTED)
+            ended = fail_trial(self._study, trial.number, reason, Outcome.INTERRUPTED)
             if ended and "fixed_params" in trial.system_attrs and stored(trial, "candidate") is None:
                 # It came out of the queue, and nobody got as far as to keep it.
                 theirs = {name: value for name, value in attributes.items() if name not in _OURS}
@@ -344,10 +344,10 @@ class SlotTable:
         """Now, by the clock that all supervisors share: the server's, or this machine's for a file."""
         dialect = self._engine.dialect.name
         if dialect == "postgresql":
-            return sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Float)
+            return sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Double)
         if dialect in ("mysql", "mariadb"):
-            return sa.cast(sa.func.unix_timestamp(sa.func.now(6)), sa.Float)
-        return sa.literal(time.time(), sa.Float)
+            return sa.cast(sa.func.unix_timestamp(sa.func.now(6)), sa.Double)
+        return sa.literal(time.time(), sa.Double)
 
     def _expiry(self) -> sa.ColumnElement[float]:
         return self._now() + LEASE_S
@@ -373,10 +373,9 @@ def _names(claims: Iterable[Claim]) -> set[tuple[int, int]]:
     return {(claim.slot, claim.fence) for claim in claims}
 
 
-def fail_trial(
-    study: optuna.Study, storage: optuna.storages.BaseStorage, number: int, reason: str, outcome: Outcome
-) -> bool:
+def fail_trial(study: optuna.Study, number: int, reason: str, outcome: Outcome) -> bool:
     """Ends a trial that nobody works on any more, with the reason. False: it has ended, and nothing is done."""
+    storage = storage_of(study)
     study_id = storage.get_study_id_from_name(study.study_name)
     trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
     with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):

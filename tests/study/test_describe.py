@@ -201,6 +201,22 @@ def test_table_numbers_every_run_of_a_repeated_block() -> None:
     assert found[3:] == [("1", "Residual", "2"), *run, *run, ("2", "AvgPool2d", "global,"), ("", "Conv2d", "1x1,")]
 
 
+def test_a_space_for_other_limits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "roomy.py"
+    file.write_text(
+        "from search_spaces.constraints import InfeasibleError\nfrom search_spaces.dilated import DilatedSpace\n\n"
+        "class Roomy(DilatedSpace):\n    name = 'roomy'\n\n    def decode(self, params, limits, clock=None):\n"
+        "        if limits.max_params < 500_000:\n            raise InfeasibleError(())\n"
+        "        return super().decode(params, limits, clock)\n"
+    )
+    assert main([f"{file}:Roomy"]) == 0
+    text = capsys.readouterr().out
+    assert "Search space roomy, version 3" in text
+    assert "No default network under the default limits: " in text
+    assert main([f"{file}:Roomy", "--json"]) == 0
+    assert "batch_size" in json.loads(capsys.readouterr().out)["dimensions"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

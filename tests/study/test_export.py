@@ -171,6 +171,15 @@ def test_other_answers_are_not_written(bundle: Path, tmp_path: Path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("quick")
+def test_what_is_written_is_what_was_compared(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = export.numbers_as_bytes
+    monkeypatch.setattr(export, "numbers_as_bytes", lambda state: save({n: 1.01 * t for n, t in state.items()}))
+    with pytest.raises(StudyFailed, match="safetensors gives other answers than the network"):
+        export.main([str(bundle), "--format", "safetensors", "--out", str(tmp_path / "numbers")])
+    assert not (tmp_path / "numbers").exists()
+
+
 def test_an_older_bundle_gets_its_card(bundle: Path, tmp_path: Path) -> None:
     for name in ("candidate.json", "metrics.json", "weights.pt"):
         (tmp_path / name).write_bytes((bundle / name).read_bytes())
@@ -208,6 +217,8 @@ def test_images_of_other_classes_are_refused(
         (["--format", "card", "--images", "5"], "--format card takes no --images. Leave it out."),
         (["--format", "onnx", "--images", "-1"], "--images must not be negative"),
         (["--format", "safetensors", "--out", "."], "--out must be a file: '.' is a folder"),
+        (["--format", "onnx", "--out", ""], "--out must be a file: ''"),
+        (["--format", "safetensors", "--images", "0", "--data", "x"], "without 8 bits takes no --data"),
         (["--format", "all", "--out", __file__], "--out must be a folder: .* is a file"),
     ],
 )

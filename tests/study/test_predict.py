@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from PIL import Image
 from study import predict
 from study.data.batches import normalise
 from study.data.cifar10 import CLASSES
-from study.errors import UserError
+from study.errors import StudyFailed, UserError
 from study.machine.paths import REPOSITORY
 from study.model.network import build
 from study.predict import main
@@ -89,6 +90,15 @@ def test_bad_files_get_a_line_each_after_the_good_ones(
 def test_a_missing_bundle_is_the_user_s_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         main([str(tmp_path / "nowhere"), "image.png"])
+
+
+def test_answers_that_are_no_numbers_are_none(bundle: Path, pixels: np.ndarray, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "huge")
+    weights = torch.load(tmp_path / "huge" / "weights.pt")
+    torch.save({n: t * 1e30 if t.is_floating_point() else t for n, t in weights.items()}, tmp_path / "huge/weights.pt")
+    save(pixels, tmp_path / "a.png")
+    with pytest.raises(StudyFailed, match="answers with NaN"):
+        main([str(tmp_path / "huge"), str(tmp_path / "a.png"), "--json"])
 
 
 def test_command_exit_codes(bundle: Path, pixels: np.ndarray, tmp_path: Path) -> None:

@@ -109,6 +109,16 @@ def test_no_name_breaks_it(name: str) -> None:
     assert columns == {5}
 
 
+def test_seeds_without_one_that_is_shipped() -> None:
+    text = card(REFERENCE, {"seeds": [0, 1]}, CIFAR_10, None)
+    assert "- Seeds 0, 1\n" in text
+
+
+@pytest.mark.parametrize("wall_s", [float("inf"), float("nan"), "long"])
+def test_a_teacher_that_cannot_be_told(wall_s: Any) -> None:
+    assert taught_by({"params": 1, "epochs": 1, "wall_s": wall_s}) == ""
+
+
 def test_nothing_known_is_a_card_too() -> None:
     head, text = head_and_text(card(REFERENCE, {}, CIFAR_10, None))
     assert "model-index" not in head

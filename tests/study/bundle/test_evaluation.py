@@ -75,6 +75,20 @@ def test_what_does_not_fit_is_refused(name: str, made: Evaluation, tmp_path: Pat
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("n_classes", "fits"), [(1_100, True), (4_097, False)])
+def test_many_classes(n_classes: int, fits: bool, tmp_path: Path) -> None:
+    classes, nothing = [f"class {i}" for i in range(n_classes)], np.zeros(0, np.int64)
+    made = evaluation_of(
+        classes, np.array([3]), np.zeros((1, n_classes)), [], nothing, np.zeros((1, 8, 8, 3), np.uint8)
+    )
+    (tmp_path / EVALUATION).write_bytes(evaluation_as_bytes(made))
+    if fits:
+        assert len(read_evaluation(tmp_path).classes) == n_classes
+    else:
+        with pytest.raises(DamagedFileError, match="it is of more than 4,096 classes"):
+            read_evaluation(tmp_path)
+
+
 def test_damaged_packed_and_missing_files_are_refused(made: Evaluation, tmp_path: Path) -> None:
     file, content = tmp_path / EVALUATION, evaluation_as_bytes(made)
     middle = len(content) // 2

@@ -50,6 +50,9 @@ def vague(architecture):
 def infinite(architecture):
     return "infinite", float("nan"), 5
 
+def huge(architecture):
+    return "huge", 1.0, 1e305
+
 def ours(architecture):
     return "latency_ms", 1, 5
 """
@@ -151,6 +154,8 @@ def test_a_limit_stays_the_same_for_every_architecture(file: Path) -> None:
         (own_limits, "{file}:FILE", "the file has nothing called"),
         (own_limits, "latency_ms", "must be latency_ms=N, size_kb=N .*, or file.py:function: 'latency_ms'"),
         (own_limits, "size_kb=0", "with N above 0"),
+        (own_limits, "latency_ms=1e301", "bound must be"),
+        (own_limits, "{file}:huge", "bound must be"),
         (own_limits, "size_kb=nan", "with N above 0"),
         (own_limits, "energy=3", "must be latency_ms=N"),
     ],

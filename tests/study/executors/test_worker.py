@@ -97,6 +97,27 @@ def test_an_interrupted_one_goes_on_to_the_same_digits(n_steps: int, tiny_images
     assert learned(second.records) == learned(whole.records)  # those before the interruption are told again
 
 
+def test_seconds_of_the_epoch_that_was_cut_off_count(
+    tiny_images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = dataclasses.replace(REFERENCE, optimisation=dataclasses.replace(REFERENCE.optimisation, batch_size=32))
+    work, told = work_of(tmp_path, small), Told()
+    with pytest.raises(SystemExit):
+        run(work, tiny_images, told, leaves_after(1))
+    load = worker.load_progress
+
+    def aged(*each: Any) -> Any:
+        progress = load(*each)
+        assert progress is not None
+        progress.sums["wall_s"] += 1_000.0
+        return progress
+
+    monkeypatch.setattr(worker, "load_progress", aged)
+    ended = run(work, tiny_images, told)
+    assert isinstance(ended, Ended)
+    assert 1_000.0 < sum(record.wall_s for record in told.records) <= ended.wall_s
+
+
 def test_a_pruner_is_asked_again_about_what_was_told_again(tiny_images: Images, tmp_path: Path) -> None:
     work = work_of(tmp_path)
     with pytest.raises(SystemExit):

@@ -61,6 +61,14 @@ def test_a_full_disk_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest.M
     assert {each: each.read_text() for each in tmp_path.iterdir()} == {file: "older"}
 
 
+def test_two_that_write_one_file_do_not_meet(tmp_path: Path) -> None:
+    with replaced(tmp_path / "a") as first, replaced(tmp_path / "a") as second:  # processes may share their number
+        assert first != second
+        first.write_text("1")
+        second.write_text("2")
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
 def test_tensors_are_read_whole_or_not_at_all(tmp_path: Path) -> None:
     import torch
 

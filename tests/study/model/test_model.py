@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,29 @@ def test_measured_receptive_field_of_new_blocks(layer: Layer, field: int) -> Non
     architecture = Architecture((Conv(8, kernel=1), layer))
     assert architecture.receptive_field == field
     assert measure_receptive_field(build(architecture), architecture) == field
+
+
+def test_a_field_is_of_channels_that_meet() -> None:
+    """What one branch and the next add to different channels no output sees together."""
+    first, second = (Branch(7, 3), Branch(1)), (Branch(1), Branch(7, 3))
+    layers = (Conv(8, separable=True), Branches(first), Branches(second), Conv(8, kernel=1), *(Conv(8),) * 3)
+    architecture = Architecture(layers)
+    assert architecture.receptive_field == 27  # of 45 if both had widened the same ones
+    assert measure_receptive_field(build(architecture), architecture) == 27
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_fields_of_whatever_does_not_mix_its_channels(seed: int) -> None:
+    rng = random.Random(seed)
+    layers, width = list[Layer]([Conv(8)]), 8
+    for _ in range(6):
+        branches = tuple(Branch(rng.choice((1, 3, 5)), rng.choice((1, 2))) for _ in range(rng.randint(1, 3)))
+        apart = Branches((*branches, Branch(3)), rng.choice(("sum", "concat")))
+        conv = Conv(rng.choice((4, 8, 12)), kernel=rng.choice((1, 3)), groups=rng.choice((1, 2, 4)))
+        layers.append(rng.choice((conv, apart, Residual((apart,)), Residual((Conv(width, groups=width),)))))
+        width = conv.out_channels if layers[-1] is conv else width
+    architecture = Architecture(tuple(layers))
+    assert measure_receptive_field(build(architecture), architecture) == architecture.receptive_field
 
 
 def test_figures_of_every_module_agree() -> None:

@@ -31,7 +31,7 @@ from study.machine.paths import REPOSITORY
 from study.reporting import dashboard
 from study.reporting.pictures import curve_png
 from study.storage.config import StudyConfig
-from study.storage.database import open_storage, open_study, storage_of
+from study.storage.database import open_storage, open_study
 
 ROOM = "\N{EN SPACE}"
 CURVE = [
@@ -74,7 +74,7 @@ def published(
         trial.set_user_attr(name, value)
     trial.set_constraint("parameters", -100.0)
     note = dashboard.trial_note(trial, a, repairs)
-    dashboard.publish_trial(study, storage_of(study), trial, a, note, store)
+    dashboard.publish_trial(study, trial, a, note, store)
     return trial
 
 
@@ -206,7 +206,7 @@ def test_the_dashboard_edits_our_notes_as_its_own(tmp_path: Path, monkeypatch: p
     """They are written under its names without it: this fails when it changes them."""
     monkeypatch.setattr(dashboard, "_NOTE_PART", 300)  # so that they come in several parts
     study = made_study(tmp_path)
-    dashboard.publish_study(study, storage_of(study))
+    dashboard.publish_study(study)
     trial = published(study, REFERENCE, tmp_path / "artifacts")
     bodies = get_note(study), get_note(trial)
     assert bodies[1] == dashboard.trial_note(trial, REFERENCE.architecture, ())
@@ -218,7 +218,7 @@ def test_the_dashboard_edits_our_notes_as_its_own(tmp_path: Path, monkeypatch: p
 
 def test_study_note_and_metric_name(tmp_path: Path) -> None:
     study = made_study(tmp_path)
-    dashboard.publish_study(study, storage_of(study))
+    dashboard.publish_study(study)
     assert study.metric_names == ["val_accuracy"]
     assert f"|{ROOM}" in get_note(study).replace("| ", "|")  # else cells touch
     note = get_note(study).replace(ROOM, "")

@@ -220,7 +220,7 @@ def test_verdict_and_limits(rich: tuple[str, str]) -> None:
     verdict = section(rich[0], "Verdict")
     assert "Best validation accuracy 87.3%: trial 1" in verdict
     assert "Not retrained yet" in verdict
-    assert "85.0%" in verdict
+    assert "85.00%" in verdict
     assert "meets every limit" in verdict
     limits = section(rich[0], "Limits")
     best = SPACE.decode(rich_trials()[1].params, Limits()).candidate.architecture
@@ -325,6 +325,7 @@ def test_every_state_of_a_study_gives_a_report(name: str, tmp_path: Path) -> Non
     text = markdown.read_text()
     assert "None" not in text
     assert "nan" not in text
+    assert "## Verdict" in text
     assert "<main>" in html.read_text()
 
 
@@ -374,7 +375,7 @@ def test_retrain_is_shown(tmp_path: Path) -> None:
     study = made_study(trials)
     markdown = report_page.to_markdown(report.build_page(study, tmp_path))
     verdict = section(markdown, "Verdict")
-    assert "Retrained test accuracy 91.5% ± 0.5 (mean of 3 seeds): the target of 85.0% is met." in verdict
+    assert "Retrained test accuracy 91.50% (mean of 3 seeds, standard deviation 0.50%): the target of" in verdict
     assert row(section(markdown, "The retrained network"), "Shipped weights")[1] == "91.00% (seed 0)"
     assert row(section(markdown, "The retrained network"), "Time")[1] == "2 h 0 min, summed over 3 seeds"
     assert "Retrained is trial 1, the best of the search." in verdict

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,13 @@ def test_a_bundle_is_shown_whole(out: Path) -> None:
     assert row(layers, "0")[2:] == ["16x32x32", str(3 * 16 * 9 + 2 * 16), "3"]
     for name in ("trained-loss", "trained-accuracy", "classes", "reliability"):
         assert f'id="{name}"' in html
+    labels = re.findall(r'role="img" aria-label="([^"]*)"', html)
+    assert "Loss and accuracy of the retrained network by epoch: Cross-entropy" in labels
+    assert len(labels) == len(set(labels)) == html.count('role="img"')
+    assert all(" " in label for label in labels)  # words, not ids
+    assert '<th scope="row">airplane</th>' in html
+    regions = re.findall(r'role="region" aria-label="([^"]*)"', html)
+    assert all(": " in region for region in regions)
     assert html.count('<img src="data:image/png;base64,') == 40 + 1
 
 
@@ -141,7 +149,12 @@ def test_where_the_best_is_not_retrained_a_trial_that_was_asked_for_is_shown(
     verdict = section(written(made_study(trials), out)[0], "Verdict")
     assert "Retrained is trial 3, the space's default, which was asked for; the best" in verdict
     shutil.rmtree(out / "trial-3")
+    verdict = section(written(study, out)[0], "Verdict")
+    assert "Retrained is trial 3, which was asked for" in verdict  # a taught one, where there is no other
+    shutil.rmtree(out / "trial-3-distilled")
     assert "Not retrained yet" in section(written(study, out)[0], "Verdict")
+    made_bundle(out / "best-distilled", trial_candidate_id=trials[1].user_attrs["candidate_id"], trial=1)
+    assert "Retrained is trial 1, the best of the search." in section(written(study, out)[0], "Verdict")
 
 
 def test_the_re_ranking_is_a_table_of_its_own(out: Path) -> None:
@@ -171,7 +184,11 @@ def test_the_re_ranking_is_a_table_of_its_own(out: Path) -> None:
         longer.add_trial(made_trial(slot, accuracy))
     metrics["reranked_setting"] = "light"
     (out / "best" / "metrics.json").write_text(json.dumps(metrics))
-    text = section(written(study, out)[0], "Re-ranking")
+    markdown = written(study, out)[0]
+    text = section(markdown, "Re-ranking")
+    verdict = section(markdown, "Verdict")
+    assert "Retrained is trial 1, light, the best of those that were trained again for 8 epochs when it was" in verdict
+    assert "; the best of them now is trial 2, strong." in verdict
     assert "its 2 best candidates were trained again" in text
     assert "Trial 2, strong, number 2 of the search, came out first" in text
     ranked = [row(text, str(rank)) for rank in (1, 2, 3, 4)]

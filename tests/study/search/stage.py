@@ -146,7 +146,7 @@ class Stage:
 
         asker.ask = ask_and_note  # type: ignore[method-assign]
         return Supervisor(
-            plan, self.study, self.storage, self.slots, self.known, self.config, asker, self.executor,
+            plan, self.study, self.known, self.config, asker, self.executor,
             lambda seed: TrainingConfig(epochs=self.config.epochs, seed=seed), None,
         )  # fmt: skip
 

@@ -5,28 +5,42 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import optuna
 import pytest
 from stage import COST
 
 from search_spaces import get_space
-from search_spaces.constraints import Limits
+from search_spaces.constraints import InfeasibleError, Limits
 from search_spaces.cost import CostModel
+from search_spaces.dilated import DilatedSpace
 from search_spaces.reference import REFERENCE
+from search_spaces.space import Choice, Params
 from study.calibration.prices import Calibration
 from study.data.cifar10 import CIFAR10
 from study.errors import MadeMeanwhile, UserError
 from study.executors.local import ThisMachine
 from study.machine.hardware import n_loaders
-from study.search.creation import EPOCHS_SHARE, expected_seconds, find_study, new_study, typical
+from study.search import searching
+from study.search.creation import (
+    EPOCHS_SHARE,
+    expected_seconds,
+    find_study,
+    new_study,
+    refuse_impossible,
+    refuse_other_dimensions,
+    typical,
+)
 from study.search.plan import PRUNERS, SearchPlan
+from study.search.sampling import distributions
 from study.search.searching import get_ready
 from study.storage.config import StudyConfig
-from study.storage.database import open_storage, storage_of
+from study.storage.database import HIDDEN, open_storage, storage_of
+from study.storage.slots import SlotTable
 
 
 def existing(folder: Path) -> tuple[optuna.Study, optuna.storages.RDBStorage] | None:
@@ -186,6 +200,75 @@ def test_a_study_of_another_version_of_the_program_says_what_to_do(tmp_path: Pat
     with pytest.raises(UserError, match=rf"{words}.* Choose another --study-name") as caught:
         existing(tmp_path)
     assert "Leave them out" not in str(caught.value)
+
+
+def made(folder: Path) -> tuple[optuna.Study, optuna.storages.RDBStorage]:
+    calibration = Calibration("cpu", {}, "float32", COST, 0.0)
+    return new_study(f"sqlite:///{folder}/study.db", "dilated", CONFIG, calibration, 0.85)
+
+
+def test_looking_for_a_study_does_not_change_its_target(tmp_path: Path):
+    """What was asked for may yet be refused."""
+    study, _ = made(tmp_path)
+    plan = SearchPlan(f"sqlite:///{tmp_path}/study.db", "dilated", tmp_path, "dilated", [], target_accuracy=0.99)
+    assert find_study(plan) is not None
+    assert study.user_attrs["target_accuracy"] == 0.85
+
+
+def test_a_run_that_is_interrupted_ends_as_such_whatever_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    study, storage = made(tmp_path)
+    plan, slots = SearchPlan("", "dilated", tmp_path, "dilated", []), SlotTable(study, storage)
+    for error in (UserError("The report is not there."), optuna.exceptions.StorageInternalError("gone")):
+
+        def fail(*each: Any, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(searching, "_finish", fail)
+        searching._say_stopped(plan, study, storage, slots)
+        assert capsys.readouterr().err.startswith("Stopped. ")
+
+
+def test_a_space_that_was_edited_since_is_refused(tmp_path: Path):
+    study, _ = made(tmp_path)
+    refuse_other_dimensions(study, get_space("dilated"))  # no trial tells
+
+    class Mine(DilatedSpace):
+        dimensions: ClassVar[Any] = {**DilatedSpace.dimensions, "batch_size": Choice((64, 128, 512))}
+
+    here = distributions(get_space("dilated"))
+    params = get_space("dilated").anchors(Limits())["default"]
+    study.add_trial(
+        optuna.create_trial(
+            value=0.5,
+            params=params,
+            distributions=here,
+            user_attrs={"slot": 0},
+            system_attrs={HIDDEN + "candidate": {}},
+        )
+    )
+    refuse_other_dimensions(study, get_space("dilated"))
+    with pytest.raises(UserError, match=r"was changed since .* \(in batch_size\): undo that, or raise its version"):
+        refuse_other_dimensions(study, Mine())
+
+
+class Tight(DilatedSpace):
+    """Of a user's: its anchors know few limits."""
+
+    name: ClassVar[str] = "tight"
+
+    def anchors(self, limits: Limits) -> Mapping[str, Params]:
+        if limits.max_params < 100_000:
+            raise InfeasibleError(())
+        return super().anchors(limits)
+
+
+def test_anchors_that_meet_no_limits_get_a_line():
+    limits = Limits(max_params=50_000)
+    assert typical(Tight(), limits) == REFERENCE
+    with pytest.raises(UserError, match="The anchors of the space 'tight' meet no limits like these"):
+        refuse_impossible(Tight(), dataclasses.replace(CONFIG, limits=limits), COST)
 
 
 def test_a_trial_is_expected_to_take_as_long_as_its_kind_and_its_pruner_say():

@@ -222,7 +222,7 @@ def group_is_gone(group: int) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Story:
-    """A study that was asked for 3 trials, for the same 3 again, then for 5."""
+    """A study that was asked for 3 trials, for the same 3 again, then for 5 and with another target."""
 
     out: Path
     codes: list[int]
@@ -234,11 +234,11 @@ class Story:
 def story(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Story:
     out = tmp_path_factory.mktemp("story")
     codes, trials, output = [], [], []
-    for n_trials in (3, 3, 5):
+    for n_trials, more in ((3, ()), (3, ()), (5, ("--target-accuracy", "0.5"))):
         log = out / "log"
         with log.open("w") as stream, pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "stdout", stream)
-            codes.append(main([*TINY, "--trials", str(n_trials), "--out", str(out)]))
+            codes.append(main([*TINY, "--trials", str(n_trials), "--out", str(out), *more]))
         trials.append(trials_of(out))
         output.append(log.read_text())
     return Story(out, codes, trials, output)
@@ -290,6 +290,13 @@ def test_a_run_says_what_it_resumes(story: Story) -> None:
     assert "nothing to run" in story.output[1]
     assert "[5/5] slot 4" in story.output[2]
     assert all("optuna-dashboard" in output for output in story.output)
+
+
+def test_another_target_is_noted(story: Story) -> None:
+    study = optuna.load_study(study_name="tiny", storage=open_storage(url_of(story.out)))
+    assert study.user_attrs["target_accuracy"] == 0.5
+    notes = [value for name, value in study.system_attrs.items() if "note_str" in name]
+    assert "50.0%" in "".join(notes)
 
 
 def test_a_trial_says_how_it_went_and_what_made_it(story: Story) -> None:

@@ -14,6 +14,7 @@ import optuna
 import pytest
 from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import FrozenTrial, TrialState
+from stage import Stage
 
 from search_spaces import DEFAULT_SPACE, SPACES, SearchSpace, get_space
 from search_spaces.constraints import Limits
@@ -422,6 +423,45 @@ def test_a_trial_that_was_cut_off_after_the_rung_counts_once() -> None:
         assert not reach(0.5, TrialState.FAIL)
     assert not reach(0.4, None)  # the best of four that live; with each of them counted it would be behind twenty
     assert reach(0.2, None)
+
+
+def test_a_trial_that_failed_for_good_counts_on_no_rung(stage: Stage) -> None:
+    stage.skip_anchors()
+    supervisor = stage.supervisor([], stage.n_anchors + 1)
+    claim = stage.slots.claim(stage.n_anchors + 1)
+    assert claim is not None
+    asked = stage.asker().ask(claim)
+    stage.known.read(asked.trial.number)
+    supervisor._teller.infeasible(asked)
+    assert asked.trial.number not in [trial.number for trial in supervisor._judge.get_trials()]
+
+
+def test_a_storage_that_does_not_answer_changes_no_judgement(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = optuna.create_study(direction="maximize", pruner=make_pruner("halving", 6))
+    known = KnownTrials(study, cast(Any, storage_of(study)), cast(Any, SimpleNamespace(n_finished=lambda: 0)))
+    judge = Judge(study, known)
+    [rung, _] = cast(tuple[int, ...], compared_epochs("halving", 6))
+
+    def reach(value: float) -> int:
+        trial = study.ask()
+        for epoch in range(rung + 1):
+            trial.report(value, epoch)
+        return trial.number
+
+    for value in (0.5, 0.6, 0.7):
+        assert not judge(reach(value))
+    number, read, reads = reach(0.1), known.read, list[int]()
+
+    def unsteady(which: int) -> FrozenTrial:
+        reads.append(which)
+        if len(reads) == 2:  # what the pruner noted is stored by then
+            raise optuna.exceptions.StorageInternalError
+        return read(which)
+
+    monkeypatch.setattr(known, "read", unsteady)
+    with pytest.raises(optuna.exceptions.StorageInternalError):
+        judge(number)
+    assert judge(number)  # the worst of four
 
 
 # What a supervisor knows without asking the storage

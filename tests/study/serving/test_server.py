@@ -81,6 +81,12 @@ def test_a_picture_gets_its_classes(server: Server, bundle: Bundle) -> None:
     )
 
 
+def test_a_damaged_network_is_said(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.model, "forward", lambda images: torch.full((len(images), 10), torch.nan))
+    status, text, _ = ask(server, "POST", "/predict", picture())
+    assert (status, "answers with NaN" in json.loads(text)["error"]) == (500, True)
+
+
 def test_the_page_is_whole_and_brings_nothing_from_elsewhere(server: Server) -> None:
     status, page, headers = ask(server, "GET", "/")
     assert status == 200

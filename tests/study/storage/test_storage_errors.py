@@ -22,8 +22,8 @@ from study import describe, report, rerank, retrain, run
 from study.command_line.parser import run_command
 from study.errors import StudyFailed, UserError, as_told
 from study.machine.paths import REPOSITORY
-from study.machine.sqlite import DamagedError
-from study.storage.database import open_storage
+from study.machine.sqlite import DamagedError, WaitingConnection
+from study.storage.database import checkpoint_sqlite, open_storage
 from study.storage.patience import Patience
 
 COMMANDS = [(run, ()), (rerank, ()), (retrain, ()), (report, ()), (describe, ("--trial", "0"))]
@@ -161,6 +161,18 @@ def test_errors_are_told_by_their_cause(kind: str) -> None:
     found = as_told(error)
     assert isinstance(found, StudyFailed)
     assert str(found).startswith("the storage does not answer (it is gone). What is stored is safe")
+
+
+def test_a_disk_without_room_is_told_and_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path / 'study.db'}")
+
+    def full(*each: Any) -> Any:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(WaitingConnection, "execute", full)
+    checkpoint_sqlite(storage)  # what is new stays in the log
+    with pytest.raises(StudyFailed, match=r"disk I/O error\. Make room"):
+        open_storage(f"sqlite:///{tmp_path / 'study.db'}")
 
 
 def test_bugs_are_not_told() -> None:
