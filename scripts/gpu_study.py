@@ -144,8 +144,8 @@ class Call:
         size: Real or tiny.
         ends: On the monotonic clock; infinite without a budget.
         total_ends: The same for all calls together.
-        state: What `state.json` holds: "done" and "spent" (step -> seconds), "begun" (step -> command), "plan" (what
-            was decided once; empty without a budget) and "spent_s" of all calls.
+        state: What `state.json` holds: "dry" (whether all is tiny), "done" and "spent" (step -> seconds), "begun" (step
+            -> command), "plan" (what was decided once; empty without a budget) and "spent_s" of all calls.
     """
 
     folder: Path
@@ -371,13 +371,14 @@ def _run(call: Call, step: Step, limit: float, environment: dict[str, str]) -> i
     started = time.monotonic()
     out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
     process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, **out)  # type: ignore[call-overload]
-    echo = subprocess.Popen(["tee", "-a", str(call.folder / "logs" / f"{step.name}.log")], stdin=process.stdout)
+    # It outlives Ctrl-C, to pass on what the step says of it.
+    echo = subprocess.Popen(["tee", "-i", "-a", str(call.folder / "logs" / f"{step.name}.log")], stdin=process.stdout)
     try:
         code: int = process.wait(None if math.isinf(limit) else limit - min(GRACE_S, limit / 4))
     except subprocess.TimeoutExpired:
-        code = _stopped(process)
+        code = _stopped(process, min(GRACE_S, limit / 4))
     except KeyboardInterrupt:
-        _stopped(process)
+        _stopped(process, GRACE_S)
         raise
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -388,12 +389,13 @@ def _run(call: Call, step: Step, limit: float, environment: dict[str, str]) -> i
     return code
 
 
-def _stopped(process: subprocess.Popen[bytes]) -> int:
-    """Ends a step as Ctrl-C would, so that it saves what it has. Its exit code: it may just have finished."""
+def _stopped(process: subprocess.Popen[bytes], seconds: float) -> int:
+    """Ends a step as Ctrl-C would, so that it saves what it has within `seconds`. Its exit code: it may just have
+    finished."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        return 0 if process.wait(GRACE_S) == 0 else EXIT_INTERRUPTED
+        return 0 if process.wait(seconds) == 0 else EXIT_INTERRUPTED
     return EXIT_INTERRUPTED
 
 
@@ -403,7 +405,7 @@ def _stopped(process: subprocess.Popen[bytes]) -> int:
 def run(options: argparse.Namespace) -> int:
     started = time.monotonic()
     _check(options)
-    folder: Path = options.folder.resolve()
+    folder: Path = (options.folder or RUNS / ("gpu-dry" if options.dry_run else "gpu")).resolve()
     try:
         is_carried = packing.unpack_all(options.parts, folder)
         (folder / "logs").mkdir(parents=True, exist_ok=True)
@@ -465,6 +467,9 @@ def _call(options: argparse.Namespace, folder: Path, started: float, is_carried:
     state = {"done": {}, "spent": {}, "begun": {}, "plan": {}, "spent_s": 0.0}
     with contextlib.suppress(OSError, ValueError):
         state |= json.loads((folder / "state.json").read_text())
+    if state.setdefault("dry", options.dry_run) != options.dry_run:
+        of = "a dry run" if state["dry"] else "a run at full size"
+        raise UserError(f"--folder {str(folder)!r} holds {of}, which another cannot go on from. Name another.")
     ends = total_ends = math.inf
     if options.budget_s is not None:
         ends = started + options.budget_s - (PACK_S if options.pack_to is not None else 0.0)
@@ -492,7 +497,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     runs = commands.add_parser("run", help="what is not done yet")
     add = runs.add_argument
-    add("--folder", type=Path, default=RUNS / "gpu", metavar="DIR", help="of everything (default: results/runs/gpu)")
+    places = "results/runs/gpu, of a dry run gpu-dry"
+    add("--folder", type=Path, metavar="DIR", help=f"of everything (default: {places})")
     add("--results", type=Path, metavar="DIR", help="of what is published (default: results)")
     add("--budget-s", type=float, metavar="S", help="seconds of this call (default: no limit)")
     add("--total-s", type=float, metavar="S", help="of all calls together (default: this one's)")

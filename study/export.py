@@ -165,7 +165,8 @@ def _check(options: argparse.Namespace) -> None:
     if options.int8 and options.format not in ("onnx", "all"):
         raise UserError(f"--int8 is a variant of --format onnx, not of {options.format}.")
     wanted = "a folder" if options.format == "all" else "a file"
-    if options.out is not None and (found := what_is(options.out)) not in (f"is {wanted}", "does not exist"):
+    found = what_is(options.out) if options.out else "names none"
+    if options.out is not None and found not in (f"is {wanted}", "does not exist"):
         raise UserError(f"--out must be {wanted}: {options.out!r} {found}.")
     missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
     if missing and options.format in ("onnx", "all"):

@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
     goal = f"at most {100 * MARGIN:g} points lost, with 95% confidence"
     more = {"loss": loss, "loss_interval_95": [low, high], "candidate": json.loads(candidate)}
     write(options, name, title, device, "accuracy", found["ours"], found["before"], goal, more=more)
-    return int(low > MARGIN)
+    return int(high > MARGIN)
 
 
 def _last_line(source: str, words: list[str], side: tuple[str, Path]) -> str:

@@ -34,7 +34,8 @@ def run(options: argparse.Namespace) -> int:
     evidence.at_least(options, samples=1, images=128, jobs=1)
     if options.device != "cpu":
         raise UserError(f"neighbour is about waiting threads on a CPU: --device {options.device}. Add --device cpu.")
-    jobs = options.jobs or best_jobs("cpu", calibrate("cpu").precision, REFERENCE)[0]
+    calibration = calibrate("cpu")
+    jobs = options.jobs or best_jobs(REFERENCE, calibration.training(calibration.precision))[0]
     ours = sample(options, "--threads", str(max(1, n_cores() // jobs)))
     torchs = sample(options, torch_first=True)
     kinds = {

@@ -28,7 +28,9 @@ def run(options: argparse.Namespace) -> int:
     device = options.device
     window = dataclasses.replace(WINDOWS[device], watched_s=options.seconds or WINDOWS[device].watched_s)
     found: dict[int, list[float]] = {jobs: [] for jobs in candidates(n_cores(), device)}
-    with trainings(device, calibrate(device).precision, REFERENCE, max(found)) as at_once:
+    calibration = calibrate(device)
+    how = calibration.training(calibration.precision)
+    with trainings(REFERENCE, how, max(found)) as at_once:
         for _ in range(options.samples):
             for jobs, rates in found.items():
                 rates.append(at_once(jobs, window))

@@ -55,8 +55,10 @@ def run(options: argparse.Namespace) -> int:
     if options.jobs is not None and options.jobs > n_cores():
         raise UserError(f"--jobs must be between 1 and the {n_cores()} cores: {options.jobs}.")
     check_sizes(options.train_images, options.val_images)
-    precision = calibrate(options.device).precision  # all before any run, so that none pays for them
-    options.jobs = options.jobs or best_jobs(options.device, precision, typical(get_space(SPACE), Limits()))[0]
+    calibration = calibrate(options.device)  # all before any run, so that none pays for them
+    precision = calibration.precision
+    default = typical(get_space(SPACE), Limits())
+    options.jobs = options.jobs or best_jobs(default, calibration.training(precision))[0]
     load_train(options.data)
     taken: dict[str, list[float]] = {"ours": [], "peer": []}
     candidates: list[Any] = []

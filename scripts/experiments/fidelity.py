@@ -44,8 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import torch
 
-    from study.data.cifar10 import load_train, search_split
+    from study.data.cifar10 import search_split
+    from study.data.opening import load_train, open_data
     from study.machine.hardware import n_cores, n_loaders, resolve_device
+    from study.storage.config import refuse_other_data
     from study.storage.database import candidate_of, config_of
     from study.training import loop
     from study.training.records import TrainingConfig
@@ -58,14 +60,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--candidates must not exceed the {len(complete)} complete trials: {options.candidates}.")
     fuller = {"epochs": options.epochs, "train_images": options.train_images}
     file = options.results / f"{name}.json"
-    known = evidence.read(file) or {"fuller": fuller, "candidates": []}
-    if known["fuller"] != fuller:
-        raise UserError(f"{file} holds another fidelity ({known['fuller']}): remove it or choose the same options.")
+    short = {"epochs": config.epochs, "train_images": config.train_images}
+    of = {"study_created": study.user_attrs.get("created"), "short": short, "fuller": fuller}
+    known = evidence.read(file) or {**of, "candidates": []}
+    if other := [name for name, value in of.items() if known.get(name, value) != value]:
+        raise UserError(f"{file} is of another study or fidelity ({', '.join(other)}): remove it or name that.")
     candidates = {each["candidate_id"]: each for each in known["candidates"]}
 
     device = resolve_device(options.device)
     torch.set_num_threads(n_cores())
-    everything = load_train(options.data)
+    data = open_data(options.data)
+    refuse_other_data(name, config, data)
+    everything = load_train(data.source)
     for_training, for_validation = search_split(everything.labels, options.train_images, config.val_images)
     images, validation = everything.take(for_training), everything.take(for_validation)
     chosen = [complete[round(place)] for place in np.linspace(0, len(complete) - 1, options.candidates)]
@@ -87,8 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         record = {
             "command": evidence.command_line(SCRIPT, given),
             "study": name,
-            "short": {"epochs": config.epochs, "train_images": config.train_images},
-            "fuller": fuller,
+            **of,
             **correlation(list(candidates.values())),
             "candidates": sorted(candidates.values(), key=lambda each: -each["short_val_accuracy"]),
         }

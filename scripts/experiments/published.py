@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import tempfile
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import evidence
 import screenshot
 from evidence import percent
+from search_spaces import DEFAULT_SPACE
 from study.bundle.card import CARD
 from study.bundle.files import EXPORTS, FILES, MODEL, NUMBERS, WEIGHTS
 from study.bundle.metrics import METRICS
@@ -48,7 +50,7 @@ def publish(study: optuna.Study, run: Path, folder: Path) -> None:
     n_finished = sum(row["state"] in ("COMPLETE", "PRUNED") for row in rows)
     older = evidence.read(folder / "study.json")
     record = {
-        "command": " && ".join([*commands_of(study, run, n_finished), "python scripts/publish.py"]),
+        "command": " && ".join([*commands_of(study, run, n_finished), _publishing(study, folder)]),
         "study": study.study_name,
         **{key: attrs[key] for key in ("config", "target_accuracy", "hardware", "versions", "cost_model", "created")},
         "searching_s": searching_seconds(trials),
@@ -158,6 +160,13 @@ def restored(record: dict[str, Any]) -> optuna.Study:
             again.set_user_attr(name, value)
         again.add_trials([trial(row, {}, slot=slot, candidate={}) for slot, row in enumerate(longer["trials"])])
     return study
+
+
+def _publishing(study: optuna.Study, folder: Path) -> str:
+    """What publishes `study` into `folder`."""
+    named = [] if study.study_name == DEFAULT_SPACE else ["--study-name", study.study_name]
+    name = [] if folder.name == study.study_name else ["--name", folder.name]
+    return shlex.join(["python", "scripts/publish.py", *named, *name])
 
 
 def commands_of(study: optuna.Study, run: Path, n_finished: int) -> list[str]:

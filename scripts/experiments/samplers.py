@@ -13,6 +13,7 @@ of them.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import shlex
 import subprocess
@@ -28,8 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import evidence
-from search_spaces import DEFAULT_SPACE, get_space
-from search_spaces.constraints import Limits
+from search_spaces import DEFAULT_SPACE
 from study.command_line.parser import run_command
 from study.errors import StudyFailed
 from study.machine.paths import REPOSITORY, RESULTS, RUNS, default_storage
@@ -67,8 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     evidence.at_least(options, seeds=1, trials=1, fuller_epochs=1)
     longer = ["--epochs", str(options.fuller_epochs), "--settings", "light"]
     longer += ["--train-images", str(options.fuller_images)] if options.fuller_images else []
-    for option, value in zip(run_options[::2], run_options[1::2], strict=False):
-        longer += [option, value] if option in SHARED else []
+    shared = argparse.ArgumentParser(allow_abbrev=False)
+    for option in SHARED:
+        shared.add_argument(option)
+    for name, value in vars(shared.parse_known_args(run_options)[0]).items():
+        longer += [] if value is None else [f"--{name.replace('_', '-')}", value]
     studies: list[dict[str, Any]] = []
     budgets: dict[int, int] = {}
     for sampler, seed in product(SAMPLERS, range(options.seeds)):
@@ -76,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         search = ["--space", options.space, "--seed", str(seed), *run_options]
         identity = ["--study-name", out.name, "--out", str(out)]
         if sampler == NO_SEARCH:
-            study = _search(search, identity, len(get_space(options.space).anchors(Limits())), None)
+            study = _anchors(search, identity)
         else:
             study = _search([*search, "--sampler", sampler], identity, options.trials, budgets.get(seed))
         budgets.setdefault(seed, spent(study))
@@ -114,6 +117,23 @@ def _search(search: list[str], identity: list[str], trials: int, budget: int | N
         # As many more as would spend the rest if they were like those before, but few enough to stop in time.
         done = len(_ended(study))
         wanted = done + max(1, int((budget - spent(study)) / (spent(study) / done)))
+
+
+def _anchors(search: list[str], identity: list[str]) -> optuna.Study:
+    """A study of the anchors that its limits leave, and nothing else: the next slot would be a sample's."""
+    study = _search(search, identity, 1, None)
+    usable = _n_usable(study)
+    return study if usable <= 1 else _search(search, identity, usable, None)
+
+
+def _n_usable(study: optuna.Study) -> int:
+    """Anchors of the space that meet the study's limits."""
+    from study.search.creation import anchors
+    from study.storage.config import open_space
+    from study.storage.database import config_of, cost_model_of
+
+    config = config_of(study)
+    return len(anchors(open_space(config.space), config, cost_model_of(study)))
 
 
 def _call(module: str, arguments: Sequence[str]) -> None:

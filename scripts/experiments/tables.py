@@ -153,13 +153,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         problem, about = opened(name, options.results)
         file = options.results / "tables" / f"{name}.json"
         known = evidence.read(file) or {"cells": []}
+        if (trials := known.get("trials", options.trials)) != options.trials:
+            raise UserError(f"{file} is of {trials} trials: name as many with --trials, or remove it.")
         record = {
             "commands": list(dict.fromkeys([*known.get("commands", ()), evidence.command_line(SCRIPT, given)])),
             "table": name,
             **about,
             "trials": options.trials,
             "epochs": problem.epochs,
-            "cells": known["cells"] if known.get("trials") == options.trials else [],
+            "cells": known.get("cells", []),
         }
         for _ in searched(record, problem, options.samplers, options.seeds, options.jobs):
             written = json.dumps(record, separators=(",", ":")).replace('{"start"', '\n{"start"')

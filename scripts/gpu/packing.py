@@ -262,13 +262,19 @@ def unpack_cifar10(payload: io.BufferedReader, folder: Path) -> None:
     Raises:
         IncompleteError: A file is not what it was.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with payload:
-        records = pickle.load(payload)  # our own file, carried from a machine of ours
-    for name, digest, mosaics, (head, tail) in records:
-        raw = lzma.decompress(head) + b"".join(_unmosaic(*mosaic) for mosaic in mosaics) + lzma.decompress(tail)
-        if hashlib.sha256(raw).hexdigest() != digest:
-            raise IncompleteError(f"{name} is not what was packed.")
+    found = {}
+    try:
+        with payload:
+            records = pickle.load(payload)  # our own file, carried from a machine of ours
+        for name, digest, mosaics, (head, tail) in records:
+            raw = lzma.decompress(head) + b"".join(_unmosaic(*mosaic) for mosaic in mosaics) + lzma.decompress(tail)
+            if hashlib.sha256(raw).hexdigest() != digest:
+                raise IncompleteError(f"{name} is not what was packed.")
+            found[name] = raw
+    except (pickle.UnpicklingError, lzma.LZMAError, ValueError, TypeError, EOFError, OSError) as error:
+        raise IncompleteError(f"{payload.name} is damaged: {error}") from error
+    folder.mkdir(parents=True, exist_ok=True)  # a folder that is there is taken for whole
+    for name, raw in found.items():
         (folder / name).write_bytes(raw)
     Path(payload.name).unlink()
 

@@ -246,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "rate best, AdamW": lambda: smoke.rate(default("best", optimizer="adamw", lr=4e-3)),
             "rate best, float32": lambda: smoke.rate(best, "float32"),
             "rate dilated, SGD": lambda: smoke.rate(default("dilated", optimizer="sgd", lr=0.1)),
-            "at once": lambda: rates(smoke.device, "bfloat16", best),
+            "at once": lambda: rates(best, TrainingConfig(1, 0, smoke.device, "bfloat16")),
             "profile dilated": lambda: smoke.profile(dense),
         }
     for name, measure in parts.items():

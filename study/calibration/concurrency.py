@@ -74,39 +74,37 @@ CLEAR = 1.2
 """A number that is faster than all others by this factor need not be compared again."""
 
 
-def best_jobs(device: str, precision: str, candidate: Candidate) -> tuple[int, dict[int, float]]:
-    """The number of trials like `candidate` at once, and the images per second of all together for every number."""
-    measured = rates(device, precision, candidate)
-    return choose(reached(hardware(device), measured)), measured
+def best_jobs(candidate: Candidate, how: TrainingConfig) -> tuple[int, dict[int, float]]:
+    """The number of trials like `candidate` at once, trained as `how` says, and the images per second of all together
+    for every number."""
+    measured = rates(candidate, how)
+    return choose(reached(hardware(how.device), measured)), measured
 
 
 def choose(measured: Mapping[int, float]) -> int:
     """The smallest number that no larger one beats by the factor WORTH."""
-    best = min(measured)
-    for jobs in sorted(measured):
-        if measured[jobs] > WORTH * measured[best]:
-            best = jobs
-    return best
+    numbers = sorted(measured)
+    return next(n for n in numbers if all(measured[more] <= WORTH * measured[n] for more in numbers if more > n))
 
 
-def rates(device: str, precision: str, candidate: Candidate) -> dict[int, float]:
+def rates(candidate: Candidate, how: TrainingConfig) -> dict[int, float]:
     """Images per second by number of trainings of `candidate` at once, from the cache or measured now."""
-    known = known_rates(device, precision, candidate)
+    known = known_rates(candidate, how)
     if known:
         return known
     with said_while("Measuring once how many trainings at once are fastest here", ABOUT_S):
         neighbours = Neighbours()
-        measured = _measured(device, precision, candidate)
+        measured = _measured(candidate, how)
         others = neighbours.share()
-    keep_unless(others, _name(device, precision, candidate), {str(jobs): rate for jobs, rate in measured.items()})
+    keep_unless(others, _name(candidate, how), {str(jobs): rate for jobs, rate in measured.items()})
     return measured
 
 
-def _measured(device: str, precision: str, candidate: Candidate) -> dict[int, float]:
-    numbers = candidates(n_cores(), device)
+def _measured(candidate: Candidate, how: TrainingConfig) -> dict[int, float]:
+    numbers = candidates(n_cores(), how.device)
     while True:
         try:
-            return measure(device, precision, candidate, numbers)
+            return measure(candidate, how, numbers)
         except (BrokenProcessPool, BrokenBarrierError, TrialFailed, CaptureFailed) as error:
             if len(numbers) == 1:
                 why = "it was killed; is there enough memory?" if isinstance(error, BrokenProcessPool) else said(error)
@@ -114,9 +112,9 @@ def _measured(device: str, precision: str, candidate: Candidate) -> dict[int, fl
             numbers = numbers[:-1]  # most likely too many for the memory
 
 
-def known_rates(device: str, precision: str, candidate: Candidate) -> dict[int, float]:
+def known_rates(candidate: Candidate, how: TrainingConfig) -> dict[int, float]:
     """What was measured of `candidate` on this machine before; empty if nothing was."""
-    return cache.recall(_name(device, precision, candidate), _rates) or {}
+    return cache.recall(_name(candidate, how), _rates) or {}
 
 
 def _rates(kept: dict[str, Any]) -> dict[int, float]:
@@ -133,7 +131,7 @@ def candidates(cores: int, device: str) -> list[int]:
 
 
 def measure(
-    device: str, precision: str, candidate: Candidate, numbers: Sequence[int], window: Window | None = None
+    candidate: Candidate, how: TrainingConfig, numbers: Sequence[int], window: Window | None = None
 ) -> dict[int, float]:
     """Images per second by number of trainings at once, each in its turn.
 
@@ -141,9 +139,9 @@ def measure(
         BrokenProcessPool: A training was killed; most likely memory ran out.
         BrokenBarrierError, TrialFailed, CaptureFailed: One could not begin.
     """
-    window = window or WINDOWS[device]
+    window = window or WINDOWS[how.device]
     found, started = dict.fromkeys(numbers, 0.0), time.monotonic()
-    with trainings(device, precision, candidate, max(numbers)) as at_once:
+    with trainings(candidate, how, max(numbers)) as at_once:
         for _ in range(window.n_rounds):
             for jobs in numbers:
                 found[jobs] = max(found[jobs], at_once(jobs, window))
@@ -154,7 +152,7 @@ def measure(
 
 
 @contextlib.contextmanager
-def trainings(device: str, precision: str, candidate: Candidate, most: int) -> Iterator[Any]:
+def trainings(candidate: Candidate, how: TrainingConfig, most: int) -> Iterator[Any]:
     """Up to `most` trainings of `candidate`, each in a process of its own, started and made ready once.
 
     Yields:
@@ -169,19 +167,19 @@ def trainings(device: str, precision: str, candidate: Candidate, most: int) -> I
         def at_once(jobs: int, window: Window) -> float:
             barrier = manager.Barrier(jobs)  # a process that waits takes no second task
             with without_ctrl_c():
-                found = [pool.submit(_train, device, precision, candidate, jobs, window, barrier) for _ in range(jobs)]
+                found = [pool.submit(_train, candidate, how, jobs, window, barrier) for _ in range(jobs)]
             return sum(future.result() for future in found)
 
         at_once(most, Window(0.0, 0.0, 1))
         yield at_once
 
 
-def _train(device: str, precision: str, candidate: Candidate, jobs: int, window: Window, barrier: Any) -> float:
+def _train(candidate: Candidate, how: TrainingConfig, jobs: int, window: Window, barrier: Any) -> float:
     from study.training.loop import failures_said
 
     try:
         with failures_said():
-            return _images_per_second(_ready(device, precision, candidate), jobs, window, barrier)
+            return _images_per_second(_ready(candidate, how), jobs, window, barrier)
     except BaseException:  # raised again
         barrier.abort()  # the others must not wait for this one
         raise
@@ -216,18 +214,19 @@ def _images_per_second(training: Training, jobs: int, window: Window, barrier: A
 
 
 @functools.cache
-def _ready(device: str, precision: str, candidate: Candidate) -> Training:
+def _ready(candidate: Candidate, how: TrainingConfig) -> Training:
     """This process's training: a GPU captures it once."""
     from study.training.loop import Training
 
     rng, n_classes = np.random.default_rng(0), candidate.architecture.n_classes
     images = Images(rng.integers(0, 256, (N_IMAGES, 32, 32, 3), dtype=np.uint8), rng.integers(0, n_classes, N_IMAGES))
-    training = Training(candidate, images, TrainingConfig(1, 0, device, precision), None)
+    training = Training(candidate, images, how, None)
     training.network.train()
     training.prepare()
     return training
 
 
-def _name(device: str, precision: str, candidate: Candidate) -> str:
-    of = candidate.architecture.architecture_id, candidate.optimisation.batch_size
-    return f"jobs-{identifier([hardware(device), versions(), precision, *of])}"
+def _name(candidate: Candidate, how: TrainingConfig) -> str:
+    kernels = sorted(how.native_depthwise)
+    of = [hardware(how.device), versions(), how.precision, kernels, candidate.candidate_id]
+    return f"jobs-{identifier(of)}"

@@ -23,6 +23,7 @@ from study.machine import cache
 from study.machine.hardware import hardware, versions
 from study.machine.neighbours import Neighbours
 from study.machine.processes import begin, without_ctrl_c
+from study.training.records import TrainingConfig
 
 if TYPE_CHECKING:
     from study.model.layers import DepthwiseClass
@@ -88,6 +89,10 @@ class Calibration:
     def native_depthwise(self) -> frozenset[DepthwiseClass]:
         """The classes that are faster by torch's own kernels than by cuDNN's (`study.model.layers.DepthwiseConv2d`)."""
         return frozenset((p.kernel, p.dilated, p.side) for p in self.depthwise if p.native_s < p.channels_last_s)
+
+    def training(self, precision: str) -> TrainingConfig:
+        """How a training runs here of which nothing but the speed is wanted."""
+        return TrainingConfig(1, 0, self.device, precision, native_depthwise=self.native_depthwise)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

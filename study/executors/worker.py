@@ -108,6 +108,8 @@ def images_of(setup: WorkerSetup) -> tuple[Images, Images | None]:
     everything = load_train(setup.data)
     refuse_changed(everything, setup.digest)
     if setup.val_images is None:
+        if setup.train_images >= len(everything):
+            return everything, None  # mapped from the disk, for all workers once
         order = in_turns(everything.labels, len(everything.of.classes))
         return everything.take(np.sort(order[: setup.train_images])), None
     for_training, for_validation = search_split(everything.labels, setup.train_images, setup.val_images, everything.of)

@@ -183,8 +183,10 @@ def _archive(file: Path) -> Iterator[None]:
     Raises:
         DamagedFileError: Something went wrong; `UnreadFileError`: but not with the file.
     """
-    if not is_file(file):
-        raise DamagedFileError(f"it {what_is(file)}")
+    standing = what_is(file)
+    if standing != "is a file":
+        untold = standing.startswith("cannot be opened")  # by a network's file system now, or by this user
+        raise (UnreadFileError if untold else DamagedFileError)(f"it {standing}")
     try:
         with zipfile.ZipFile(file) as archive:  # torch and numpy do not compare the checksums that they write
             if sum(entry.file_size for entry in archive.infolist()) > file.stat().st_size:

@@ -130,11 +130,11 @@ def _prepare(plan: RetrainPlan, target: Target, place: Workplace, data: DataSet)
     if target.precision is not None and target.searched_on == calibration.hardware:
         precision = target.precision  # elsewhere what was fastest, or chosen, can be several times slower
     epochs, n_seeds = plan.epochs or RETRAIN_EPOCHS[device], plan.n_seeds or SEEDS[device]
-    jobs, gain = seeds_at_once(plan.jobs, n_seeds, place, precision, target.candidate)
-    cores = place.cores(jobs)
     candidate = target.candidate
     if plan.augmentation == "lengthened":
         candidate = _for_length(candidate, target.recipe_of or candidate, epochs * n_train, device)
+    jobs, gain = seeds_at_once(plan.jobs, n_seeds, place, candidate, calibration.training(precision))
+    cores = place.cores(jobs)
     config = TrainingConfig(
         epochs=epochs,
         seed=0,

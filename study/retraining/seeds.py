@@ -15,7 +15,7 @@ from study.command_line.wording import duration, percent
 from study.errors import StudyFailed, TrialFailed
 from study.executors.messages import Died, EpochEnded, Failed, Message, Work, WorkerSetup
 from study.executors.workplace import Workplace
-from study.machine.hardware import warn_of_jobs
+from study.machine.hardware import gpus, warn_of_jobs
 from study.machine.interrupts import InterruptFlag
 from study.training.checkpoints import checkpoint_name, load_progress
 from study.training.records import EpochRecord, TrainingConfig
@@ -68,32 +68,34 @@ class Seed:
 
 
 def seeds_at_once(
-    asked: int | None, n_seeds: int, place: Workplace, precision: str, candidate: Candidate
+    asked: int | None, n_seeds: int, place: Workplace, candidate: Candidate, how: TrainingConfig
 ) -> tuple[int, float]:
-    """How many seeds of `candidate` train at once, and how much faster they are for it than one after another."""
+    """How many seeds of `candidate`, trained as `how` says, train at once, and how much faster they are for it than one
+    after another."""
 
-    def places(jobs: int) -> int:
+    def gain(jobs: int, faster: float) -> float:
         """The last round may be a partial one, and takes as long as the others."""
-        return -(-n_seeds // jobs) * jobs
+        return n_seeds / (-(-n_seeds // jobs) * jobs) * faster
 
-    device, room = place.device, place.room()
+    room = place.room()
     if room is not None:
         jobs = min(asked or room, n_seeds)
-        return jobs, n_seeds / places(jobs) * jobs
+        return jobs, gain(jobs, jobs)
     if asked is not None:
-        measured = known_rates(device, precision, candidate)
-        jobs = min(asked, n_seeds)
         warn_of_jobs(asked)
     elif n_seeds == 1:
         return 1, 1.0
-    else:
-        measured = rates(device, precision, candidate)
-        possible = [number for number in measured if number <= n_seeds] or [1]
-        jobs = min(possible, key=lambda number: (places(number) / measured[number], number))
-    if jobs not in measured or 1 not in measured:
-        # Not measured: seeds at once share the cores of a CPU and gain nothing there.
-        return jobs, 1.0 if device == "cpu" else float(jobs)
-    return jobs, n_seeds / places(jobs) * measured[jobs] / measured[1]
+    n_gpus = max(1, len(gpus(how.device)))
+    measured = rates(candidate, how) if asked is None else known_rates(candidate, how)
+    # Seeds on GPUs of their own do not slow each other; on a CPU, unmeasured, all share its cores.
+    faster = {jobs: float(jobs) for jobs in range(1, n_gpus + 1)}
+    if 1 in measured:
+        faster |= {n_gpus * jobs: n_gpus * rate / measured[1] for jobs, rate in measured.items()}
+    if asked is not None:
+        jobs = min(asked, n_seeds)
+        return jobs, gain(jobs, max(found for number, found in faster.items() if number <= jobs))
+    jobs = max((number for number in faster if number <= n_seeds), key=lambda each: (gain(each, faster[each]), -each))
+    return jobs, gain(jobs, faster[jobs])
 
 
 def train_all(seeds: Sequence[Seed], place: Workplace, jobs: int) -> None:

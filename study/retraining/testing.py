@@ -19,13 +19,13 @@ from study.data.folders import digest_of
 from study.data.opening import load_test, open_data_of
 from study.errors import UserError, first_line
 from study.machine.files import DamagedFileError, read_arrays, replaced, unwritten, what_is
-from study.machine.hardware import hardware, resolve_device, use_no_more_threads
+from study.machine.hardware import hardware, resolve_device, use_no_more_threads, versions
 from study.machine.timing import timed
 from study.retraining.seeds import Seed
 from study.training.checkpoints import finished
 
 SAME_HARDWARE, OTHER_HARDWARE = 0.0, 0.0005
-"""How far a bundle's accuracy may be from the recorded one."""
+"""How far a bundle's accuracy may be from the recorded one, the first by the same versions of torch and the rest."""
 _LATENCY_S = 0.5
 """For each of `LATENCY_BATCHES`."""
 
@@ -47,7 +47,7 @@ def evaluate_bundle(folder: Path, data: str | None, device: str) -> int:
     use_no_more_threads()
     _, logits = evaluate(bundle.network.to(device), test, device)
     found = accuracy(logits, test.labels)
-    same = hardware(device) == bundle.metrics.get("hardware")
+    same = (hardware(device), versions()) == tuple(bundle.metrics.get(name) for name in ("hardware", "versions"))
     tolerance = SAME_HARDWARE if same else OTHER_HARDWARE
     agrees = abs(found - recorded) <= tolerance + 1e-12
     print(f"Test accuracy {percent(found, 2)} on {len(test):,} images; recorded {percent(recorded, 2)}.")

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
+    from study.calibration.prices import Calibration
     from study.storage.config import StudyConfig
 
 FIDELITY = {
@@ -98,11 +99,17 @@ def rerank(plan: RerankPlan) -> int:
     found = [candidate_of(trial) for trial in best]
     like = typical(space, config_of(source).limits, found[0])  # measured by the search already
     refuse_cifar10(plan.source, config_of(source), plan.search.data)
-    machine = get_ready(search, place, like, found)
+    begun = config_of(existing[0]).precision if existing else None
+    searched_on, of_search = source.user_attrs.get("hardware"), config_of(source).precision
+
+    def precision(here: Calibration) -> str:  # as retrain has it: elsewhere another one can be several times faster
+        return begun or (of_search if here.hardware == searched_on else here.precision)
+
+    machine = get_ready(search, place, like, found, precision)
     refuse_other_data(plan.source, config_of(source), machine.data)
     retrained, searched = RETRAIN_EPOCHS[place.device] * machine.data.n_train, _n_images(config_of(source))
     if existing is None:
-        config = _config(plan.search, config_of(source), machine)
+        config = _config(plan.search, config_of(source), machine, precision(machine.calibration))
         small = place.device == "cpu" and _n_images(config) > searched
         given = [
             _description(each, setting, config, searched, retrained, small) for each in best for setting in settings
@@ -184,8 +191,8 @@ def best_candidates(study: optuna.Study, asked: int | None, default: int) -> lis
     return different[: asked or default]
 
 
-def _config(plan: SearchPlan, source: StudyConfig, machine: Machine) -> StudyConfig:
-    """The source's, but for the fidelity."""
+def _config(plan: SearchPlan, source: StudyConfig, machine: Machine, precision: str) -> StudyConfig:
+    """The source's, but for the fidelity, and the `precision` of another machine."""
     from study.data.cifar10 import check_sizes
 
     train_images = plan.settings.get("train_images", machine.data.n_search)
@@ -198,7 +205,7 @@ def _config(plan: SearchPlan, source: StudyConfig, machine: Machine) -> StudyCon
         val_images=val_images,
         pruner="none",
         sampler="random",
-        precision=machine.calibration.precision,
+        precision=precision,
         limits=dataclasses.replace(source.limits, max_epoch_s=None),  # it was for shorter epochs
     )
 

@@ -6,8 +6,9 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from search_spaces import SearchSpace
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from study.executors.workplace import Workplace
     from study.storage.config import StudyConfig
     from study.storage.slots import SlotTable
+    from study.training.records import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,13 @@ def search(plan: SearchPlan) -> int:
     refuse_foreign(plan.out, plan.name, existing and existing[0], new=existing is None)
     with typed():
         space, limits = (plan.space, Limits(**plan.limits)) if existing is None else _searched(existing[0])
-    machine = get_ready(plan, workplace(plan.cluster, plan.device), typical(open_space(space), limits))
+    asked = config_of(existing[0]).precision if existing else plan.settings.get("precision")
+    machine = get_ready(
+        plan,
+        workplace(plan.cluster, plan.device),
+        typical(open_space(space), limits),
+        precision=lambda found: asked or found.precision,
+    )
     if existing is not None:
         refuse_other_data(plan.name, config_of(existing[0]), machine.data)
     study, storage = existing or create_study(plan, machine.place.device, machine.calibration, machine.data)
@@ -105,7 +113,13 @@ def _searched(study: optuna.Study) -> tuple[str, Limits]:
     return config.space, config.limits
 
 
-def get_ready(plan: SearchPlan, place: Workplace, like: Candidate, candidates: Sequence[Candidate] = ()) -> Machine:
+def get_ready(
+    plan: SearchPlan,
+    place: Workplace,
+    like: Candidate,
+    candidates: Sequence[Candidate] = (),
+    precision: Callable[[Calibration], str] = attrgetter("precision"),
+) -> Machine:
     """Decodes the data and measures this machine, unless both were done before.
 
     Args:
@@ -113,6 +127,7 @@ def get_ready(plan: SearchPlan, place: Workplace, like: Candidate, candidates: S
         place: Where.
         like: What is trained to see how many trials at once are fastest.
         candidates: What trials cost about as much as; `like`, if none are given.
+        precision: What they are trained in.
 
     Raises:
         UserError: There is no data.
@@ -129,23 +144,23 @@ def get_ready(plan: SearchPlan, place: Workplace, like: Candidate, candidates: S
     data = open_data(plan.data)
     load_train(data.source)  # decoded and checked once, before any worker needs it
     calibration = place.call(calibrate, place.device)
-    jobs, rates = _trials_at_once(plan, place, calibration.precision, like)
+    jobs, rates = _trials_at_once(plan, place, like, calibration.training(precision(calibration)))
     return Machine(place, data, calibration, jobs, rates, tuple(candidates) or (like,))
 
 
 def _trials_at_once(
-    plan: SearchPlan, place: Workplace, precision: str, candidate: Candidate
+    plan: SearchPlan, place: Workplace, candidate: Candidate, how: TrainingConfig
 ) -> tuple[int, dict[int, float]]:
     from study.calibration.concurrency import best_jobs, known_rates
     from study.machine.hardware import gpus, n_cores
 
-    device, room = place.device, place.room()
+    room = place.room()
     if room is not None:
         return plan.jobs or min(room, plan.trials), {}
     if plan.jobs is not None or plan.trials == 1 or n_cores() == 1:
-        return plan.jobs or 1, known_rates(device, precision, candidate)
-    jobs, rates = best_jobs(device, precision, candidate)
-    n_gpus = max(1, len(gpus(device)))  # measured on one
+        return plan.jobs or 1, known_rates(candidate, how)
+    jobs, rates = best_jobs(candidate, how)
+    n_gpus = max(1, len(gpus(place.device)))  # measured on one
     return min(n_cores(), jobs * n_gpus), rates if n_gpus == 1 else {}
 
 
@@ -342,6 +357,8 @@ def _learn(machine: Machine, config: StudyConfig, study: optuna.Study, told: Col
     from study.calibration.experience import experience, keep
     from study.storage.database import candidate_of, finished_trials, stored
 
+    if config.precision != machine.calibration.precision:
+        return  # prices are of another one: what trials took says nothing of them
     epochs_s = predicted_s = 0.0
     ours = [trial for trial in finished_trials(study) if trial.number in told]
     for trial in ours:

@@ -192,7 +192,10 @@ class Training:
         return step_seconds(self.train_on, self.example())
 
     def _epoch(self, epoch: int, source: Iterator[Batch], on_checkpoint: OnCheckpoint | None) -> EpochRecord:
-        optimisation, progress, sums = self.candidate.optimisation, self.progress, self.state.sums
+        progress, sums = self.progress, self.state.sums
+        # The rate is for the batches that there are: of few images all are one batch.
+        size = min(self.candidate.optimisation.batch_size, len(self.images))
+        optimisation = dataclasses.replace(self.candidate.optimisation, batch_size=size)
         begun = progress.sums
         watch = _Watch(begun)
         sums.copy_(torch.tensor([begun.get("loss", 0.0), begun.get("correct", 0.0)], dtype=torch.float64))

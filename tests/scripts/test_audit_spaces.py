@@ -18,7 +18,7 @@ def test_what_was_sampled_is_counted() -> None:
     assert decoded["3x3 depthwise"] > 0.5
     share = record["params_share"]
     assert 0 < share["min"] <= share["50%"] <= share["max"] <= 1
-    assert record["goals_missed"] == audit_spaces.goals_missed(record)
+    assert not any("feasible" in goal for goal in record["goals_missed"])
 
 
 def test_a_missed_goal_is_said() -> None:

@@ -92,9 +92,9 @@ def test_a_few_images_are_of_all_classes(
     monkeypatch.setattr(export, "load_test", lambda _: made.take(np.argsort(made.labels, kind="stable")))
     measure = export._measure
 
-    def spy(exports: Any, images: Images, tested: bool) -> Any:
+    def spy(exports: Any, network: Any, images: Images, tested: bool) -> Any:
         seen.append(images)
-        return measure(exports, images, tested)
+        return measure(exports, network, images, tested)
 
     monkeypatch.setattr(export, "_measure", spy)
     assert export.main([str(bundle), "--format", "safetensors", "--images", "20"]) == 0

@@ -49,7 +49,7 @@ def test_candidates_of_a_study_are_trained_again_once(
         (trial.user_attrs["candidate_id"], trial.value) for trial in trials
     }
     assert set(trained) == {(trial.user_attrs["candidate_id"], trial.user_attrs["training_seed"]) for trial in trials}
-    with pytest.raises(UserError, match="holds another fidelity"):
+    with pytest.raises(UserError, match=r"is of another study or fidelity \(fuller\)"):
         fidelity.main([*arguments, "--train-images", "60"])
 
 

@@ -65,6 +65,19 @@ def test_others_run_until_they_have_spent_the_budget(monkeypatch: pytest.MonkeyP
     assert asked == [1, 3, 4]
 
 
+@pytest.mark.parametrize(("usable", "asked"), [(1, [1]), (2, [1, 2])])
+def test_without_a_search_there_are_anchors_alone(
+    monkeypatch: pytest.MonkeyPatch, usable: int, asked: list[int]
+) -> None:
+    """Limits may leave fewer of them than the space has, and the next slot would be a sample's."""
+    found = list[int]()
+    monkeypatch.setattr(samplers, "_call", lambda _, words: found.append(int(words[words.index("--trials") + 1])))
+    monkeypatch.setattr("study.storage.database.open_study", lambda *_: made_study([([0.1], False)]))
+    monkeypatch.setattr(samplers, "_n_usable", lambda _: usable)
+    samplers._anchors([], ["--study-name", "s", "--out", "nowhere"])
+    assert found == asked
+
+
 def record() -> dict[str, Any]:
     studies = [
         {"sampler": s, "seed": seed, "budget": 4, "n_trials": 2,

@@ -102,6 +102,8 @@ def test_the_command_goes_on_where_it_stopped(
     assert [each["values"][:8] for each in record["cells"][:6]] == [each["values"] for each in first["cells"]]
     assert {len(each["values"]) for each in record["cells"]} == {12}
     assert len(record["commands"]) == 2
+    with pytest.raises(UserError, match="is of 12 trials: name as many with --trials"):
+        tables.main([*words, "anchored", "--seeds", "8", "--trials", "13"])
     ours, other = (record["cells"][index] for index in (2, 5))
     assert (ours["start"], other["start"], other["sampler"]) == ("bad", "bad", "random")
     assert other["ours_ahead"] == pytest.approx(

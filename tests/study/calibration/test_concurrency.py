@@ -16,6 +16,9 @@ from search_spaces.candidate import Candidate
 from search_spaces.reference import REFERENCE
 from study.calibration import concurrency
 from study.errors import StudyFailed, TrialFailed
+from study.training.records import TrainingConfig
+
+HOW = TrainingConfig(1, 0, "cpu", "float32")
 
 
 @pytest.mark.parametrize(
@@ -25,6 +28,7 @@ from study.errors import StudyFailed, TrialFailed
         ({1: 100.0, 2: 104.0}, 1),  # too little to be worth a sampler that knows less
         ({1: 100.0, 2: 106.0}, 2),
         ({1: 100.0, 2: 150.0, 4: 155.0, 8: 140.0}, 2),
+        ({1: 100.0, 2: 104.0, 4: 108.0}, 2),
         ({1: 100.0, 2: 90.0, 4: 300.0}, 4),
         ({4: 300.0, 1: 100.0, 2: 200.0}, 4),
     ],
@@ -53,7 +57,7 @@ def test_it_is_measured_once(user_cache: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(concurrency, "n_cores", lambda: 4)
     asked = []
 
-    def measure(device: str, precision: str, candidate: Candidate, numbers: list[int]) -> dict[int, float]:
+    def measure(candidate: Candidate, how: TrainingConfig, numbers: list[int]) -> dict[int, float]:
         asked.append(numbers)
         if 4 in numbers:
             raise BrokenProcessPool("no memory")
@@ -61,18 +65,21 @@ def test_it_is_measured_once(user_cache: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(concurrency, "measure", measure)
     monkeypatch.setattr(concurrency.Neighbours, "share", lambda self: 0.0)
-    assert concurrency.known_rates("cpu", "float32", REFERENCE) == {}
-    assert concurrency.best_jobs("cpu", "float32", REFERENCE) == (2, {1: 100.0, 2: 200.0})
-    assert concurrency.best_jobs("cpu", "float32", REFERENCE) == (2, {1: 100.0, 2: 200.0})
+    assert concurrency.known_rates(REFERENCE, HOW) == {}
+    assert concurrency.best_jobs(REFERENCE, HOW) == (2, {1: 100.0, 2: 200.0})
+    assert concurrency.best_jobs(REFERENCE, HOW) == (2, {1: 100.0, 2: 200.0})
     assert asked == [[1, 2, 4], [1, 2]]
-    assert concurrency.known_rates("cpu", "bfloat16", REFERENCE) == {}
+    for changed in ({"precision": "bfloat16"}, {"native_depthwise": frozenset({(3, False, 32)})}):
+        assert concurrency.known_rates(REFERENCE, dataclasses.replace(HOW, **changed)) == {}
     small = dataclasses.replace(REFERENCE.optimisation, batch_size=32)
-    assert concurrency.known_rates("cpu", "float32", dataclasses.replace(REFERENCE, optimisation=small)) == {}
+    assert concurrency.known_rates(dataclasses.replace(REFERENCE, optimisation=small), HOW) == {}
+    lengthened = dataclasses.replace(REFERENCE.augmentation, affine_p=0.9)
+    assert concurrency.known_rates(dataclasses.replace(REFERENCE, augmentation=lengthened), HOW) == {}
     (file,) = user_cache.rglob("jobs-*.json")
     file.write_text("{damaged")
-    assert concurrency.known_rates("cpu", "float32", REFERENCE) == {}
+    assert concurrency.known_rates(REFERENCE, HOW) == {}
     file.write_text(json.dumps([1, 2]))
-    assert concurrency.known_rates("cpu", "float32", REFERENCE) == {}
+    assert concurrency.known_rates(REFERENCE, HOW) == {}
 
 
 @pytest.mark.parametrize(
@@ -85,12 +92,12 @@ def test_it_is_measured_once(user_cache: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_machine_that_trains_none_says_why(
     failure: Exception, words: str, user_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measure(device: str, precision: str, candidate: Candidate, numbers: list[int]) -> dict[int, float]:
+    def measure(candidate: Candidate, how: TrainingConfig, numbers: list[int]) -> dict[int, float]:
         raise failure
 
     monkeypatch.setattr(concurrency, "measure", measure)
     with pytest.raises(StudyFailed, match=re.escape(words)):
-        concurrency.rates("cpu", "float32", REFERENCE)
+        concurrency.rates(REFERENCE, HOW)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
@@ -103,7 +110,7 @@ def test_memory_that_runs_out_while_it_is_measured_is_told_from_a_bug(
     monkeypatch.setattr(concurrency, "_ready", ready)
     barrier = threading.Barrier(1)
     with pytest.raises(TrialFailed, match="out of memory"):
-        concurrency._train("cpu", "float32", REFERENCE, 1, concurrency.WINDOWS["cpu"], barrier)
+        concurrency._train(REFERENCE, HOW, 1, concurrency.WINDOWS["cpu"], barrier)
     assert barrier.broken
 
 
@@ -115,6 +122,6 @@ def test_a_gpu_is_watched_for_a_few_seconds() -> None:
 
 @pytest.mark.slow
 def test_trainings_at_once_are_really_run() -> None:
-    found = concurrency.measure("cpu", "float32", REFERENCE, [1, 2], concurrency.Window(0.0, 0.1, 1))
+    found = concurrency.measure(REFERENCE, HOW, [1, 2], concurrency.Window(0.0, 0.1, 1))
     assert set(found) == {1, 2}
     assert min(found.values()) > 0

@@ -381,7 +381,9 @@ def test_retrain_is_shown(tmp_path: Path) -> None:
     assert "Retrained is trial 1, the best of the search." in verdict
     file.write_text(json.dumps({**metrics, "target_accuracy": None, "target_met": None}))
     first = verdict_blocks(read_facts(study, tmp_path))[0]
-    assert first == Text("Retrained test accuracy 91.5% ± 0.5 (mean of 3 seeds): no target was set.")
+    assert first == Text(
+        "Retrained test accuracy 91.50% (mean of 3 seeds, standard deviation 0.50%): no target was set."
+    )
 
     file.write_text(json.dumps({**metrics, "candidate_id": trials[2].user_attrs["candidate_id"], "target_met": False}))
     verdict = section(report_page.to_markdown(report.build_page(study, tmp_path)), "Verdict")

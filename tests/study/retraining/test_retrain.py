@@ -321,22 +321,42 @@ def test_seeds_in_parallel_equal_seeds_in_turn(made_cifar10: Path, tmp_path: Pat
 def test_seeds_at_once_are_those_that_finish_first(
     monkeypatch: pytest.MonkeyPatch, measured: dict[int, float], n_seeds: int, jobs: int, gain: float
 ):
-    monkeypatch.setattr(seeds, "rates", lambda device, precision, candidate: measured)
-    assert seeds.seeds_at_once(None, n_seeds, ThisMachine("cuda"), "bfloat16", REFERENCE) == (jobs, pytest.approx(gain))
+    monkeypatch.setattr(seeds, "rates", lambda candidate, how: measured)
+    monkeypatch.setattr(seeds, "gpus", lambda device: ["0"])
+    how = TrainingConfig(1, 0, "cuda", "bfloat16")
+    assert seeds.seeds_at_once(None, n_seeds, ThisMachine("cuda"), REFERENCE, how) == (jobs, pytest.approx(gain))
+
+
+@pytest.mark.parametrize(
+    ("n_gpus", "n_seeds", "jobs", "gain"), [(8, 5, 5, 5.0), (2, 5, 2, 5 / 6 * 2), (2, 4, 4, 2.4), (4, 4, 4, 4.0)]
+)
+def test_seeds_have_gpus_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, n_gpus: int, n_seeds: int, jobs: int, gain: float
+):
+    monkeypatch.setattr(seeds, "rates", lambda candidate, how: {1: 100.0, 2: 120.0, 4: 130.0})
+    monkeypatch.setattr(seeds, "gpus", lambda device: list(map(str, range(n_gpus))))
+    how = TrainingConfig(1, 0, "cuda", "bfloat16")
+    assert seeds.seeds_at_once(None, n_seeds, ThisMachine("cuda"), REFERENCE, how) == (jobs, pytest.approx(gain))
 
 
 def test_seeds_at_once_that_were_not_measured_gain_nothing_on_a_cpu(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(seeds, "known_rates", lambda device, precision, candidate: {})
-    assert seeds.seeds_at_once(2, 5, ThisMachine("cpu"), "float32", REFERENCE) == (2, 1.0)
-    assert seeds.seeds_at_once(8, 3, ThisMachine("cuda"), "bfloat16", REFERENCE) == (3, 3.0)
+    known: dict[int, float] = {}
+    monkeypatch.setattr(seeds, "known_rates", lambda candidate, how: known)
+    monkeypatch.setattr(seeds, "gpus", lambda device: ["0"] if device == "cuda" else [])
+    on_cpu, on_gpu = (TrainingConfig(1, 0, device, "float32") for device in ("cpu", "cuda"))
+    assert seeds.seeds_at_once(2, 4, ThisMachine("cpu"), REFERENCE, on_cpu) == (2, 1.0)
+    assert seeds.seeds_at_once(8, 3, ThisMachine("cuda"), REFERENCE, on_gpu) == (3, 1.0)
+    known |= {1: 100.0, 2: 125.0, 4: 130.0}
+    assert seeds.seeds_at_once(3, 5, ThisMachine("cuda"), REFERENCE, on_gpu) == (3, pytest.approx(5 / 6 * 1.25))
 
 
 def test_more_seeds_at_once_than_cores_are_warned_of(monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr(seeds, "known_rates", lambda device, precision, candidate: {})
+    monkeypatch.setattr(seeds, "known_rates", lambda candidate, how: {})
     monkeypatch.setattr(hardware, "n_cores", lambda: 2)
-    assert seeds.seeds_at_once(2, 5, ThisMachine("cpu"), "float32", REFERENCE)[0] == 2
+    how = TrainingConfig(1, 0, "cpu", "float32")
+    assert seeds.seeds_at_once(2, 5, ThisMachine("cpu"), REFERENCE, how)[0] == 2
     assert capsys.readouterr().err == ""
-    assert seeds.seeds_at_once(4, 5, ThisMachine("cpu"), "float32", REFERENCE)[0] == 4
+    assert seeds.seeds_at_once(4, 5, ThisMachine("cpu"), REFERENCE, how)[0] == 4
     assert capsys.readouterr().err.startswith("warning: --jobs 4 is more than the 2 cores here")
 
 

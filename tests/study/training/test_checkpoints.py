@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,22 @@ def test_what_cannot_be_read_now_is_not_taken_for_damaged(
     with monkeypatch.context() as failing:
         failing.setattr("zipfile.ZipFile.testzip", fail)
         with pytest.raises(StudyFailed, match="cannot be read now"):
+            load_progress(file)
+    assert loaded(file).epoch == 2
+
+
+def test_what_is_not_even_told_of_is_not_taken_for_damaged(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_progress(progress(), file)
+    stat = os.stat
+
+    def stale(path: Any, *each: Any, **more: Any) -> os.stat_result:
+        if str(path) == str(file):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return stat(path, *each, **more)
+
+    with monkeypatch.context() as failing:
+        failing.setattr("os.stat", stale)
+        with pytest.raises(StudyFailed, match=r"cannot be read now \(it cannot be opened \(Stale file handle\)\)"):
             load_progress(file)
     assert loaded(file).epoch == 2
 

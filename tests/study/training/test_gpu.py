@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import statistics
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,10 +124,12 @@ def test_every_family_of_networks_can_be_captured(images: Images, name: str) -> 
     assert trained.records[0].val_accuracy is not None
 
 
-def test_a_compiled_graph_trains_as_well(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_graph_trains_as_well(images: Images, user_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("study.training.compiling.EXPECTED_COMPILE_S", 0.0)
     monkeypatch.setattr("study.training.compiling.LEAST_STEPS", 0)
     found = train(candidate(MOVED), images, gpu(compiled=True), images)
+    (kept,) = user_cache.rglob("compiled-*.json")  # it was compiled, and measured against the plain one
+    assert '"compile_s"' in kept.read_text()
     plain = train(candidate(MOVED), images, gpu(), images)
     assert found.records[-1].train_loss == pytest.approx(plain.records[-1].train_loss, rel=0.1)
 
@@ -263,5 +266,5 @@ def test_a_gpu_and_a_cpu_learn_alike(cifar10_folder: str) -> None:
 
 
 def test_trainings_share_the_device() -> None:
-    found = measure("cuda", "bfloat16", REFERENCE, [1, 2], Window(0.1, 0.2, 1))
+    found = measure(REFERENCE, TrainingConfig(1, 0, "cuda", "bfloat16"), [1, 2], Window(0.1, 0.2, 1))
     assert min(found.values()) > 0

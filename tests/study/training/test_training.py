@@ -199,6 +199,17 @@ def test_every_part_of_the_optimisation_has_an_effect(tiny_images: Images, chang
     assert not _same(first, _train(tiny_images, Candidate(TINY, CANDIDATE.augmentation, changed), epochs=1))
 
 
+def test_the_rate_is_for_the_batches_that_there_are(tiny_images: Images) -> None:
+    """Few images are one batch, however large a batch is asked for."""
+    few = tiny_images.take(np.arange(18))
+    found = [
+        train(Candidate(TINY, optimisation=Optimisation(lr=0.6, batch_size=size)), few, TrainingConfig(1, 0))
+        for size in (18, 256)
+    ]
+    assert found[0].records[0].lr == found[1].records[0].lr == pytest.approx(0.6 * 18 / 128)
+    assert found[0].records[0].train_loss == found[1].records[0].train_loss
+
+
 def test_label_smoothing_is_in_the_loss(tiny_images: Images) -> None:
     """One batch of all images: its loss is that of the initial weights."""
     plain = Optimisation(batch_size=200, label_smoothing=0.0)
