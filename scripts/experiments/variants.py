@@ -144,16 +144,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     file = options.results / f"{options.group}.json"
     command = evidence.command_line(SCRIPT, given)
     if options.time:
-        rates = {
-            "rates": _rates({name: candidates[name] for name in chosen}, calibrate("cpu").precision),
-            "command": command,
-            "hardware": hardware("cpu"),
-        }
-        before = _read(file)
+        before, machine = _read(file), hardware("cpu")
         older = before.get("speed") or {}
-        if older.get("hardware") == rates["hardware"]:  # those of another machine do not compare
-            rates["rates"] = {**older["rates"], **rates["rates"]}
-        evidence.write(file, {**before, "speed": rates})
+        rates = _rates({name: candidates[name] for name in chosen}, calibrate("cpu").precision)
+        if older.get("hardware") == machine:  # those of another one do not compare
+            rates = {**older["rates"], **rates}
+            command = " && ".join(dict.fromkeys([*older["command"].split(" && "), command]))
+        evidence.write(file, {**before, "speed": {"rates": rates, "command": command, "hardware": machine}})
         return 0
 
     from joblib import Parallel, delayed

@@ -40,6 +40,10 @@ def test_what_is_trained_is_kept_and_not_trained_again(
     timed = json.loads(file.read_text())
     assert timed["runs"] == runs
     assert set(timed["speed"]["rates"]) == {"SGD, stronger augmentation"}
+    assert variants.main([*arguments, "--only", "Muon, stronger augmentation", "--time"]) == 0
+    speed = json.loads(file.read_text())["speed"]
+    assert set(speed["rates"]) == {"SGD, stronger augmentation", "Muon, stronger augmentation"}
+    assert speed["command"].count(" && ") == 1
     assert not list((tmp_path / "checkpoints").glob("*.pt"))
     with pytest.raises(UserError, match=r"--only must be of 'SGD, stronger augmentation', .*: 'another'"):
         variants.main([*arguments, "--only", "another"])
