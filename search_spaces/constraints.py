@@ -140,7 +140,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Clock:
-    """Turns an architecture into predicted seconds an epoch, for `max_epoch_s`."""
+    """Turns an architecture into predicted seconds an epoch, for `max_epoch_s`: in batches of 128 whatever a candidate
+    trains with, since whether limits can be met must not depend on what is sampled."""
 
     cost: CostModel
     n_train: int
@@ -289,7 +290,7 @@ def limit_rows(
     if limits.max_macs is not None:
         words["macs"] = ("Multiply-accumulates", f"< {limits.max_macs:,}")
     if limits.max_epoch_s is not None:
-        words["epoch_s"] = ("Predicted time of an epoch", f"< {limits.max_epoch_s:g} s")
+        words["epoch_s"] = ("Predicted time of an epoch in batches of 128", f"< {limits.max_epoch_s:g} s")
     words |= {limit.name: (MEASURES.get(limit.name, limit.name), f"< {limit.bound:,g}") for limit in limits.own}
     found = {}
     if architecture is not None:

@@ -112,7 +112,8 @@ def _parser() -> argparse.ArgumentParser:
     limits.add_argument(
         "--max-epoch-s",
         action=above(0),
-        help="predicted seconds of an epoch < S (default: some times the reference network's on a CPU, none on a GPU)",
+        help="predicted seconds of an epoch in batches of 128 < S (default: some times the reference network's on a "
+        "CPU, none on a GPU)",
     )
     figures = "; ".join(f"{name}=N: {what.lower().replace('cpu', 'CPU')} < N" for name, what in MEASURES.items())
     limits.add_argument(
