@@ -47,7 +47,7 @@ import evidence
 from evidence import Floats
 from experiments import samplers
 from search_spaces import DEFAULT_SPACE, get_space
-from search_spaces.constraints import Clock, InfeasibleError
+from search_spaces.constraints import Clock, InfeasibleError, Limits
 from search_spaces.cost import CostModel
 from search_spaces.space import Choice, Domain, Params
 from search_spaces.training_dimensions import OF_OPTIMIZER
@@ -139,6 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     record = {
         "command": evidence.command_line(SCRIPT, given),
         "space": options.space,
+        "default": default_id(options.space),
         "budget": options.budget,
         "studies": table["studies"],
         "config": {**table["config"], "sampler": None, "seed": None, "pruner": None},
@@ -150,6 +151,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     draw(record, file.with_suffix(".png"))
     print(f"{json.dumps(record['surrogate'])}\n\n{markdown(record)}\n\n-> {file} and .png")
     return 0
+
+
+def default_id(space: str) -> str:
+    """Of the candidate that is the space's default now: replays begin with it, and most samplers stay near it."""
+    found = get_space(space)
+    return found.decode(found.anchors(Limits())["default"], Limits()).candidate.candidate_id
 
 
 def collect(space: str, folders: Sequence[Path]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from experiments import replays
 from search_spaces import get_space
 from search_spaces.constraints import InfeasibleError, Limits
 from study.errors import UserError
+from study.machine.paths import RESULTS
 from study.storage.config import StudyConfig
 
 COST = {
@@ -218,3 +219,12 @@ def test_mistakes_get_a_line(tmp_path: Path) -> None:
         replays.main(["--results", str(tmp_path)])
     with pytest.raises(UserError, match="No study of 'dilated' with complete trials is below"):
         replays.main(["--collect", str(tmp_path), "--results", str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", ["dilated", "dilated-15000"])
+def test_a_recorded_command_still_replays_what_it_replayed(name: str) -> None:
+    record = json.loads((RESULTS / "replays" / f"{name}.json").read_text())
+    assert [(each["name"], each["title"]) for each in record["settings"]] == [
+        (way, setting.title) for way, setting in replays.SETTINGS.items()
+    ]
+    assert record["default"] == replays.default_id(record["space"])
