@@ -95,7 +95,8 @@ def compose(augmentation: Augmentation, mean: Sequence[float] = MEAN) -> Any:
 
 
 def batch_seed(seed: int, epoch: int, batch: int) -> np.random.SeedSequence:
-    """The seed of one batch's augmentations."""
+    """The seed of one batch's augmentations. That of an epoch's first one is the seed of its order, too: zeros at the
+    end of a seed change nothing, and nothing depends on the two being independent."""
     return np.random.SeedSequence([seed, epoch, batch])
 
 
