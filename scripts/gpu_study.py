@@ -464,10 +464,11 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _call(options: argparse.Namespace, folder: Path, started: float, is_carried: bool) -> Call:
-    state = {"done": {}, "spent": {}, "begun": {}, "plan": {}, "spent_s": 0.0}
+    state: dict[str, Any] = {"done": {}, "spent": {}, "begun": {}, "plan": {}, "spent_s": 0.0}
     with contextlib.suppress(OSError, ValueError):
         state |= json.loads((folder / "state.json").read_text())
-    if state.setdefault("dry", options.dry_run) != options.dry_run:
+    older = any("--device cpu" in command for command in state["begun"].values())  # of before it was noted
+    if state.setdefault("dry", older if state["begun"] else options.dry_run) != options.dry_run:
         of = "a dry run" if state["dry"] else "a run at full size"
         raise UserError(f"--folder {str(folder)!r} holds {of}, which another cannot go on from. Name another.")
     ends = total_ends = math.inf

@@ -23,7 +23,8 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -506,17 +507,22 @@ def _each(data: Any, name: str, read: Callable[[Any], Any]) -> tuple[Any, ...]:
     return tuple(map(read, data))
 
 
+_Fields = tuple[tuple[int, int], ...]
+"""Receptive field of so many channels, in their order."""
+
+
 class _Trace:
     """Operations so far, their sums, and where they lead: shape (C, H, W), receptive field and jump.
 
-    Where channels come from different branches, each has a field of its own until a dense convolution mixes them: what
-    one branch and the next add to different channels nobody sees together. `fields` holds one for all, or one for each.
+    Where channels come from different branches, each has a field of its own until a dense convolution or a layer norm
+    mixes them: what one branch and the next add to different channels nobody sees together. `fields` holds runs of
+    channels of one field, since a stranger's network may have thousands of channels, thousands of times.
     """
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         self.operations: list[Operation] = []
         self.shape, self.jump = shape, 1
-        self.fields: tuple[int, ...] = (1,)
+        self.fields: _Fields = ((1, shape[0]),)
         self.params, self.macs = 0, 0
         self.layer, self.run = 0, 0
         self.unit: int | None = None
@@ -541,10 +547,10 @@ class _Trace:
             or channels * side**2 > MOST_VALUES
             or self.params > MOST_PARAMS
             or self.macs > MOST_MACS
-            or max(*self.fields, self.jump) > MOST_FIELD
+            or max(self.field, self.jump) > MOST_FIELD
         ):
             raise ArchitectureError(f"{_SIZES}: layer {self.layer} makes it larger.")
-        figures = (params, macs, max(self.fields), self.jump)
+        figures = (params, macs, self.field, self.jump)
         self.operations.append(
             Operation(self.layer, name, detail, before, self.shape, *figures, *geometry, self.unit, self.run)
         )
@@ -563,7 +569,7 @@ class _Trace:
                 f"The map would shrink below 1 pixel in layer {self.layer}: {side}x{side} with "
                 f"{kernel=}, {dilation=}, {padded=}."
             )
-        self._see(extent * self.jump, conv.groups, conv.out_channels)
+        self._see(extent * self.jump, conv.out_channels, conv.groups)
         self.jump *= conv.stride
         detail = f"{kernel}x{kernel}"
         detail += f", stride {conv.stride}" if conv.stride > 1 else ""
@@ -574,14 +580,18 @@ class _Trace:
         out = (conv.out_channels, out_side, out_side)
         self.add("Conv2d", detail, out, params, weights * out_side**2, (kernel, dilation, padded, conv.groups))
 
-    def _see(self, more: int, groups: int = 1, n_outputs: int = 1) -> None:
+    @property
+    def field(self) -> int:
+        """The largest."""
+        return max(self.fields)[0]
+
+    def _see(self, more: int, n_outputs: int, groups: int = 1) -> None:
         """Every output sees `more` than the inputs of its group."""
-        if groups == 1 or len(self.fields) == 1:
-            self.fields = (max(self.fields) + more,)
+        if len(self.fields) == 1 or groups == 1:
+            self.fields = ((self.field + more, n_outputs),)
         else:
-            n = len(self.fields) // groups
-            seen = [max(self.fields[i : i + n]) + more for i in range(0, len(self.fields), n)]
-            self.fields = tuple(field for field in seen for _ in range(n_outputs // groups))
+            seen = _by_group(self.fields, self.shape[0] // groups)
+            self.fields = _joined((field + more, n * (n_outputs // groups)) for field, n in seen)
 
     def follow(self, unit: Unit) -> None:
         """Appends the operations of `unit`."""
@@ -594,6 +604,8 @@ class _Trace:
             self.convolve(first, "pointwise")
             self.add("Gate", ACTIVATION_NAMES[unit.activation_type], (unit.hidden, *self.shape[1:]))
             self.convolve(last, "pointwise")
+        if unit.norm and unit.norm_type == "layer":
+            self._see(0, self.shape[0])
         if unit.norm:
             self.add(NORM_NAMES[unit.norm_type], params=2 * self.shape[0])
         if not isinstance(unit, Gated) and unit.activation:
@@ -613,22 +625,21 @@ class _Trace:
             self.convolve(conv, kind)
 
     def _branches(self, unit: Branches) -> None:
-        shape, fields, ends, first = self.shape, self._of_each(), list[tuple[int, ...]](), 0
+        shape, fields, ends, first = self.shape, self.fields, list[_Fields](), 0
         for branch, channels in zip(unit.branches, unit.channels(shape[0]), strict=True):
-            self.shape, self.fields = (channels, *shape[1:]), fields[first : first + channels]
+            self.shape = (channels, *shape[1:])
+            self.fields = _joined(_part(fields, first, channels))
             if branch.smooth:
                 self._see(2 * self.jump, channels, channels)
                 self.add("AvgPool2d", "3x3, stride 1")
             if branch.kernel > 1:
                 self.convolve(branch.conv(channels, unit.bias), "depthwise")
-            ends.append(self._of_each())
+            ends.append(self.fields)
             first += channels if unit.join == "concat" else 0
         self.shape = shape
-        self.fields = tuple(itertools.chain(*ends)) if unit.join == "concat" else _largest(*ends)
+        sums = unit.join == "sum"
+        self.fields = functools.reduce(_largest, ends) if sums else _joined(itertools.chain(*ends))
         self.add(JOINS[unit.join], ", ".join(map(str, unit.branches)))
-
-    def _of_each(self) -> tuple[int, ...]:
-        return self.fields * (self.shape[0] // len(self.fields))
 
     def repeat(self, layer: Residual) -> None:
         """Appends the operations of all runs of `layer`."""
@@ -652,9 +663,52 @@ class _Trace:
         self.run = 0
 
 
-def _largest(*fields: tuple[int, ...]) -> tuple[int, ...]:
-    n = max(map(len, fields))
-    return tuple(map(max, *(each * (n // len(each)) for each in fields)))
+def _joined(runs: Iterable[tuple[int, int]]) -> _Fields:
+    """Those of one field that follow each other as one."""
+    fields = ((field, sum(n for _, n in each)) for field, each in itertools.groupby(runs, operator.itemgetter(0)))
+    return tuple(fields)
+
+
+def _part(fields: _Fields, first: int, n: int) -> Iterator[tuple[int, int]]:
+    """Those of `n` channels from `first` on."""
+    for field, length in fields:
+        inside = min(length, first + n) - max(0, first)
+        if inside > 0:
+            yield field, inside
+        first -= length
+
+
+def _by_group(fields: _Fields, size: int) -> Iterator[tuple[int, int]]:
+    """The largest of every group of `size` channels, and of how many groups."""
+    most, missing = 0, size
+    for field, n in fields:
+        while n:
+            whole = n // size if missing == size else 0
+            if whole:
+                yield field, whole
+                n -= whole * size
+                continue
+            taken = min(n, missing)
+            most, missing, n = max(most, field), missing - taken, n - taken
+            if not missing:
+                yield most, 1
+                most, missing = 0, size
+
+
+def _largest(some: _Fields, others: _Fields) -> _Fields:
+    """The larger one of each channel."""
+    if len(some) == len(others) == 1:
+        return max(some, others)
+    left, right, found = list(reversed(some)), list(reversed(others)), list[tuple[int, int]]()
+    while left:
+        (one, n), (other, m) = left.pop(), right.pop()
+        both = min(n, m)
+        found.append((max(one, other), both))
+        if n > both:
+            left.append((one, n - both))
+        if m > both:
+            right.append((other, m - both))
+    return _joined(found)
 
 
 def _trace(architecture: Architecture) -> tuple[Operation, ...]:
@@ -667,7 +721,7 @@ def _trace(architecture: Architecture) -> tuple[Operation, ...]:
             trace.follow(layer)
     trace.layer = len(architecture.layers)
     channels, side, _ = trace.shape
-    trace._see((side - 1) * trace.jump)
+    trace._see((side - 1) * trace.jump, channels)
     trace.add("AvgPool2d", f"global, {side}x{side}", (channels, 1, 1))
     trace.convolve(Conv(architecture.n_classes, kernel=1, bias=architecture.classifier_bias), "classifier")
     return tuple(trace.operations)

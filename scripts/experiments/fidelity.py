@@ -72,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = open_data(options.data)
     refuse_other_data(name, config, data)
     everything = load_train(data.source)
-    for_training, for_validation = search_split(everything.labels, options.train_images, config.val_images)
+    for_training, for_validation = search_split(
+        everything.labels, options.train_images, config.val_images, everything.of
+    )
     images, validation = everything.take(for_training), everything.take(for_validation)
     chosen = [complete[round(place)] for place in np.linspace(0, len(complete) - 1, options.candidates)]
     # From both ends inwards: whatever time allows, the candidates stay spread over the ranking.

@@ -9,6 +9,7 @@ Torch is imported by the processes that train: who only asks what is known needs
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
 import multiprocessing
@@ -228,5 +229,7 @@ def _ready(candidate: Candidate, how: TrainingConfig) -> Training:
 
 def _name(candidate: Candidate, how: TrainingConfig) -> str:
     kernels = sorted(how.native_depthwise)
-    of = [hardware(how.device), versions(), how.precision, kernels, candidate.candidate_id]
+    made = candidate.augmentation, candidate.optimisation
+    trained = [candidate.architecture.architecture_id, dataclasses.asdict(made[0]), made[1].optimizer]
+    of = [hardware(how.device), versions(), how.precision, kernels, *trained, made[1].batch_size]
     return f"jobs-{identifier(of)}"

@@ -120,8 +120,8 @@ def died(key: int, error: Exception) -> Died:
     """What a worker says that ends because of `error`."""
     if isinstance(error, CaptureFailed):
         return Died(key, f"a CUDA graph could not be captured ({error})", in_capture=True)
-    if isinstance(error, StudyFailed):  # said in a line
-        return Died(key, str(error))
+    if isinstance(error, StudyFailed):  # of a disk, which is every worker's
+        return Died(key, str(error), for_all=True)
     return Died(key, first_line(error), traceback.format_exc())
 
 

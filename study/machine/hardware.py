@@ -74,6 +74,11 @@ def gpus(device: str) -> list[str]:
     return [str(index) for index in range(torch.cuda.device_count())]
 
 
+def n_devices(device: str) -> int:
+    """Between how many the trainings on `device` are shared: GPUs, or the one CPU."""
+    return max(1, len(gpus(device)))
+
+
 def hardware(device: str) -> dict[str, Any]:
     """Names for reports."""
     found: dict[str, Any] = {"device": device, "cpu": cpu_name(), "n_cores": n_cores()}

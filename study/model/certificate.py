@@ -9,7 +9,16 @@ from torch import nn
 
 from search_spaces.architecture import Architecture
 from search_spaces.constraints import Constraint, InfeasibleError, Limits
-from study.model.layers import _ACTIVATIONS, _NORMS, DepthwiseConv2d, Gate, RunNorms, SumOfHalves
+from study.model.layers import (
+    _ACTIVATIONS,
+    _NORMS,
+    DepthwiseConv2d,
+    Gate,
+    LayerNorm2d,
+    MeanOfChannels,
+    RunNorms,
+    SumOfHalves,
+)
 from study.model.network import Network
 
 
@@ -26,8 +35,8 @@ def count_params(module: nn.Module) -> int:
 def measure_receptive_field(network: Network, architecture: Architecture) -> int:
     """Side in pixels of what one output before the global pooling depends on, by gradient.
 
-    All weights are set positive, norms and activations to the identity and gates to the sum of their
-    halves (see `SumOfHalves`), so that nothing can cancel; the input is larger than the field, so that
+    All weights are set positive, norms and activations to the identity, norms over channels to their mean and gates to
+    the sum of their halves (see `SumOfHalves`), so that nothing can cancel; the input is larger than the field, so that
     nothing is cut off; the answer is the side of the bounding box of the non-zero gradient of the
     centre output (float64, on a copy).
     """
@@ -35,7 +44,10 @@ def measure_receptive_field(network: Network, architecture: Architecture) -> int
 
     def linear(module: nn.Module) -> None:
         for name, child in module.named_children():
-            if isinstance(child, (RunNorms, *_NORMS.values(), *_ACTIVATIONS.values())):
+            first = child[0] if isinstance(child, RunNorms) else child
+            if isinstance(first, LayerNorm2d):
+                setattr(module, name, MeanOfChannels())
+            elif isinstance(child, (RunNorms, *_NORMS.values(), *_ACTIVATIONS.values())):
                 setattr(module, name, nn.Identity())
             elif isinstance(child, Gate):
                 setattr(module, name, SumOfHalves())

@@ -186,6 +186,13 @@ class SumOfHalves(nn.Module):
         return first + second
 
 
+class MeanOfChannels(nn.Module):
+    """What a layer norm sees: every channel of a pixel, in all of them."""
+
+    def forward(self, x: torch.Tensor, run: int = 0) -> torch.Tensor:
+        return x + x.mean(1, keepdim=True)
+
+
 class ParallelBranches(nn.Module):
     """Depthwise convolutions side by side, summed or concatenated, [N, C, H, W] -> [N, C, H, W]."""
 

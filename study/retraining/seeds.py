@@ -15,7 +15,7 @@ from study.command_line.wording import duration, percent
 from study.errors import StudyFailed, TrialFailed
 from study.executors.messages import Died, EpochEnded, Failed, Message, Work, WorkerSetup
 from study.executors.workplace import Workplace
-from study.machine.hardware import gpus, warn_of_jobs
+from study.machine.hardware import n_cores, n_devices, warn_of_jobs
 from study.machine.interrupts import InterruptFlag
 from study.training.checkpoints import checkpoint_name, load_progress
 from study.training.records import EpochRecord, TrainingConfig
@@ -85,16 +85,17 @@ def seeds_at_once(
         warn_of_jobs(asked)
     elif n_seeds == 1:
         return 1, 1.0
-    n_gpus = max(1, len(gpus(how.device)))
+    n = n_devices(how.device)
     measured = rates(candidate, how) if asked is None else known_rates(candidate, how)
     # Seeds on GPUs of their own do not slow each other; on a CPU, unmeasured, all share its cores.
-    faster = {jobs: float(jobs) for jobs in range(1, n_gpus + 1)}
+    faster = {jobs: float(jobs) for jobs in range(1, n + 1)}
     if 1 in measured:
-        faster |= {n_gpus * jobs: n_gpus * rate / measured[1] for jobs, rate in measured.items()}
+        faster |= {n * jobs: n * rate / measured[1] for jobs, rate in measured.items()}
     if asked is not None:
         jobs = min(asked, n_seeds)
         return jobs, gain(jobs, max(found for number, found in faster.items() if number <= jobs))
-    jobs = max((number for number in faster if number <= n_seeds), key=lambda each: (gain(each, faster[each]), -each))
+    possible = [number for number in faster if number <= min(n_seeds, n_cores())]
+    jobs = max(possible, key=lambda number: (gain(number, faster[number]), -number))
     return jobs, gain(jobs, faster[jobs])
 
 

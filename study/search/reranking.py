@@ -21,7 +21,6 @@ from study.search.creation import (
     find_study,
     new_study,
     refuse_early,
-    refuse_other_dimensions,
     refuse_other_version,
     typical,
 )
@@ -82,7 +81,6 @@ def rerank(plan: RerankPlan) -> int:
     source = open_study(plan.search.url, plan.source)
     refuse_other_version(plan.source, config_of(source))
     space = _space_of(source)
-    refuse_other_dimensions(source, space)
     place = workplace(plan.search.cluster, plan.search.device)
     refuse_early(plan.search)
     existing = find_study(plan.search)

@@ -66,10 +66,12 @@ class Machine:
     @property
     def gain(self) -> float:
         """How much faster trials at once are than one after another."""
-        if self.jobs in self.rates and 1 in self.rates:
-            return self.rates[self.jobs] / self.rates[1]
-        # Trials at once share the cores of a CPU: without a measurement they gain nothing. Workers of a cluster do not.
-        return 1.0 if self.place.room() is None and self.place.device == "cpu" else float(self.jobs)
+        if 1 in self.rates:
+            return max(rate for jobs, rate in self.rates.items() if jobs <= self.jobs) / self.rates[1]
+        from study.machine.hardware import n_devices
+
+        # Trials at once share a GPU, or the cores of a CPU: without a measurement they gain nothing there.
+        return float(self.jobs if self.place.room() is not None else min(self.jobs, n_devices(self.place.device)))
 
 
 def search(plan: SearchPlan) -> int:
@@ -152,7 +154,7 @@ def _trials_at_once(
     plan: SearchPlan, place: Workplace, candidate: Candidate, how: TrainingConfig
 ) -> tuple[int, dict[int, float]]:
     from study.calibration.concurrency import best_jobs, known_rates
-    from study.machine.hardware import gpus, n_cores
+    from study.machine.hardware import n_cores, n_devices
 
     room = place.room()
     if room is not None:
@@ -160,8 +162,8 @@ def _trials_at_once(
     if plan.jobs is not None or plan.trials == 1 or n_cores() == 1:
         return plan.jobs or 1, known_rates(candidate, how)
     jobs, rates = best_jobs(candidate, how)
-    n_gpus = max(1, len(gpus(place.device)))  # measured on one
-    return min(n_cores(), jobs * n_gpus), rates if n_gpus == 1 else {}
+    n = n_devices(place.device)  # measured on one
+    return min(n_cores(), jobs * n), {1: rates[1]} | {n * number: n * rate for number, rate in rates.items()}
 
 
 def bring_to_end(
@@ -210,7 +212,7 @@ def bring_to_end(
     config = config_of(study)
     study.pruner = make_pruner(config.pruner, config.epochs, first_step(study))
     n_left = max(0, plan.trials - slots.n_finished())
-    # The last few have all cores.
+    # What few are left have all cores.
     machine = dataclasses.replace(machine, jobs=min(machine.jobs, max(1, n_left)))
     plan, place = dataclasses.replace(plan, jobs=machine.jobs), machine.place
     expected_s, by = _expected(machine, config, n_left)

@@ -244,6 +244,8 @@ def test_a_field_is_of_channels_that_meet() -> None:
     architecture = Architecture(layers)
     assert architecture.receptive_field == 27  # of 45 if both had widened the same ones
     assert measure_receptive_field(build(architecture), architecture) == 27
+    mixed = Architecture((layers[0], Branches(first, norm_type="layer"), *layers[2:]))  # over the channels of a pixel
+    assert mixed.receptive_field == measure_receptive_field(build(mixed), mixed) == 45
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -252,7 +254,8 @@ def test_fields_of_whatever_does_not_mix_its_channels(seed: int) -> None:
     layers, width = list[Layer]([Conv(8)]), 8
     for _ in range(6):
         branches = tuple(Branch(rng.choice((1, 3, 5)), rng.choice((1, 2))) for _ in range(rng.randint(1, 3)))
-        apart = Branches((*branches, Branch(3)), rng.choice(("sum", "concat")))
+        norm = rng.choice(("batch", "batch", "layer"))
+        apart = Branches((*branches, Branch(3)), rng.choice(("sum", "concat")), norm_type=norm)
         conv = Conv(rng.choice((4, 8, 12)), kernel=rng.choice((1, 3)), groups=rng.choice((1, 2, 4)))
         layers.append(rng.choice((conv, apart, Residual((apart,)), Residual((Conv(width, groups=width),)))))
         width = conv.out_channels if layers[-1] is conv else width

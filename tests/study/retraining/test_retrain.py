@@ -322,7 +322,8 @@ def test_seeds_at_once_are_those_that_finish_first(
     monkeypatch: pytest.MonkeyPatch, measured: dict[int, float], n_seeds: int, jobs: int, gain: float
 ):
     monkeypatch.setattr(seeds, "rates", lambda candidate, how: measured)
-    monkeypatch.setattr(seeds, "gpus", lambda device: ["0"])
+    monkeypatch.setattr(seeds, "n_devices", lambda device: 1)
+    monkeypatch.setattr(seeds, "n_cores", lambda: 16)
     how = TrainingConfig(1, 0, "cuda", "bfloat16")
     assert seeds.seeds_at_once(None, n_seeds, ThisMachine("cuda"), REFERENCE, how) == (jobs, pytest.approx(gain))
 
@@ -334,7 +335,8 @@ def test_seeds_have_gpus_of_their_own(
     monkeypatch: pytest.MonkeyPatch, n_gpus: int, n_seeds: int, jobs: int, gain: float
 ):
     monkeypatch.setattr(seeds, "rates", lambda candidate, how: {1: 100.0, 2: 120.0, 4: 130.0})
-    monkeypatch.setattr(seeds, "gpus", lambda device: list(map(str, range(n_gpus))))
+    monkeypatch.setattr(seeds, "n_devices", lambda device: n_gpus)
+    monkeypatch.setattr(seeds, "n_cores", lambda: 16)
     how = TrainingConfig(1, 0, "cuda", "bfloat16")
     assert seeds.seeds_at_once(None, n_seeds, ThisMachine("cuda"), REFERENCE, how) == (jobs, pytest.approx(gain))
 
@@ -342,7 +344,7 @@ def test_seeds_have_gpus_of_their_own(
 def test_seeds_at_once_that_were_not_measured_gain_nothing_on_a_cpu(monkeypatch: pytest.MonkeyPatch):
     known: dict[int, float] = {}
     monkeypatch.setattr(seeds, "known_rates", lambda candidate, how: known)
-    monkeypatch.setattr(seeds, "gpus", lambda device: ["0"] if device == "cuda" else [])
+    monkeypatch.setattr(seeds, "n_devices", lambda device: 1)
     on_cpu, on_gpu = (TrainingConfig(1, 0, device, "float32") for device in ("cpu", "cuda"))
     assert seeds.seeds_at_once(2, 4, ThisMachine("cpu"), REFERENCE, on_cpu) == (2, 1.0)
     assert seeds.seeds_at_once(8, 3, ThisMachine("cuda"), REFERENCE, on_gpu) == (3, 1.0)
