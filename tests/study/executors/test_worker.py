@@ -236,6 +236,24 @@ def test_one_that_diverges_fails_with_the_reason(tiny_images: Images, tmp_path: 
     assert failed.wall_s > 0
 
 
+def test_a_checkpoint_that_cannot_be_read_now_stops_every_worker(
+    tiny_images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial that failed for it would be drawn anew, and its checkpoint forgotten."""
+    work = work_of(tmp_path)
+    with pytest.raises(SystemExit):
+        run(work, tiny_images, Told(), lambda: True)
+
+    def away(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("zipfile.ZipFile.testzip", away)
+    with pytest.raises(StudyFailed, match="cannot be read now") as caught:
+        run(work, tiny_images, Told())
+    died = worker.died(work.key, caught.value)
+    assert (died.for_all, died.traceback) == (True, "")
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [

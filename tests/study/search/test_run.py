@@ -37,7 +37,7 @@ from study.search.creation import (
 )
 from study.search.plan import PRUNERS, SearchPlan
 from study.search.sampling import distributions
-from study.search.searching import get_ready
+from study.search.searching import Machine, get_ready
 from study.storage.config import StudyConfig
 from study.storage.database import HIDDEN, open_storage, storage_of
 from study.storage.slots import SlotTable
@@ -63,6 +63,23 @@ def test_more_trials_at_once_than_cores_are_warned_of(
         assert get_ready(dataclasses.replace(plan, jobs=jobs), ThisMachine("cpu"), REFERENCE).jobs == jobs
         assert capsys.readouterr().err.partition(",")[0].strip() == warning
     assert [n_loaders("cpu", ThisMachine("cpu").cores(5)), n_loaders("cuda", 1)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("jobs", "rates", "n", "gain"),
+    [
+        (4, {1: 100.0, 2: 130.0, 4: 150.0}, 1, 1.5),
+        (3, {1: 100.0, 2: 130.0, 4: 150.0}, 1, 1.3),  # of what was measured the next below
+        (3, {}, 1, 1.0),
+        (3, {}, 2, 2.0),
+    ],
+)
+def test_the_gain_of_trials_at_once(
+    jobs: int, rates: dict[int, float], n: int, gain: float, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("study.machine.hardware.n_devices", lambda device: n)
+    made = Calibration("cuda", {}, "bfloat16", COST, 0.0)
+    assert Machine(ThisMachine("cuda"), CIFAR10, made, jobs, rates, (REFERENCE,)).gain == gain
 
 
 def test_nothing_is_created_by_looking(tmp_path: Path):
