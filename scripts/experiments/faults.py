@@ -145,7 +145,8 @@ def chain(
         finish(*words[1:] if words[0] == "-m" else words)
     from study.bundle.files import FILES, load_bundle
 
-    bundle = load_bundle(out / "results" / "faults" / "best")
+    load_bundle(out / "results" / "faults" / "best")  # published, which leaves out what can be made again
+    bundle = load_bundle(out / "study" / "best")
     if len(bundle.metrics["seeds"]) != 2 or {file.name for file in bundle.folder.iterdir()} < set(FILES):
         raise StudyFailed(f"the bundle is not whole: {sorted(file.name for file in bundle.folder.iterdir())}")
     again = left(out / "study", 2, "dilated-rerank")  # one candidate, two settings
