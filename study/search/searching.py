@@ -89,11 +89,12 @@ def search(plan: SearchPlan) -> int:
                 "--study-name."
             )
         refuse_untyped(plan, existing[0])
-        refuse_other_dimensions(existing[0], open_space(config_of(existing[0]).space))
         refuse_cifar10(plan.name, config_of(existing[0]), plan.data)
     refuse_foreign(plan.out, plan.name, existing and existing[0], new=existing is None)
     with typed():
         space, limits = (plan.space, Limits(**plan.limits)) if existing is None else _searched(existing[0])
+    if existing is not None:
+        refuse_other_dimensions(existing[0], open_space(space))
     asked = config_of(existing[0]).precision if existing else plan.settings.get("precision")
     machine = get_ready(
         plan,

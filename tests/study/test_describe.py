@@ -215,6 +215,7 @@ def test_a_space_for_other_limits(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "No default network under the default limits: " in text
     assert main([f"{file}:Roomy", "--json"]) == 0
     assert "batch_size" in json.loads(capsys.readouterr().out)["dimensions"]
+    SPACES.pop("roomy")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from study.data import cifar10 as data
 from study.errors import CaptureFailed, StudyFailed, UserError
 from study.executors import local, worker
 from study.executors.local import ThisMachine
-from study.executors.messages import EpochEnded, Message, Work, WorkerSetup
+from study.executors.messages import Died, EpochEnded, Message, Work, WorkerSetup
 from study.machine import hardware
 from study.machine.interrupts import InterruptFlag
 from study.machine.paths import REPOSITORY
@@ -76,6 +76,10 @@ def test_evaluate_notices_other_weights(made_study: Path, made_cifar10: Path, tm
     assert retrain.main(["--evaluate", str(folder), "--device", "cpu"]) == 1
 
 
+class Killed(Exception):
+    """Stands for the end of a worker."""
+
+
 class Here:
     """An executor without processes: trains in this one, when it is waited for."""
 
@@ -101,6 +105,8 @@ class Here:
         try:
             self.fail(work)
             said.append(worker.run(work, self.images, None, tell, self.setup.checkpoint_s))
+        except Killed as error:
+            said.append(Died(work.key, str(error)))
         except Exception as error:
             said.append(worker.died(work.key, error))
         return said
@@ -456,7 +462,7 @@ def test_a_seed_whose_workers_are_lost_is_given_to_others(
         nonlocal n_tried
         n_tried += 1
         if n_tried <= n_lost:
-            raise StudyFailed("the worker was killed by SIGKILL")
+            raise Killed("the worker was killed by SIGKILL")
 
     monkeypatch.setattr(here, "fail", staticmethod(fail))
     seed = Seed(REFERENCE, TrainingConfig(1, 0), str(made_cifar10), 100, tmp_path, 1)

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import optuna
@@ -53,7 +52,7 @@ def test_more_trials_at_once_than_cores_are_warned_of(
     for name, found in {
         "study.data.opening.open_data": CIFAR10,
         "study.data.opening.load_train": None,
-        "study.calibration.prices.calibrate": SimpleNamespace(precision="float32"),
+        "study.calibration.prices.calibrate": Calibration("cpu", {}, "float32", COST, 0.0),
         "study.calibration.concurrency.known_rates": {},
         "study.machine.hardware.n_cores": 2,
     }.items():

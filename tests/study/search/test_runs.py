@@ -43,7 +43,7 @@ from study.run import main
 from study.search import searching
 from study.search.sampling import training_seed
 from study.search.supervisor import Supervisor
-from study.storage.database import FINISHED, open_storage, stored
+from study.storage.database import FINISHED, open_storage, storage_of, stored
 
 EPOCHS = 3
 TINY = (
@@ -254,10 +254,10 @@ def test_trials_n_means_exactly_n_finished_trials(story: Story) -> None:
 def test_a_study_that_another_process_made_meanwhile_is_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ready, asked = searching.get_ready, [*TINY, "--out", str(tmp_path), "--trials"]
 
-    def get_ready_late(*arguments: Any) -> searching.Machine:
+    def get_ready_late(*arguments: Any, **more: Any) -> searching.Machine:
         monkeypatch.undo()
         assert main([*asked, "1"]) == 0
-        return ready(*arguments)
+        return ready(*arguments, **more)
 
     monkeypatch.setattr(searching, "get_ready", get_ready_late)
     assert main([*asked, "2"]) == 0
@@ -295,7 +295,9 @@ def test_a_run_says_what_it_resumes(story: Story) -> None:
 def test_another_target_is_noted(story: Story) -> None:
     study = optuna.load_study(study_name="tiny", storage=open_storage(url_of(story.out)))
     assert study.user_attrs["target_accuracy"] == 0.5
-    notes = [value for name, value in study.system_attrs.items() if "note_str" in name]
+    storage = storage_of(study)
+    kept = storage.get_study_system_attrs(storage.get_study_id_from_name("tiny"))
+    notes = [value for name, value in kept.items() if name.startswith("dashboard:note_str")]
     assert "50.0%" in "".join(notes)
 
 
@@ -312,7 +314,8 @@ def test_a_trial_says_how_it_went_and_what_made_it(story: Story) -> None:
     assert [trial.user_attrs.get("anchor") for trial in story.trials[-1]][:3] == ["reference", "default", None]
     study = optuna.load_study(study_name="tiny", storage=open_storage(url_of(story.out)))
     typed = shlex.join(["python", "-m", "study.run", *TINY, "--trials", "3", "--out", str(story.out)])
-    assert study.user_attrs["commands"] == [typed, typed.replace("--trials 3", "--trials 5")]
+    more = shlex.join(["python", "-m", "study.run", *TINY, "--trials", "5", "--out", str(story.out)])
+    assert study.user_attrs["commands"] == [typed, f"{more} --target-accuracy 0.5"]
 
 
 def test_a_run_loads_no_test_image(story: Story, cache: Path) -> None:

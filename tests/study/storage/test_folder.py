@@ -121,7 +121,7 @@ def test_a_report_shows_the_bundle_of_its_own_study(says: dict[str, object], sho
     (out / "best").mkdir()
     (out / "best" / "metrics.json").write_text(json.dumps({"test_accuracy_mean": 0.77, **says}))
     words = " ".join(build_page(open_study(url, "first"), out).key_lines)
-    assert ("77.0%" in words) == shown
+    assert ("77.00%" in words) == shown
     assert ("best/ holds a network of another study" in words) != shown
 
 
