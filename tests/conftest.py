@@ -34,14 +34,21 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture
-def all_cores() -> Iterator[None]:
-    """What depends on how many there are runs as for a user."""
+def all_cores() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Within it what depends on how many there are runs as for a user: slowly, where another worker is busy."""
+    return _all_cores
+
+
+@contextlib.contextmanager
+def _all_cores() -> Iterator[None]:
     own = os.sched_getaffinity(0) if CORES else set()
     if CORES:
         os.sched_setaffinity(0, CORES)
-    yield
-    if CORES:
-        os.sched_setaffinity(0, own)
+    try:
+        yield
+    finally:
+        if CORES:
+            os.sched_setaffinity(0, own)
 
 
 @pytest.fixture(autouse=True)
