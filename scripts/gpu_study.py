@@ -291,7 +291,7 @@ MORE = {
     step.name: step
     for step in (
         Step("tests", "-m pytest -q -m gpu tests/study/training/test_gpu.py"),
-        bench("accuracy", "--before cpu --seeds 3 --epochs 4", "same-as-cpu"),
+        bench("accuracy", "--before cpu --epochs 4", "same-as-cpu"),
         again("reference", "--reference {best}"),
         again("distilled", "--teacher {best}", "retrain"),
         again("yardstick", "--yardstick {best}", "retrain"),

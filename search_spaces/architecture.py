@@ -604,9 +604,9 @@ class _Trace:
             self.convolve(first, "pointwise")
             self.add("Gate", ACTIVATION_NAMES[unit.activation_type], (unit.hidden, *self.shape[1:]))
             self.convolve(last, "pointwise")
-        if unit.norm and unit.norm_type == "layer":
-            self._see(0, self.shape[0])
         if unit.norm:
+            if unit.norm_type == "layer":
+                self._see(0, self.shape[0])
             self.add(NORM_NAMES[unit.norm_type], params=2 * self.shape[0])
         if not isinstance(unit, Gated) and unit.activation:
             self.add(ACTIVATION_NAMES[unit.activation_type])

@@ -31,6 +31,7 @@ from study.machine.hardware import hardware, use_no_more_threads, versions
 from study.machine.timing import timed
 
 if TYPE_CHECKING:
+    from study.bundle.classifier import Classifier
     from study.bundle.programs import Run
 
 FORMATS = ("safetensors", "torch-export", "onnx", "card", "all")
@@ -120,9 +121,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from study.bundle.classifier import Classifier
     from study.bundle.programs import run_by_torch
 
-    images = _images(options, bundle)
-    exports = _exports(bundle, options)
-    measured = _measure(exports, run_by_torch(Classifier(bundle)), images, tested=options.images != 0)
+    images, model = _images(options, bundle), Classifier(bundle)
+    exports = _exports(bundle, model, options)
+    measured = _measure(exports, run_by_torch(model), images, tested=options.images != 0)
     written = exports if options.format == "all" else exports[-1:]
     print("\n".join(_table(measured, {each.name for each in written}, len(images), tested=options.images != 0)))
     if options.format == "all":
@@ -195,7 +196,7 @@ def _images(options: argparse.Namespace, bundle: Bundle) -> Images:
     return test.take(in_turns(test.labels, len(test.of.classes))[: options.images])  # a folder's lie class by class
 
 
-def _exports(bundle: Bundle, options: argparse.Namespace) -> list[Export]:
+def _exports(bundle: Bundle, model: Classifier, options: argparse.Namespace) -> list[Export]:
     """Its numbers, and all that is asked for, each as its content is read again; the last one is what is written."""
     from safetensors.torch import load
 
@@ -203,7 +204,7 @@ def _exports(bundle: Bundle, options: argparse.Namespace) -> list[Export]:
     from study.bundle.programs import int8_program, onnx_program, run_by_onnxruntime, run_by_torch, torch_program
     from study.model.network import build
 
-    model, wanted = Classifier(bundle), options.format
+    wanted = options.format
     content = numbers_as_bytes(bundle.network.state_dict())
     again = build(bundle.candidate.architecture, seed=0)
     again.load_state_dict(load(content))

@@ -66,7 +66,8 @@ print(records[-1].val_accuracy)
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--before", default="ef911b3", metavar="REVISION", help="or cpu (default: ef911b3)")
-    parser.add_argument("--seeds", type=int, default=5, help="of each side (default: 5)")
+    # Between seeds a difference has 0.6 points: of fewer the goal is hardly ever shown to be met.
+    parser.add_argument("--seeds", type=int, default=16, help="of each side (default: 16)")
     parser.add_argument("--epochs", type=int, default=6, help="(default: 6)")
     parser.add_argument("--train-images", type=int, default=15_000, metavar="N", help="(default: 15,000)")
     parser.add_argument("--val-images", type=int, default=5_000, metavar="N", help="(default: 5,000)")
@@ -97,10 +98,10 @@ def run(options: argparse.Namespace) -> int:
     fidelity = f"{counted(options.epochs, 'epoch')} of {options.train_images:,} images"
     title = f"validation accuracy after {fidelity}; peer: {before}; {lost}"
     name = f"accuracy-{device}" + ("-against-cpu" if before == "cpu" else "")
-    goal = f"no loss of more than {100 * MARGIN:g} points to be seen, with 95% confidence"
+    goal = f"at most {100 * MARGIN:g} points lost, with 95% confidence"
     more = {"loss": loss, "loss_interval_95": [low, high], "candidate": json.loads(candidate)}
     write(options, name, title, device, "accuracy", found["ours"], found["before"], goal, more=more)
-    return int(low > MARGIN)
+    return int(high > MARGIN)
 
 
 def _last_line(source: str, words: list[str], side: tuple[str, Path]) -> str:

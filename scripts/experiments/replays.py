@@ -56,7 +56,7 @@ from study.errors import UserError
 from study.machine.files import write_atomically
 from study.machine.paths import RESULTS
 from study.search import sampling as search
-from study.search.creation import anchors
+from study.search.creation import anchors, typical
 from study.search.pruning import default_pruner, make_pruner
 from study.storage.config import StudyConfig
 from study.storage.database import best_of, config_of
@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     record = {
         "command": evidence.command_line(SCRIPT, given),
         "space": options.space,
-        "default": default_id(options.space),
+        "default": typical(get_space(options.space), Limits()).candidate_id,  # that most samplers stay near
         "budget": options.budget,
         "studies": table["studies"],
         "config": {**table["config"], "sampler": None, "seed": None, "pruner": None},
@@ -151,12 +151,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     draw(record, file.with_suffix(".png"))
     print(f"{json.dumps(record['surrogate'])}\n\n{markdown(record)}\n\n-> {file} and .png")
     return 0
-
-
-def default_id(space: str) -> str:
-    """Of the candidate that is the space's default now: replays begin with it, and most samplers stay near it."""
-    found = get_space(space)
-    return found.decode(found.anchors(Limits())["default"], Limits()).candidate.candidate_id
 
 
 def collect(space: str, folders: Sequence[Path]) -> dict[str, Any]:

@@ -88,6 +88,19 @@ def choose(measured: Mapping[int, float]) -> int:
     return next(n for n in numbers if all(measured[more] <= WORTH * measured[n] for more in numbers if more > n))
 
 
+def gains(measured: Mapping[int, float], n_devices: int) -> dict[int, float]:
+    """How much faster trainings at once are than one after another, by their number, as far as it is known.
+
+    Args:
+        measured: Images per second by number, on one device; may be empty: those that share one gain nothing then.
+        n_devices: Trainings on different ones do not slow each other.
+    """
+    found = {jobs: float(jobs) for jobs in range(1, n_devices + 1)}
+    if 1 in measured:
+        found |= {n_devices * jobs: n_devices * rate / measured[1] for jobs, rate in measured.items()}
+    return found
+
+
 def rates(candidate: Candidate, how: TrainingConfig) -> dict[int, float]:
     """Images per second by number of trainings of `candidate` at once, from the cache or measured now."""
     known = known_rates(candidate, how)

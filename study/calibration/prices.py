@@ -90,6 +90,11 @@ class Calibration:
         """The classes that are faster by torch's own kernels than by cuDNN's (`study.model.layers.DepthwiseConv2d`)."""
         return frozenset((p.kernel, p.dilated, p.side) for p in self.depthwise if p.native_s < p.channels_last_s)
 
+    def precision_of(self, precision: str | None, searched_on: dict[str, Any] | None) -> str:
+        """That of a study, where it was searched on this hardware, since it may have been chosen; elsewhere the
+        fastest, since another one can be several times slower."""
+        return precision if precision and searched_on == self.hardware else self.precision
+
     def training(self, precision: str) -> TrainingConfig:
         """How a training runs here of which nothing but the speed is wanted."""
         return TrainingConfig(1, 0, self.device, precision, native_depthwise=self.native_depthwise)

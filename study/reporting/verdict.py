@@ -8,7 +8,7 @@ from typing import Any
 
 from study.bundle.metrics import TAUGHT, accuracy_interval
 from study.command_line.wording import MISSING, counted, percent, rounded, whole
-from study.reporting.facts import Facts, is_number
+from study.reporting.facts import Facts, Reranked, is_number
 from study.reporting.page import Block, Gauge, Gauges, Table, Text
 from study.storage.reranked import LIGHT, SETTINGS
 
@@ -73,7 +73,7 @@ def why_retrained(facts: Facts) -> str:
     if longer is not None:
         searched = f"; in the search it was number {place}" if place else ""
         first, when, now = facts.reranking.ranked[0] if facts.reranking else None, "", ""
-        if first and (first.number != record.number or metrics.get("reranked_setting") not in (None, first.setting)):
+        if first is not None and not _is_retrained(facts, first):
             when, now = " when it was retrained", f"; the best of them now is trial {first.number}, {first.setting}"
         again = f"the best of those that were trained again for {counted(longer, 'epoch')}"
         return f"{name}{setting}, {again}{when}{searched}{now}."
@@ -86,6 +86,14 @@ def why_retrained(facts: Facts) -> str:
         )
     now = f"; the best trial now is {best.number}" if best else ""
     return f"{name}, which was the best when it was retrained{now}."
+
+
+def _is_retrained(facts: Facts, one: Reranked) -> bool:
+    """Whether `one` is what was retrained, because of its longer training."""
+    metrics = facts.trained.metrics if facts.trained else {}
+    chosen_by_it = metrics.get("reranked_epochs") is not None
+    of_trial = facts.retrained is not None and facts.retrained.number == one.number
+    return chosen_by_it and of_trial and metrics.get("reranked_setting") in (None, one.setting)
 
 
 def gauge_blocks(facts: Facts) -> Sequence[Block]:
@@ -138,17 +146,13 @@ def rerank_blocks(facts: Facts) -> Sequence[Block]:
     if found is None:
         return ()
     records, places = {r.number: r for r in facts.records}, {r.number: i + 1 for i, r in enumerate(facts.ranked)}
-    config, first, trained = found.config, found.ranked[0], facts.retrained
-    metrics = facts.trained.metrics if facts.trained else {}
-    chosen_by_it = metrics.get("reranked_epochs") is not None
+    config, first = found.config, found.ranked[0]
     several = any(each.setting != LIGHT for each in found.ranked)  # older ones had no other
     own = [limit.name for limit in facts.config.limits.own]
     rows, marked = [], set()
     for place, each in enumerate(found.ranked):
         record = records.get(each.number)
-        is_it = trained is not None and trained.number == each.number and chosen_by_it
-        is_it = is_it and metrics.get("reranked_setting") in (None, each.setting)
-        note = "retrained" if is_it else ""
+        note = "retrained" if _is_retrained(facts, each) else ""
         if note:
             marked.add(place)
         size = (whole(record.params), whole(record.receptive_field)) if record else (MISSING, MISSING)

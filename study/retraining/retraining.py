@@ -126,9 +126,7 @@ def _prepare(plan: RetrainPlan, target: Target, place: Workplace, data: DataSet)
             "of these, or leave it out."
         )
     calibration = place.call(calibrate, device)
-    cost, precision = calibration.cost, calibration.precision
-    if target.precision is not None and target.searched_on == calibration.hardware:
-        precision = target.precision  # elsewhere what was fastest, or chosen, can be several times slower
+    cost, precision = calibration.cost, calibration.precision_of(target.precision, target.searched_on)
     epochs, n_seeds = plan.epochs or RETRAIN_EPOCHS[device], plan.n_seeds or SEEDS[device]
     candidate = target.candidate
     if plan.augmentation == "lengthened":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from search_spaces.candidate import Candidate
-from study.calibration.concurrency import known_rates, rates
+from study.calibration.concurrency import gains, known_rates, rates
 from study.command_line.wording import duration, percent
 from study.errors import StudyFailed, TrialFailed
 from study.executors.messages import Died, EpochEnded, Failed, Message, Work, WorkerSetup
@@ -85,12 +85,8 @@ def seeds_at_once(
         warn_of_jobs(asked)
     elif n_seeds == 1:
         return 1, 1.0
-    n = n_devices(how.device)
     measured = rates(candidate, how) if asked is None else known_rates(candidate, how)
-    # Seeds on GPUs of their own do not slow each other; on a CPU, unmeasured, all share its cores.
-    faster = {jobs: float(jobs) for jobs in range(1, n + 1)}
-    if 1 in measured:
-        faster |= {n * jobs: n * rate / measured[1] for jobs, rate in measured.items()}
+    faster = gains(measured, n_devices(how.device))
     if asked is not None:
         jobs = min(asked, n_seeds)
         return jobs, gain(jobs, max(found for number, found in faster.items() if number <= jobs))

@@ -17,13 +17,7 @@ from search_spaces.training_dimensions import lengthened, regularised, with_smal
 from study.command_line.own import SPACE_FORM
 from study.command_line.wording import counted
 from study.errors import UserError
-from study.search.creation import (
-    find_study,
-    new_study,
-    refuse_early,
-    refuse_other_version,
-    typical,
-)
+from study.search.creation import find_study, new_study, refuse_early, refuse_other_version, typical
 from study.search.plan import Given, SearchPlan
 from study.search.searching import Machine, bring_to_end, get_ready
 from study.storage.folder import refuse_foreign
@@ -98,10 +92,9 @@ def rerank(plan: RerankPlan) -> int:
     like = typical(space, config_of(source).limits, found[0])  # measured by the search already
     refuse_cifar10(plan.source, config_of(source), plan.search.data)
     begun = config_of(existing[0]).precision if existing else None
-    searched_on, of_search = source.user_attrs.get("hardware"), config_of(source).precision
 
-    def precision(here: Calibration) -> str:  # as retrain has it: elsewhere another one can be several times faster
-        return begun or (of_search if here.hardware == searched_on else here.precision)
+    def precision(here: Calibration) -> str:
+        return begun or here.precision_of(config_of(source).precision, source.user_attrs.get("hardware"))
 
     machine = get_ready(search, place, like, found, precision)
     refuse_other_data(plan.source, config_of(source), machine.data)

@@ -52,7 +52,7 @@ class Machine:
         data: What is trained on.
         calibration: What was measured here.
         jobs: Trials at once.
-        rates: Images per second by trials at once, as far as they are known.
+        rates: Images per second by trials at once on one device, as far as they are known.
         candidates: What trials are like.
     """
 
@@ -66,12 +66,13 @@ class Machine:
     @property
     def gain(self) -> float:
         """How much faster trials at once are than one after another."""
-        if 1 in self.rates:
-            return max(rate for jobs, rate in self.rates.items() if jobs <= self.jobs) / self.rates[1]
+        from study.calibration.concurrency import gains
         from study.machine.hardware import n_devices
 
-        # Trials at once share a GPU, or the cores of a CPU: without a measurement they gain nothing there.
-        return float(self.jobs if self.place.room() is not None else min(self.jobs, n_devices(self.place.device)))
+        if self.place.room() is not None:
+            return float(self.jobs)
+        known = gains(self.rates, n_devices(self.place.device))
+        return max(gain for jobs, gain in known.items() if jobs <= self.jobs)
 
 
 def search(plan: SearchPlan) -> int:
@@ -163,8 +164,7 @@ def _trials_at_once(
     if plan.jobs is not None or plan.trials == 1 or n_cores() == 1:
         return plan.jobs or 1, known_rates(candidate, how)
     jobs, rates = best_jobs(candidate, how)
-    n = n_devices(place.device)  # measured on one
-    return min(n_cores(), jobs * n), {1: rates[1]} | {n * number: n * rate for number, rate in rates.items()}
+    return min(n_cores(), jobs * n_devices(place.device)), rates
 
 
 def bring_to_end(
@@ -295,10 +295,12 @@ def _banner(
     candidates: Sequence[str],
     expected: str,
 ) -> None:
+    from study.machine.hardware import n_devices
     from study.storage.commands import dashboard_command
     from study.storage.database import hide_password
 
-    jobs, rates, hardware = machine.jobs, machine.rates, machine.calibration.hardware
+    jobs, hardware = machine.jobs, machine.calibration.hardware
+    rate = machine.rates[jobs] if jobs in machine.rates and n_devices(machine.place.device) == 1 else None
     limits = {name: value for name, value in config.limits.settings().items() if value is not None}
     finished = f"{counted(slots.n_finished(), 'trial')} finished"
     lines = {
@@ -310,7 +312,7 @@ def _banner(
         f"{config.val_images:,}, {config.precision}",
         "search": f"{config.sampler} sampler, {config.pruner} pruner, seed {config.seed}",
         "device": f"{hardware.get('gpu', hardware['cpu'])}, {counted(hardware['n_cores'], 'core')}, "
-        f"{counted(jobs, 'trial')} at once" + (f" ({rates[jobs]:,.0f} images/s)" if jobs in rates else ""),
+        f"{counted(jobs, 'trial')} at once" + ("" if rate is None else f" ({rate:,.0f} images/s)"),
         "storage": hide_password(plan.url),
         "expected": expected,
         "watch": dashboard_command(plan.url, plan.artifacts),

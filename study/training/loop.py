@@ -193,9 +193,7 @@ class Training:
 
     def _epoch(self, epoch: int, source: Iterator[Batch], on_checkpoint: OnCheckpoint | None) -> EpochRecord:
         progress, sums = self.progress, self.state.sums
-        # The rate is for the batches that there are: of few images all are one batch.
-        size = min(self.candidate.optimisation.batch_size, len(self.images))
-        optimisation = dataclasses.replace(self.candidate.optimisation, batch_size=size)
+        optimisation = dataclasses.replace(self.candidate.optimisation, batch_size=self.batch_size)
         begun = progress.sums
         watch = _Watch(begun)
         sums.copy_(torch.tensor([begun.get("loss", 0.0), begun.get("correct", 0.0)], dtype=torch.float64))
@@ -243,9 +241,14 @@ class Training:
         order = training_order(len(self.images), size, config.seed, config.epochs, first_epoch, first_batch)
         return batches(source, order, config.device, config.n_loaders)
 
+    @property
+    def batch_size(self) -> int:
+        """Of the batches that there are: few images are one, and the learning rate is for that."""
+        return min(self.candidate.optimisation.batch_size, len(self.images))
+
     def example(self) -> Batch:
         """Zeros, shaped like every batch."""
-        n = min(self.candidate.optimisation.batch_size, len(self.images))
+        n = self.batch_size
         labels, moves = torch.zeros(n, dtype=torch.int64), torch.zeros(n, 3, dtype=torch.int64)
         if self.step.resident is not None:
             return labels.clone(), labels, moves

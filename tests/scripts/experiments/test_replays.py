@@ -17,6 +17,7 @@ from search_spaces import get_space
 from search_spaces.constraints import InfeasibleError, Limits
 from study.errors import UserError
 from study.machine.paths import RESULTS
+from study.search.creation import typical
 from study.storage.config import StudyConfig
 
 COST = {
@@ -227,4 +228,4 @@ def test_a_recorded_command_still_replays_what_it_replayed(name: str) -> None:
     assert [(each["name"], each["title"]) for each in record["settings"]] == [
         (way, setting.title) for way, setting in replays.SETTINGS.items()
     ]
-    assert record["default"] == replays.default_id(record["space"])
+    assert record["default"] == typical(get_space(record["space"]), Limits()).candidate_id
